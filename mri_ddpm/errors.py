@@ -1,0 +1,19 @@
+"""The one error a person is meant to read, and how a command ends on it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one sentence naming it and the way out."""
+
+
+@contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """End a command with exit code 2 and the error's one sentence on stderr, instead of a traceback."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
