@@ -1,0 +1,300 @@
+"""The attention U-Net, whole, in one file that is uploaded to the Hub as it is (torch and diffusers only).
+
+Letters in shape comments: B batch, C channels, H height, W width, N = H * W tokens, E embedding width.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+MIN_SIZE = 16  # pixels
+
+
+class ResnetBlock(nn.Module):
+    """Pre-norm residual block whose second norm is scaled and shifted by the embedding (Dhariwal & Nichol 2021)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embed_dim: int, norm_num_groups: int, dropout: float
+    ):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_num_groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embed = nn.Linear(embed_dim, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(norm_num_groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        )
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, C, H, W)
+        scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class ConvNextBlock(nn.Module):
+    """ConvNeXt block (Liu et al. 2022): 7x7 depthwise, norm, 1x1 to four times the width, GELU, 1x1 back."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embed_dim: int, norm_num_groups: int, dropout: float
+    ):
+        super().__init__()
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 7, padding=3, groups=in_channels)
+        self.embed = nn.Linear(embed_dim, 2 * in_channels)
+        self.norm = nn.GroupNorm(norm_num_groups, in_channels)
+        self.expand = nn.Conv2d(in_channels, 4 * out_channels, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.project = zero_init(nn.Conv2d(4 * out_channels, out_channels, 1))
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        )
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
+        h = self.norm(self.depthwise(x)) * (1 + scale) + shift  # (B, C, H, W)
+        return self.shortcut(x) + self.project(self.dropout(F.gelu(self.expand(h))))
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over all pixels, multi-head.
+
+    ``"full"`` is softmax attention (Vaswani et al. 2017), quadratic in N. ``"linear"`` is efficient attention (Shen et
+    al. 2021, equation 4): softmax over the features of q and over the tokens of k, linear in N.
+    """
+
+    def __init__(self, kind: str, channels: int, head_dim: int, norm_num_groups: int):
+        super().__init__()
+        self.kind, self.head_dim = kind, head_dim
+        self.norm = nn.GroupNorm(norm_num_groups, channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.to_out = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C), a view when x is channels-last
+        qkv = self.to_qkv(tokens).unflatten(-1, (3, -1, self.head_dim))  # (B, N, 3, heads, head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim) each
+        if self.kind == "full":
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            context = k.softmax(dim=-2).transpose(-2, -1) @ v  # (B, heads, head_dim, head_dim)
+            h = q.softmax(dim=-1) @ context
+        h = self.to_out(h.transpose(1, 2).flatten(2))  # (B, N, C)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[-2:])  # (B, C, H, W)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling to the size of the level above, so that odd sizes come back as they went."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+BLOCKS = {"resnet": ResnetBlock, "convnext": ConvNextBlock}
+ATTENTION_KINDS = ("linear", "full", None)
+
+
+class AttentionUNet2DModel(ModelMixin, ConfigMixin):
+    r"""U-Net with attention at every level that asks for it: x_t, t and a class in, the model's prediction out.
+
+    The shape is that of the reference recipe (MRIDiff, section 5.2): a first convolution; per level
+    ``layers_per_block`` blocks, attention and downsampling; a bottleneck of block, full attention, block; the mirrored
+    way up, every block taking the matching skip connection; a last ResNet block and a convolution.
+
+    Any height and width from 16 pixels up, odd and non-square too: a level halves the size rounding up, and the way up
+    returns to the sizes of the way down.
+
+    Args:
+        sample_size: pixels a side that the model is trained at; what the pipeline draws unless told otherwise.
+        in_channels: channels of the sample.
+        out_channels: channels of the prediction.
+        block_out_channels: channels of each level, finest first.
+        layers_per_block: blocks a level.
+        block_type: ``"resnet"`` or ``"convnext"``.
+        attention_types: for each level ``"linear"``, ``"full"`` or ``None`` (no attention).
+        attention_head_dim: channels of one attention head.
+        norm_num_groups: groups of every group norm; every entry of ``block_out_channels`` is a multiple of it.
+        dropout: probability inside each block.
+        num_class_embeds: number of classes, or ``None`` for an unconditional model. The embedding has one index more:
+            ``num_class_embeds`` itself means "no class", for guidance.
+        class_names: names of the classes by index, kept with the weights so that a sample can be asked for by name.
+
+    Raises:
+        ValueError: when a number does not fit another; the sentence names both.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 44,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        block_out_channels: tuple[int, ...] = (64, 128, 256),
+        layers_per_block: int = 2,
+        block_type: str = "resnet",
+        attention_types: tuple[str | None, ...] = ("linear", "linear", "linear"),
+        attention_head_dim: int = 32,
+        norm_num_groups: int = 8,
+        dropout: float = 0.0,
+        num_class_embeds: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ):
+        super().__init__()
+        check_architecture(
+            block_out_channels, block_type, attention_types, attention_head_dim, norm_num_groups
+        )
+        self.gradient_checkpointing = False
+        channels, embed_dim = tuple(block_out_channels), 4 * block_out_channels[0]
+
+        self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(channels[0], embed_dim)
+        self.class_embedding = nn.Embedding(num_class_embeds + 1, embed_dim) if num_class_embeds else None
+
+        def block(kind: str, c_in: int, c_out: int) -> nn.Module:
+            return BLOCKS[kind](c_in, c_out, embed_dim, norm_num_groups, dropout)
+
+        def attention(kind: str | None, c: int) -> nn.Module:
+            return AttentionBlock(kind, c, attention_head_dim, norm_num_groups) if kind else nn.Identity()
+
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        next_channels = [
+            *channels[1:],
+            channels[-1],
+        ]  # the coarsest level hands its own width to the bottleneck
+        for i, (c, c_next) in enumerate(zip(channels, next_channels, strict=True)):
+            last = i == len(channels) - 1
+            level = nn.ModuleDict(
+                {
+                    "blocks": nn.ModuleList(block(block_type, c, c) for _ in range(layers_per_block)),
+                    "attention": attention(attention_types[i], c),
+                    "downsample": nn.Identity() if last else nn.Conv2d(c, c_next, 3, stride=2, padding=1),
+                }
+            )
+            self.down.append(level)
+            level = nn.ModuleDict(
+                {
+                    "upsample": nn.Identity() if last else Upsample(c_next, c),
+                    "blocks": nn.ModuleList(block(block_type, 2 * c, c) for _ in range(layers_per_block)),
+                    "attention": attention(attention_types[i], c),
+                }
+            )
+            self.up.insert(0, level)
+        self.mid_block1 = block(block_type, channels[-1], channels[-1])
+        self.mid_attention = attention("full", channels[-1])
+        self.mid_block2 = block(block_type, channels[-1], channels[-1])
+        self.last_block = block("resnet", 2 * channels[0], channels[0])
+        self.norm_out = nn.GroupNorm(norm_num_groups, channels[0])
+        self.conv_out = zero_init(nn.Conv2d(channels[0], out_channels, 3, padding=1))
+
+    def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
+        """Embed timesteps and classes: ``(B, E)``, already passed through SiLU for every block to project."""
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
+        embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))  # (B, E)
+        if self.class_embedding is not None:
+            if class_labels is None:
+                class_labels = torch.full_like(timestep, self.config.num_class_embeds, dtype=torch.long)
+            embedding = embedding + self.class_embedding(class_labels)
+        elif class_labels is not None:
+            raise ValueError(
+                "class_labels were given, but this model was trained without classes; leave them out."
+            )
+        return F.silu(embedding)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict epsilon, v or x_0 (whatever it was trained for) from a noisy sample.
+
+        Args:
+            sample: x_t, ``(B, in_channels, H, W)``, H and W at least 16.
+            timestep: one timestep for all, or ``(B,)``.
+            class_labels: ``(B,)`` int64 class indices; ``num_class_embeds`` or ``None`` mean "no class".
+            return_dict: return a ``UNet2DOutput`` instead of a tuple.
+
+        Raises:
+            ValueError: for a height or width under 16, or class labels on a model without classes.
+        """
+        if min(sample.shape[-2:]) < MIN_SIZE:
+            raise ValueError(
+                f"a sample of {tuple(sample.shape[-2:])} pixels is too small; the least is {MIN_SIZE}."
+            )
+        embedding = self.embed(sample, timestep, class_labels)
+
+        def run(block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                return self._gradient_checkpointing_func(block, *inputs)
+            return block(*inputs)
+
+        x = first = self.conv_in(sample)  # (B, C, H, W)
+        skips = []
+        for level in self.down:
+            for block in level["blocks"]:
+                x = run(block, x, embedding)
+                skips.append(x)
+            x = skips[-1] = run(level["attention"], x)
+            x = level["downsample"](x)  # (B, C', ceil(H / 2), ceil(W / 2)) but at the coarsest level
+
+        x = run(self.mid_block1, x, embedding)
+        x = run(self.mid_attention, x)
+        x = run(self.mid_block2, x, embedding)
+
+        for level in self.up:
+            if isinstance(level["upsample"], Upsample):
+                x = level["upsample"](x, skips[-1].shape[-2:])
+            for block in level["blocks"]:
+                x = run(block, torch.cat([x, skips.pop()], dim=1), embedding)  # (B, 2C, H, W) -> (B, C, H, W)
+            x = run(level["attention"], x)
+
+        x = run(self.last_block, torch.cat([x, first], dim=1), embedding)
+        x = self.conv_out(F.silu(self.norm_out(x)))  # (B, out_channels, H, W)
+        return UNet2DOutput(sample=x) if return_dict else (x,)
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zero a residual branch's last layer, so that every block starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def check_architecture(
+    block_out_channels, block_type, attention_types, attention_head_dim, norm_num_groups
+) -> None:
+    """Raise a ``ValueError`` whose sentence states the numbers that do not fit together."""
+    if block_type not in BLOCKS:
+        raise ValueError(f"block_type {block_type!r} is unknown; take one of {', '.join(map(repr, BLOCKS))}.")
+    if not block_out_channels:
+        raise ValueError("block_out_channels is empty; give the channels of at least one level.")
+    if len(attention_types) != len(block_out_channels):
+        raise ValueError(
+            f"attention_types has {len(attention_types)} entries for {len(block_out_channels)} levels of "
+            "block_out_channels; give one a level."
+        )
+    for kind in attention_types:
+        if kind not in ATTENTION_KINDS:
+            raise ValueError(f"attention type {kind!r} is unknown; take 'linear', 'full' or none.")
+    for channels in block_out_channels:
+        for name, divisor in (
+            ("norm_num_groups", norm_num_groups),
+            ("attention_head_dim", attention_head_dim),
+        ):
+            if divisor < 1 or channels % divisor:
+                raise ValueError(
+                    f"block_out_channels {channels} is not a multiple of {name} {divisor}; change one."
+                )

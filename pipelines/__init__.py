@@ -1,0 +1,1 @@
+"""Diffusers pipelines, installed as ``mri_ddpm.pipelines``."""
