@@ -1,0 +1,21 @@
+"""Scans for training: found, read, checked, de-duplicated and split; and the phantom for want of scans."""
+
+from .account import format_account
+from .dataset import ScanDataset
+from .intensity import to_model_range, to_unit_range
+from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
+from .phantom import draw_phantoms
+from .scans import Scans, account_of, load_phantoms, load_scans
+
+__all__ = [
+    "PHANTOM_CLASS_NAMES",
+    "ScanDataset",
+    "Scans",
+    "account_of",
+    "draw_phantoms",
+    "format_account",
+    "load_phantoms",
+    "load_scans",
+    "to_model_range",
+    "to_unit_range",
+]

@@ -1,0 +1,179 @@
+"""The account of a set of scans, as JSON (the split's manifest) and as text for people."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from .split import ScanRecord
+
+MANIFEST_VERSION = 1
+SPLITS = ("train", "validation", "test", "repeat", "leak", "bad")
+
+
+def make_manifest(
+    source: str, records: list[ScanRecord], class_names: tuple[str, ...], settings: dict, grouped: bool = True
+) -> dict:
+    """Everything there is to say about the records after `assign_split`, ready for `json.dump`.
+
+    `content_sha256` identifies files, classes and split; it depends neither on where the source lies nor on
+    the resolution. `grouped` is False for scans among which nobody looked for repeats (the phantom).
+    """
+    files = [
+        {
+            "path": record.path,
+            "part": record.part,
+            "class": record.class_name,
+            "sha256": record.sha256,
+            "width": record.width,
+            "height": record.height,
+            "group": record.group,
+            "repeat": record.repeat,
+            "split": record.split,
+        }
+        for record in records
+    ]
+    identity = json.dumps([class_names, files], sort_keys=True)
+    good = [record for record in records if record.flaw is None]
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "source": source,
+        "settings": settings,
+        "class_names": list(class_names),
+        "parts": _count_by_class(records, class_names, lambda record: record.part),
+        "sizes": _sizes(good),
+        "unreadable": [{"path": r.path, "reason": r.flaw} for r in records if r.flaw is not None],
+        "repeats": _repeats(good) if grouped else None,
+        "leaks": _leaks(good),
+        "split": _count_by_class(records, class_names, lambda record: record.split, SPLITS),
+        "content_sha256": hashlib.sha256(identity.encode()).hexdigest(),
+        "files": files,
+    }
+
+
+def _count_by_class(records: list[ScanRecord], class_names: tuple[str, ...], key, keys=()) -> dict:
+    """{key: {"total": files, "classes": {class: files}}}; unusable files count in the total of their part."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for record in records:
+        counts[key(record)][record.class_name] += 1
+    return {
+        name: {
+            "total": counts[name].total(),
+            "classes": {class_name: counts[name][class_name] for class_name in class_names},
+        }
+        for name in keys or sorted(counts, reverse=True)  # training before testing
+    }
+
+
+def _sizes(records: list[ScanRecord]) -> dict:
+    """Of the readable scans, in pixels: least, median and greatest; aspect is width / height."""
+    columns = {
+        "width": [record.width for record in records],
+        "height": [record.height for record in records],
+        "aspect": [record.width / record.height for record in records],
+    }
+    return {
+        name: {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+        for name, values in columns.items()
+    }
+
+
+def _repeats(records: list[ScanRecord]) -> dict:
+    """Of the files that repeat one before them: how exactly, and whether in one part or in both.
+
+    "across_parts" are testing files whose like is in training; "within" are all others of their part.
+    """
+    trained = {record.group for record in records if record.part == "training"}
+    repeats: dict = {
+        kind: {"total": 0, "within_training": 0, "within_testing": 0, "across_parts": 0}
+        for kind in ("byte-identical", "near-identical")
+    }
+    for record in records:
+        if record.repeat:
+            across = record.part == "testing" and record.group in trained
+            repeats[record.repeat]["total"] += 1
+            repeats[record.repeat]["across_parts" if across else f"within_{record.part}"] += 1
+    sizes = Counter(record.group for record in records)
+    classes: dict[int, set] = defaultdict(set)
+    for record in records:
+        classes[record.group].add(record.class_name)
+    return {
+        "byte_identical": repeats["byte-identical"],
+        "near_identical": repeats["near-identical"],
+        "groups": len(sizes),
+        "groups_with_repeats": sum(size > 1 for size in sizes.values()),
+        "label_conflicts": sum(len(names) > 1 for names in classes.values()),
+    }
+
+
+def _leaks(records: list[ScanRecord]) -> dict:
+    """Testing files that show a picture of the training part."""
+    trained = {record.sha256 for record in records if record.part == "training"}
+    leaks = [record for record in records if record.split == "leak"]
+    exact = sum(record.sha256 in trained for record in leaks)
+    return {"total": len(leaks), "byte_identical": exact, "near_identical": len(leaks) - exact}
+
+
+def format_account(manifest: dict, most_listed: int = 10) -> str:
+    """The account as text of some 30 lines; of unreadable files the first `most_listed` are named."""
+    names, repeats = manifest["class_names"], manifest["repeats"]
+    header = ["", *names, "total"] if names else ["", "total"]
+    rows = [
+        *([part, *counts["classes"].values(), counts["total"]] for part, counts in manifest["parts"].items()),
+        *(
+            [f"-> {split}", *counts["classes"].values(), counts["total"]]
+            for split, counts in manifest["split"].items()
+        ),
+    ]
+    sizes = manifest["sizes"]
+    lines = [
+        f"{manifest['source']}: {len(manifest['files'])} files",
+        "",
+        *_table([header, *rows]),
+        "",
+        *(
+            f"{name:7} {values['min']:.4g} to {values['max']:.4g}{unit}, median {values['median']:.4g}"
+            for name, values, unit in zip(sizes, sizes.values(), (" px", " px", ""), strict=True)
+        ),
+        "",
+    ]
+    if repeats:
+        lines += [
+            _repeat_line("byte-identical copies", repeats["byte_identical"]),
+            _repeat_line("near-identical copies beyond that", repeats["near_identical"]),
+            f"distinct pictures: {repeats['groups']}; with more than one class: {repeats['label_conflicts']}",
+        ]
+        leaks = manifest["leaks"]
+        lines += [
+            f"testing files that are in training too (left out of the test scans): {leaks['total']}"
+            f" ({leaks['byte_identical']} byte-identical, {leaks['near_identical']} near-identical)"
+        ]
+    bad = manifest["unreadable"]
+    lines += [f"unreadable files: {len(bad)}", *list_bad(bad, most_listed)]
+    return "\n".join([*lines, "", f"content sha256: {manifest['content_sha256']}"])
+
+
+def _repeat_line(title: str, repeats: dict) -> str:
+    return (
+        f"{title}: {repeats['total']} ({repeats['within_training']} within training,"
+        f" {repeats['within_testing']} within testing, {repeats['across_parts']} across)"
+    )
+
+
+def _table(rows: list[list]) -> list[str]:
+    """Columns aligned: the first to the left, numbers and their titles to the right."""
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            str(cell).ljust(w) if i == 0 else str(cell).rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def list_bad(bad: list[dict], most_listed: int) -> list[str]:
+    """The first of the unreadable files with their reasons, and how many more there are."""
+    lines = [f"  {row['path']} {row['reason']}" for row in bad[:most_listed]]
+    return lines + [f"  and {len(bad) - most_listed} more"] * (len(bad) > most_listed)

@@ -1,0 +1,94 @@
+"""Scans decoded once: an Arrow file with one row for every distinct content, named by what it holds.
+
+The key is the set of contents with resolution, fit and version, so renaming, moving or packing the files
+finds it again, and a changed file does not. U: number of distinct contents.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import datasets
+import numpy as np
+from datasets.arrow_writer import ArrowWriter
+
+from mri_ddpm.errors import InputError
+
+from .reading import BadImageError, fit_square, read_scan
+from .repeats import picture_hash
+
+CACHE_VERSION = 1  # raise it when reading, fitting or hashing changes
+DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
+ROWS_PER_BATCH = 256
+
+
+def decoded(
+    contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str, cache_dir: str | None
+) -> datasets.Dataset:
+    """The memory-mapped table of all contents (sha256 -> reader), decoded now unless the cache has it.
+
+    U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), picture_hash
+    (bytes) and, unless `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
+    Raises `InputError` if the cache folder cannot be written.
+    """
+    folder = (
+        Path(cache_dir).expanduser() if cache_dir else Path(datasets.config.HF_DATASETS_CACHE, "mri_ddpm")
+    )
+    identity = "\n".join([f"{CACHE_VERSION} {resolution} {fit if resolution else ''}", *sorted(contents)])
+    file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
+    if not file.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(file, contents, resolution, fit)
+        except OSError as error:
+            raise InputError(
+                f"The cache folder {folder} cannot be written ({error.strerror or error}):"
+                " name another by --cache_dir."
+            ) from None
+    return datasets.Dataset.from_file(str(file))
+
+
+def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str) -> None:
+    """Write beside the goal and move it there: whole or not at all, and two processes at once do no harm."""
+    features = {
+        "sha256": datasets.Value("string"),
+        "flaw": datasets.Value("string"),
+        "width": datasets.Value("int32"),
+        "height": datasets.Value("int32"),
+        "picture_hash": datasets.Value("binary"),
+    }
+    if resolution:
+        features["pixels"] = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
+    draft = str(file.with_suffix(f".{uuid4().hex}.tmp"))
+    try:
+        with ArrowWriter(
+            path=draft, features=datasets.Features(features), writer_batch_size=ROWS_PER_BATCH
+        ) as writer:
+            for sha256 in datasets.utils.tqdm(sorted(contents), desc="Decoding scans", unit="scan"):
+                writer.write({"sha256": sha256, **_row(contents[sha256], resolution, fit)})
+            writer.finalize()
+        os.replace(draft, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+
+
+def _row(read: Callable[[], bytes], resolution: int | None, fit: str) -> dict:
+    """One content's facts and, if there is a resolution, pixels."""
+    row = {"flaw": None, "width": 0, "height": 0, "picture_hash": b""}
+    pixels = np.zeros((resolution or 0, resolution or 0), dtype=np.uint16)
+    try:
+        unit = read_scan(read())
+        if resolution:
+            pixels = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16)
+        row.update(height=unit.shape[0], width=unit.shape[1], picture_hash=picture_hash(unit))
+    except BadImageError as error:
+        row["flaw"] = str(error)
+    except OSError as error:  # it could be read a moment ago, for its sha256
+        raise InputError(
+            f"{error.filename} went away while it was read ({error.strerror}): start again."
+        ) from None
+    return {**row, "pixels": pixels.reshape(-1)} if resolution else row

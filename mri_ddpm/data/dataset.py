@@ -1,0 +1,62 @@
+"""Scans as a PyTorch data set, straight from the memory-mapped Arrow table.
+
+B: batch, H, W: the resolution.
+"""
+
+from math import isqrt
+
+import datasets
+import numpy as np
+import torch
+
+from .cache import DEPTH
+from .intensity import to_model_range
+
+
+class ScanDataset(torch.utils.data.Dataset):
+    """Items {"pixel_values": float32 (1, H, W) in [-1, 1], "class_labels": int}; nothing random happens here.
+
+    table: has a column "pixels", uint16 (H * W,) in 0..65535, of which the data set shows `rows`.
+    class_labels: int64, one for every row shown.
+    """
+
+    def __init__(self, table: datasets.Dataset, rows: np.ndarray, class_labels: np.ndarray) -> None:
+        self.class_labels = np.asarray(class_labels, dtype=np.int64)
+        self._table, self._rows = table, np.asarray(rows, dtype=np.int64)
+        chunks = table.data.column("pixels").chunks
+        self._starts = np.cumsum([0, *map(len, chunks)])
+        # Views into the memory map, (rows of the chunk, H, W): nothing is read before it is asked for.
+        self._chunks = [_pixels(chunk) for chunk in chunks]
+
+    def __reduce__(self) -> tuple:
+        """Worker processes map the table again instead of getting a copy of its pixels."""
+        return (ScanDataset, (self._table, self._rows, self.class_labels))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        """What a DataLoader asks for: all items of a batch at once."""
+        pixel_values, labels = self.batch(indices)
+        return [
+            {"pixel_values": image, "class_labels": label}
+            for image, label in zip(pixel_values, labels.tolist(), strict=True)
+        ]
+
+    def batch(self, indices: list[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images float32 (B, 1, H, W) in [-1, 1] and labels int64 (B,), in the order asked for."""
+        rows = self._rows[indices]
+        chunk = np.searchsorted(self._starts, rows, side="right") - 1
+        stored = [self._chunks[c][r] for c, r in zip(chunk, rows - self._starts[chunk], strict=True)]
+        unit = np.stack(stored)[:, None].astype(np.float32) / DEPTH  # (B, 1, H, W)
+        return torch.from_numpy(to_model_range(unit)), torch.from_numpy(self.class_labels[indices])
+
+
+def _pixels(chunk) -> np.ndarray:
+    """An Arrow array of fixed-size lists as a numpy view (rows, H, W)."""
+    flat = chunk.flatten().to_numpy(zero_copy_only=True)
+    side = isqrt(len(flat) // max(len(chunk), 1))
+    return flat.reshape(len(chunk), side, side)

@@ -1,0 +1,226 @@
+"""Where scans come from: a folder, a .zip or a Hub data set becomes one sorted list of files.
+
+A file's class is the folder it lies in, its part "training" or "testing" (the published layout
+`Training/CLASS/*` + `Testing/CLASS/*`; everything is training where there are no such folders).
+"""
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import datasets
+
+from mri_ddpm.errors import InputError
+
+from .reading import BadImageError
+
+PARTS = {"training": "training", "train": "training", "testing": "testing", "test": "testing"}
+MAX_FILE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
+_LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """One file of a source, not yet read. `read` returns its bytes or raises `BadImageError` or `OSError`."""
+
+    path: str  # relative to the source, with forward slashes
+    part: str  # "training" or "testing"
+    class_name: str | None
+    read: Callable[[], bytes]
+    flaw: str | None = None  # why it cannot be used, where its place already says so
+
+
+@dataclass(frozen=True)
+class Source:
+    """All files of a source, sorted by path. `name` is what the user called it."""
+
+    name: str
+    files: tuple[ScanFile, ...]
+
+
+def find_source(
+    train_data_dir: str | None,
+    dataset_name: str | None,
+    dataset_config_name: str | None,
+    image_column: str,
+    label_column: str,
+) -> Source:
+    """Open the one source that was given; raises `InputError` if none or both are, or it holds no files."""
+    if train_data_dir and dataset_name:
+        raise InputError("--train_data_dir and --dataset_name exclude each other: give one of them.")
+    if train_data_dir:
+        return _open_path(train_data_dir)
+    if dataset_name:
+        return _open_hub(dataset_name, dataset_config_name, image_column, label_column)
+    raise InputError("No scans were given: pass --train_data_dir (a folder or a .zip) or --dataset_name.")
+
+
+def _open_path(train_data_dir: str) -> Source:
+    """A folder or a .zip."""
+    root = Path(train_data_dir).expanduser()
+    if root.is_dir():
+        readers, kind = _folder_readers(root), "folder"
+    elif zipfile.is_zipfile(root):
+        readers, kind = _zip_readers(root), "zip file"
+    elif root.is_file():
+        raise InputError(
+            f"--train_data_dir {train_data_dir} is neither a folder nor a readable .zip: give one of those"
+            " (a damaged .zip has to be downloaded again)."
+        )
+    else:
+        raise InputError(
+            f"--train_data_dir {train_data_dir} does not exist: give a folder or a .zip of scans."
+        )
+    if not readers:
+        raise InputError(f"The {kind} {train_data_dir} holds no images: give --train_data_dir one that does.")
+    return Source(train_data_dir, _arrange(readers, may_be_class=root.is_dir()))
+
+
+def _folder_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
+    readers = {}
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            file = Path(folder, name)
+            path = PurePosixPath(file.relative_to(root).as_posix())
+            if not _is_litter(path):
+                readers[path] = partial(_read_file, file)
+    return readers
+
+
+def _read_file(file: Path) -> bytes:
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise BadImageError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
+    return file.read_bytes()
+
+
+def _zip_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
+    """Members are read straight from the archive; nothing is unpacked, so their names can lead nowhere."""
+    try:
+        archive = zipfile.ZipFile(root)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"The zip file {root} is broken ({error}): download or pack it again.") from None
+    members = {PurePosixPath(member.filename): member for member in archive.infolist() if not member.is_dir()}
+    return {path: partial(_read_member, archive, m) for path, m in members.items() if not _is_litter(path)}
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > MAX_FILE_BYTES:
+        raise BadImageError(f"unpacks to more than {MAX_FILE_BYTES // 2**20} MiB")
+    try:
+        return archive.read(member)  # never more than the size declared above
+    except (
+        Exception
+    ) as error:  # BadZipFile, zlib.error, EOFError, RuntimeError (encrypted), NotImplementedError
+        raise BadImageError(f"cannot be unpacked ({error})") from None
+
+
+def _is_litter(path: PurePosixPath) -> bool:
+    """Hidden files and what file managers leave behind."""
+    return any(part.startswith(".") or part.lower() in _LITTER for part in path.parts)
+
+
+def _arrange(readers: dict[PurePosixPath, Callable[[], bytes]], may_be_class: bool) -> tuple[ScanFile, ...]:
+    """Give every file its part and class by the folders it lies in; see the module's docstring."""
+    readers = dict(sorted(readers.items(), key=lambda item: str(item[0])))
+    top = _enclosing_folder([path.parts[:-1] for path in readers], may_be_class=may_be_class)
+    inner = {path: path.parts[len(top) :] for path in readers}
+    has_parts = any(len(parts) > 1 and parts[0].lower() in PARTS for parts in inner.values())
+    depth = 1 if has_parts else 0  # how deep the class folders lie
+    has_classes = any(len(parts) > depth + 1 for parts in inner.values())
+    files = []
+    for path, parts in inner.items():
+        part = PARTS.get(parts[0].lower()) if has_parts and len(parts) > 1 else None
+        class_name = parts[depth] if len(parts) > depth + 1 else None
+        flaw = None
+        if has_parts and part is None:
+            flaw = "lies outside the training and testing folders"
+        elif has_classes and class_name is None:
+            flaw = "lies outside the class folders"
+        files.append(ScanFile("/".join(parts), part or "training", class_name, readers[path], flaw))
+    return tuple(files)
+
+
+def _enclosing_folder(folders: list[tuple[str, ...]], may_be_class: bool) -> tuple[str, ...]:
+    """The folders that enclose everything and mean nothing, as a packed or cloned data set often has them.
+
+    A single folder with files directly in it is a class in a folder, and an enclosing folder in a .zip.
+    """
+    top: tuple[str, ...] = ()
+    while len({folder[: len(top) + 1] for folder in folders}) == 1:
+        shortest = min(map(len, folders))
+        if shortest <= len(top) + may_be_class or folders[0][len(top)].lower() in PARTS:
+            break
+        top = folders[0][: len(top) + 1]
+    return top
+
+
+def _open_hub(name: str, config: str | None, image_column: str, label_column: str) -> Source:
+    """A data set that `datasets.load_dataset` opens: its train split, and its test split if it has one."""
+    try:
+        splits = datasets.load_dataset(name, config)
+    except Exception as error:  # not found, no network, gated, no such configuration, a broken file within
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"--dataset_name {name} cannot be loaded ({reason}): check the name, the login, the net."
+        ) from None
+    if "train" not in splits:
+        raise InputError(
+            f'--dataset_name {name} has no "train" split, only {", ".join(splits)}: it cannot be used.'
+        )
+    files: list[ScanFile] = []
+    for split, part in (("train", "training"), ("test", "testing")):
+        if split in splits:
+            files += _hub_files(name, split, part, splits[split], image_column, label_column)
+    if not files:
+        raise InputError(f"--dataset_name {name} holds no images: give one that does.")
+    return Source(name, tuple(files))
+
+
+def _hub_files(
+    name: str, split: str, part: str, rows: datasets.Dataset, image_column: str, label_column: str
+) -> list[ScanFile]:
+    columns = ", ".join(rows.column_names)
+    if image_column not in rows.column_names:
+        raise InputError(f"--image_column {image_column} is not a column of {name}, which has: {columns}.")
+    if label_column and label_column not in rows.column_names:
+        raise InputError(
+            f"--label_column {label_column} is not a column of {name}, which has: {columns}"
+            ' (give --label_column "" for scans without classes).'
+        )
+    try:
+        images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    except Exception:
+        raise InputError(
+            f"--image_column {image_column} of {name} does not hold images: {columns} are there."
+        ) from None
+    labels = _hub_labels(rows, label_column) if label_column else [None] * len(rows)
+    flaws = ["has no label" if label_column and label is None else None for label in labels]
+    width = len(str(len(rows)))  # so that names sort as the rows do
+    return [
+        ScanFile(
+            f"{split}/{row:0{width}d}",
+            part,
+            labels[row],
+            partial(_read_row, images, row, image_column),
+            flaws[row],
+        )
+        for row in range(len(rows))
+    ]
+
+
+def _hub_labels(rows: datasets.Dataset, label_column: str) -> list[str | None]:
+    """Labels as names; None where there is none (a hidden test split has -1)."""
+    feature, labels = rows.features[label_column], rows[label_column][:]
+    if isinstance(feature, datasets.ClassLabel):
+        return [feature.int2str(label) if label is not None and label >= 0 else None for label in labels]
+    return [str(label) if label is not None else None for label in labels]
+
+
+def _read_row(images: datasets.Dataset, row: int, image_column: str) -> bytes:
+    image = images[row][image_column]
+    if image is None:
+        raise BadImageError("is empty")
+    return image["bytes"] if image["bytes"] is not None else _read_file(Path(image["path"]))

@@ -1,0 +1,89 @@
+"""Who goes where: training, validation and test scans, so that no picture is on two sides.
+
+A group holds all files of one picture (`repeats.py`). It never straddles the split.
+"""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+
+from mri_ddpm.errors import InputError
+
+
+@dataclass
+class ScanRecord:
+    """What is known of one file, and in the end where it goes. Sizes in pixels."""
+
+    path: str
+    part: str  # "training" or "testing"
+    class_name: str | None
+    sha256: str | None  # of the file; None where it could not be read
+    flaw: str | None  # why it cannot be used
+    width: int = 0
+    height: int = 0
+    group: int | None = None
+    repeat: str | None = None  # "byte-identical" or "near-identical" to a file before it
+    split: str = "bad"  # "train", "validation", "test", "repeat", "leak" or "bad"
+
+
+def assign_split(records: list[ScanRecord], validation_share: float, keep_repeats: bool, seed: int) -> None:
+    """Set `repeat` and `split` of every record that has a group, in place.
+
+    A testing scan whose picture is in the training part is a leak; of the rest of a group the first file
+    (training before testing, then by path) stands for it and the others are repeats, which `keep_repeats`
+    lets through where their class is the same. Which groups are held out depends on contents, classes and
+    seed alone, not on names or order.
+    Raises `InputError` if nothing is left for training or validation.
+    """
+    groups: dict[int, list[ScanRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: (r.part != "training", r.path)):
+        if record.group is not None:
+            groups[record.group].append(record)
+    for group in groups.values():
+        _mark_repeats(group)
+
+    held_out = _held_out_groups(groups, validation_share, seed)
+    for number, group in groups.items():
+        first = group[0]
+        for record in group:
+            if record.part != first.part:
+                record.split = "leak"
+            elif record is not first and not (keep_repeats and record.class_name == first.class_name):
+                record.split = "repeat"
+            elif record.part == "testing":
+                record.split = "test"
+            else:
+                record.split = "validation" if number in held_out else "train"
+
+
+def _mark_repeats(group: list[ScanRecord]) -> None:
+    contents: set[str | None] = set()
+    for record in group:
+        if contents:
+            record.repeat = "byte-identical" if record.sha256 in contents else "near-identical"
+        contents.add(record.sha256)
+
+
+def _held_out_groups(groups: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
+    """The groups for validation: of every class the share asked for, at least one where a class has two."""
+    by_class: dict[str | None, list[int]] = defaultdict(list)
+    for number, group in groups.items():
+        if group[0].part == "training":
+            by_class[group[0].class_name].append(number)
+    held_out: set[int] = set()
+    for numbers in by_class.values():
+        # A lot drawn from seed and content stays the same when files are renamed, moved or packed.
+        numbers.sort(key=lambda n: _lot(seed, min(record.sha256 for record in groups[n])))
+        count = min(max(round(validation_share * len(numbers)), 1), len(numbers) - 1)
+        held_out.update(numbers[:count])
+    if not held_out:
+        total = len(by_class)  # one of each
+        raise InputError(
+            f"{total} distinct training scan(s), one a class, are too few to split off a validation share:"
+            " give at least two of one class."
+        )
+    return held_out
+
+
+def _lot(seed: int, content: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{content}".encode()).digest()

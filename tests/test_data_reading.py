@@ -1,0 +1,150 @@
+"""Images of every kind become the right grey floats; the range and the square."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mri_ddpm.data.intensity import to_model_range, to_unit_range
+from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (20, 31), dtype=np.uint8)
+
+
+def encoded(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def read(image, format="PNG", **options):
+    scan = read_scan(encoded(image, format, **options))
+    assert scan.dtype == np.float32
+    assert scan.ndim == 2
+    return scan
+
+
+def test_ranges_are_inverse_in_float64():
+    unit = torch.rand(4, 1, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(to_unit_range(to_model_range(unit)), unit, rtol=0, atol=1e-15)
+    array = np.linspace(0, 1, 101)
+    np.testing.assert_allclose(to_unit_range(to_model_range(array)), array, rtol=0, atol=1e-15)
+    assert to_model_range(np.array([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+    assert to_model_range(np.float32([0.5])).dtype == np.float32
+
+
+def test_grey_valued_colour_has_no_tint_and_loses_nothing():
+    expected = (GREY / 255).astype(np.float32)
+    for mode in ("L", "RGB", "RGBA", "LA"):
+        np.testing.assert_array_equal(read(Image.fromarray(GREY).convert(mode)), expected, err_msg=mode)
+
+
+def test_colour_becomes_luma():
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+    np.testing.assert_allclose(read(Image.fromarray(colours)), [[0.299, 0.587, 0.114, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_keeps_its_depth(format):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    scan = read(Image.fromarray(values), format)
+    np.testing.assert_allclose(scan, values / 65535, atol=1e-7)
+    assert len(np.unique(scan)) == 65536
+    # and through a square of its own size as the cache stores it
+    stored = np.round(fit_square(scan, 256, "pad") * 65535)
+    assert np.abs(stored / 65535 - values / 65535).max() < 1 / 60000
+
+
+def test_32_bit_and_float():
+    levels = np.array([[0, 16384, 65535]])
+    np.testing.assert_allclose(
+        read(Image.fromarray(levels.astype(np.int32)), "TIFF"), levels / 65535, atol=1e-7
+    )
+    beyond = np.array([[-1000, 0, 3000]])
+    np.testing.assert_allclose(
+        read(Image.fromarray(beyond.astype(np.int32)), "TIFF"), [[0, 0.25, 1]], atol=1e-7
+    )
+    unit = np.float32([[0, 0.3, 0.6]])
+    np.testing.assert_array_equal(read(Image.fromarray(unit), "TIFF"), unit)
+    np.testing.assert_allclose(read(Image.fromarray(unit * 10), "TIFF"), [[0, 0.5, 1]], atol=1e-7)
+    with pytest.raises(BadImageError, match="not finite"):
+        read(Image.fromarray(np.float32([[0, np.nan]])), "TIFF")
+
+
+def test_1_bit_palette_and_cmyk():
+    bits = GREY > 127
+    np.testing.assert_array_equal(read(Image.fromarray(bits)), bits)
+    palette = Image.fromarray(GREY % 4)
+    palette.putpalette([0, 0, 0, 50, 50, 50, 100, 100, 100, 255, 255, 255])
+    assert palette.mode == "P"
+    np.testing.assert_allclose(read(palette), np.array([0, 50, 100, 255])[GREY % 4] / 255, atol=1e-7)
+    cmyk = np.zeros((*GREY.shape, 4), dtype=np.uint8)
+    cmyk[..., 3] = 255 - GREY  # black ink alone
+    np.testing.assert_allclose(read(Image.fromarray(cmyk, "CMYK"), "TIFF"), GREY / 255, atol=1e-7)
+
+
+def test_transparency_is_composited_on_black():
+    alpha = RNG.integers(0, 256, GREY.shape, dtype=np.uint8)
+    expected = GREY / 255 * alpha / 255
+    for mode in ("LA", "RGBA"):
+        image = Image.fromarray(GREY).convert(mode)
+        image.putalpha(Image.fromarray(alpha))
+        np.testing.assert_allclose(read(image), expected, atol=1e-6, err_msg=mode)
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
+    palette.putpalette([200, 200, 200, 200, 200, 200])
+    np.testing.assert_allclose(read(palette, transparency=0), [[0, 200 / 255]], atol=1e-6)
+
+
+def test_exif_rotation():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn clockwise by a quarter to see it upright
+    np.testing.assert_array_equal(
+        read(Image.fromarray(GREY), exif=exif), np.rot90(GREY, -1) / np.float32(255)
+    )
+
+
+def test_what_cannot_be_read(monkeypatch):
+    whole = encoded(Image.fromarray(GREY), "PNG")
+    for content, reason in [
+        (b"", "is empty"),
+        (b"a,table\n1,2\n", "not an image"),
+        (whole[: len(whole) // 2], "cannot be decoded.*truncated"),
+        (encoded(Image.fromarray(GREY), "JPEG")[:200], "cannot be decoded|not an image"),
+    ]:
+        with pytest.raises(BadImageError, match=reason):
+            read_scan(content)
+    # Pillow only warns up to twice its limit, and raises beyond it: here both are refused.
+    for limit in (GREY.size - 1, GREY.size // 3):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(BadImageError, match=f"more than {limit} pixels"):
+            read_scan(whole)
+
+
+def test_square_by_pad_crop_and_stretch():
+    wide = np.zeros((20, 40), dtype=np.float32)
+    wide[:, 10:30] = 1  # the centred square is white
+    assert fit_square(wide, 16, "crop").min() == 1
+    padded = fit_square(wide, 40, "pad")
+    np.testing.assert_array_equal(padded[10:30], wide)
+    assert padded[:10].max() == padded[30:].max() == 0
+    stretched = fit_square(wide, 20, "stretch")
+    assert stretched.shape == (20, 20)
+    assert np.abs(stretched[:, 5:15].mean() - 1) < 0.02
+    for fit in ("pad", "crop", "stretch"):
+        small = fit_square(RNG.random((53, 67), dtype=np.float32), 16, fit)
+        assert small.dtype == np.float32
+        assert 0 <= small.min() <= small.max() <= 1
+
+
+def test_shrinking_is_antialiased():
+    stripes = np.tile(np.float32([0, 1]), (128, 64))  # finer than the small image can show
+    assert np.abs(fit_square(stripes, 32, "pad")[4:-4, 4:-4] - 0.5).max() < 0.05
+
+
+def test_padding_to_an_enormous_square_is_refused():
+    with pytest.raises(BadImageError, match="too far from square"):
+        fit_square(np.zeros((1, 20000), dtype=np.float32), 16, "pad")
+    assert fit_square(np.zeros((1, 20000), dtype=np.float32), 16, "stretch").shape == (16, 16)

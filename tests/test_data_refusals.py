@@ -1,0 +1,164 @@
+"""What cannot be used as scans is refused in one sentence that names it and the way out."""
+
+import io
+import zipfile
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from mri_ddpm.data import account_of, draw_phantoms, load_phantoms, load_scans
+from mri_ddpm.errors import InputError
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+HEADS = [png(np.round(head * 255).astype(np.uint8)) for head in draw_phantoms(8, 48, seed=2)[0]]
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    def make(files):
+        for path, content in files.items():
+            file = tmp_path / "scans" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        return str(tmp_path / "scans")
+
+    return make
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """The one sentence with which `load_scans` refuses."""
+
+    def refuse(**arguments):
+        with pytest.raises(InputError) as caught:
+            load_scans(**{"resolution": 16, "cache_dir": str(tmp_path / "cache")} | arguments)
+        message = str(caught.value)
+        assert "\n" not in message
+        return message
+
+    return refuse
+
+
+@pytest.fixture
+def good(make_folder):
+    return make_folder({f"{i}.png": head for i, head in enumerate(HEADS)})
+
+
+def test_arguments_out_of_range(refusal, good):
+    assert "--resolution 15 is too small" in refusal(train_data_dir=good, resolution=15)
+    assert "one of pad, crop, stretch" in refusal(train_data_dir=good, fit="squash")
+    assert "one of error, skip" in refusal(train_data_dir=good, on_bad_image="ignore")
+    for share in (0, 1, -0.1, 1.5, float("nan")):
+        assert f"--validation_share {share} " in refusal(train_data_dir=good, validation_share=share)
+
+
+def test_one_source_is_needed(refusal, good):
+    assert "pass --train_data_dir" in refusal()
+    assert "exclude each other" in refusal(train_data_dir=good, dataset_name="somebody/scans")
+
+
+def test_missing_and_empty(refusal, tmp_path, make_folder):
+    missing = str(tmp_path / "nowhere")
+    assert f"{missing} does not exist" in refusal(train_data_dir=missing)
+    empty = make_folder({".hidden": b"x"})
+    assert f"{empty} holds no images" in refusal(train_data_dir=empty)
+    texts = make_folder({"a/notes.txt": b"x", "b/more.txt": b"y"})
+    assert "a/notes.txt is not an image" in refusal(train_data_dir=texts, on_bad_image="skip")
+    with pytest.raises(InputError, match="holds no images"):
+        account_of(texts, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_broken_zip(refusal, tmp_path):
+    archive = tmp_path / "scans.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for i, head in enumerate(HEADS):
+            file.writestr(f"{i}.png", head)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    assert "scans.zip is neither a folder nor a readable .zip" in refusal(train_data_dir=str(archive))
+    spoilt = bytearray(whole)
+    spoilt[200] ^= 255  # within the first member
+    archive.write_bytes(spoilt)
+    assert "0.png cannot be unpacked (Bad CRC-32" in refusal(train_data_dir=str(archive))
+
+
+def test_a_zip_bomb_is_not_unpacked(refusal, tmp_path):
+    archive = tmp_path / "scans.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("good.png", HEADS[0])
+        with file.open("bomb.png", "w") as member:
+            for _ in range(33):
+                member.write(bytes(2**24))
+    assert archive.stat().st_size < 2**20
+    assert "bomb.png unpacks to more than 512 MiB" in refusal(train_data_dir=str(archive))
+
+
+def test_bad_images_are_listed(refusal, make_folder):
+    bomb = io.BytesIO()
+    Image.new("1", (10000, 10000)).save(bomb, "PNG")
+    files = {f"{i}.png": head for i, head in enumerate(HEADS)}
+    files |= {
+        "bomb.png": bomb.getvalue(),
+        "cut.png": HEADS[0][:500],
+        "empty.png": b"",
+        "notes.md": b"# notes",
+    }
+    message = refusal(train_data_dir=make_folder(files))
+    assert message.startswith("4 of 12 files")
+    for part in (
+        "bomb.png has more than 89478485 pixels",
+        "cut.png cannot be decoded",
+        "empty.png is empty",
+        "notes.md is not an image",
+        "--on_bad_image skip",
+    ):
+        assert part in message
+    many = make_folder(files | {f"zz{i:02d}.png": b"" for i in range(20)})
+    assert "and 14 more" in refusal(train_data_dir=many)
+
+
+def test_a_class_without_training_scans(refusal, make_folder):
+    files = {f"Training/a/{i}.png": head for i, head in enumerate(HEADS)} | {"Testing/rare/0.png": HEADS[0]}
+    assert "the class rare has images in the testing part only" in refusal(train_data_dir=make_folder(files))
+
+
+def test_testing_alone(refusal, make_folder):
+    files = {f"Testing/a/{i}.png": head for i, head in enumerate(HEADS)}
+    assert "training scans are needed" in refusal(train_data_dir=make_folder(files))
+
+
+def test_too_few_to_split(refusal, make_folder):
+    assert "too few to split" in refusal(
+        train_data_dir=make_folder({"a/0.png": HEADS[0], "b/0.png": HEADS[1]})
+    )
+    with pytest.raises(InputError, match="too few to split"):
+        load_phantoms(num_images=3, resolution=16)
+
+
+def test_an_unwritable_cache(refusal, good, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    assert "name another by --cache_dir" in refusal(train_data_dir=good, cache_dir=str(tmp_path / "file"))
+
+
+def test_columns_and_names_of_hub_data_sets(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    (tmp_path / "set").mkdir()
+    rows = datasets.Dataset.from_dict({"scan": HEADS, "kind": ["x", "y"] * 4, "age": list(range(8))})
+    rows.to_parquet(tmp_path / "set/train.parquet")
+    name = str(tmp_path / "set")
+    assert "--image_column image is not a column" in refusal(dataset_name=name)
+    message = refusal(dataset_name=name, image_column="scan")
+    assert "--label_column label is not a column" in message
+    assert "scan, kind, age" in message
+    assert "does not hold images" in refusal(dataset_name=name, image_column="age", label_column="kind")
+    assert "cannot be loaded" in refusal(dataset_name=str(tmp_path / "nothing"))
+    (tmp_path / "set/train.parquet").rename(tmp_path / "set/test.parquet")
+    assert 'has no "train" split' in refusal(dataset_name=name, image_column="scan", label_column="kind")

@@ -1,0 +1,347 @@
+"""A made data set with planted copies, leaks and broken files: found, counted, split, cached and fed."""
+
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mri_ddpm.data import account_of, draw_phantoms, format_account, load_phantoms, load_scans
+from mri_ddpm.data.repeats import group_near_identical, picture_hash
+
+SIDE = 96
+HEADS = [np.round(head * 255).astype(np.uint8) for head in draw_phantoms(40, SIDE, seed=1)[0]]
+TRAINING = {f"Training/{name}/{i:02d}.png": i for i in range(24) for name in ["abc"[i % 3]]}
+TESTING = {f"Testing/{name}/{i:02d}.png": i for i in range(24, 33) for name in ["abc"[i % 3]]}
+
+
+def encoded(pixels, format="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()
+
+
+def brighter(pixels, factor):
+    return np.clip(pixels * factor, 0, 255).astype(np.uint8)
+
+
+def planted():
+    """{path: content}: 24 + 9 distinct heads, 6 copies and 5 leaks planted among them."""
+    files = {path: encoded(HEADS[i]) for path, i in (TRAINING | TESTING).items()}
+    half = np.asarray(Image.fromarray(HEADS[3]).resize((SIDE // 2, SIDE // 2), Image.Resampling.LANCZOS))
+    files |= {
+        "Training/a/99 bytes.png": files["Training/a/00.png"],
+        "Training/a/99 jpeg.jpg": encoded(HEADS[0], "JPEG", quality=80),
+        "Training/a/99 half.png": encoded(half),
+        "Training/b/99 brighter.png": encoded(brighter(HEADS[1], 1.15)),
+        "Training/c/99 margin.png": encoded(np.pad(HEADS[2], ((9, 0), (0, 14)))),
+        "Training/c/99 other class.png": files["Training/b/04.png"],
+        "Testing/a/99 leak.png": files["Training/a/06.png"],
+        "Testing/b/99 leak.png": files["Training/b/07.png"],
+        "Testing/b/99 leak again.png": files["Training/b/07.png"],
+        "Testing/c/99 near leak.jpg": encoded(HEADS[5], "JPEG", quality=80),
+        "Testing/a/99 darker leak.png": encoded(brighter(HEADS[9], 0.85)),
+        "Testing/a/98 twice.png": files["Testing/a/24.png"],
+        ".DS_Store": b"litter",
+        "Training/a/Thumbs.db": b"litter",
+        "__MACOSX/Training/a/._00.png": b"litter",
+    }
+    return files
+
+
+BROKEN = {
+    "Training/a/broken.png": (encoded(HEADS[39])[:2000], "cannot be decoded"),
+    "Training/b/empty.png": (b"", "is empty"),
+    "Testing/c/notes.txt": (b"not an image", "is not an image"),
+    "Training/stray.png": (encoded(HEADS[38]), "lies outside the class folders"),
+    "stray.png": (encoded(HEADS[38]), "lies outside the training and testing folders"),
+}
+
+
+def write_folder(root, files):
+    for path, content in files.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return str(root)
+
+
+def write_zip(path, files, top=""):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(top + name, content)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("made"), planted())
+
+
+@pytest.fixture(scope="module")
+def scans(folder, cache_dir):
+    return load_scans(resolution=32, train_data_dir=folder, cache_dir=cache_dir)
+
+
+def paths(manifest, split):
+    return [row["path"] for row in manifest["files"] if row["split"] == split]
+
+
+def images_of(dataset):
+    return dataset.batch(np.arange(len(dataset)))[0]
+
+
+def test_the_account_finds_what_was_planted(scans):
+    manifest = scans.manifest
+    repeats = manifest["repeats"]
+    # twice 00, 04 and 24; leaks 06, 07 and 07
+    assert repeats["byte_identical"] == {
+        "total": 6,
+        "within_training": 2,
+        "within_testing": 1,
+        "across_parts": 3,
+    }
+    # jpeg of 00, half of 03, brighter 01, margin of 02; leaks of 05 and 09
+    assert repeats["near_identical"] == {
+        "total": 6,
+        "within_training": 4,
+        "within_testing": 0,
+        "across_parts": 2,
+    }
+    assert repeats["groups"] == 33
+    assert repeats["label_conflicts"] == 1
+    assert manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2}
+    assert paths(manifest, "leak") == sorted(p for p in planted() if "leak" in p)
+    assert paths(manifest, "repeat") == sorted(p for p in planted() if "/9" in p and "leak" not in p)
+    assert paths(manifest, "test") == sorted(p for p in TESTING)
+    assert sorted(paths(manifest, "train") + paths(manifest, "validation")) == sorted(TRAINING)
+    assert manifest["parts"]["training"] == {"total": 30, "classes": {"a": 11, "b": 9, "c": 10}}
+    assert manifest["sizes"]["width"] == {"min": SIDE // 2, "median": SIDE, "max": SIDE + 14}
+    assert json.loads(json.dumps(manifest)) == manifest
+
+
+def test_the_account_reads_well(scans):
+    text = format_account(scans.manifest)
+    for line in (
+        "byte-identical copies: 6 (2 within training, 1 within testing, 3 across)",
+        "near-identical copies beyond that: 6 (4 within training, 0 within testing, 2 across)",
+        "(left out of the test scans): 5 (3 byte-identical, 2 near-identical)",
+        scans.manifest["content_sha256"],
+    ):
+        assert line in text
+
+
+def test_account_of_agrees_with_load_scans(scans, folder, cache_dir):
+    account = account_of(folder, cache_dir=cache_dir)
+    assert account["content_sha256"] == scans.manifest["content_sha256"]
+    assert account["files"] == scans.manifest["files"]
+    assert account["settings"]["resolution"] is None
+
+
+def test_items_are_the_pictures_with_their_labels(scans):
+    assert scans.class_names == ("a", "b", "c")
+    for name in ("train", "validation", "test"):
+        dataset = getattr(scans, name)
+        listed = paths(scans.manifest, name)
+        assert len(dataset) == len(listed) == len(dataset.class_labels)
+        assert dataset.class_labels.dtype == np.int64
+        for index, path in enumerate(listed):
+            item = dataset[index]
+            assert item["class_labels"] == dataset.class_labels[index] == "abc".index(path.split("/")[1])
+            picture = Image.fromarray(HEADS[(TRAINING | TESTING)[path]].astype(np.float32) / 255)
+            expected = np.asarray(picture.resize((32, 32), Image.Resampling.LANCZOS)).clip(0, 1) * 2 - 1
+            np.testing.assert_allclose(item["pixel_values"].numpy()[0], expected, atol=2e-5)
+
+
+def test_a_data_loader_feeds_batches(scans):
+    batch = next(iter(torch.utils.data.DataLoader(scans.train, batch_size=8)))
+    assert batch["pixel_values"].shape == (8, 1, 32, 32)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["class_labels"].dtype == torch.int64
+    torch.testing.assert_close(batch["pixel_values"], scans.train.batch(range(8))[0], rtol=0, atol=0)
+    again = pickle.loads(pickle.dumps(scans.train))  # as a worker process gets it
+    torch.testing.assert_close(images_of(again), images_of(scans.train), rtol=0, atol=0)
+
+
+def test_validation_is_a_share_of_every_class(folder, cache_dir):
+    for share, expected in ((0.01, 1), (0.25, 2), (0.5, 4), (0.99, 7)):
+        load = load_scans(resolution=32, train_data_dir=folder, validation_share=share, cache_dir=cache_dir)
+        assert np.bincount(load.validation.class_labels).tolist() == [expected] * 3
+        assert np.bincount(load.train.class_labels).tolist() == [8 - expected] * 3
+
+
+@pytest.mark.parametrize("keep_repeats", [False, True])
+def test_no_picture_is_on_two_sides(folder, cache_dir, keep_repeats):
+    held_out = set()
+    for seed in range(8):
+        manifest = load_scans(
+            resolution=32,
+            train_data_dir=folder,
+            validation_share=0.3,
+            keep_repeats=keep_repeats,
+            seed=seed,
+            cache_dir=cache_dir,
+        ).manifest
+        sides = {}
+        for row in manifest["files"]:
+            if row["split"] in ("train", "validation", "test"):
+                sides.setdefault(row["group"], set()).add(row["split"])
+        assert all(len(side) == 1 for side in sides.values())
+        assert len(sides) == 33
+        held_out.add(tuple(paths(manifest, "validation")))
+        if keep_repeats:  # all but the one whose class contradicts
+            assert paths(manifest, "repeat") == ["Training/c/99 other class.png"]
+    assert len(held_out) > 1  # the seed matters
+
+
+def test_split_is_the_same_wherever_the_files_lie(scans, tmp_path, cache_dir):
+    manifest = scans.manifest
+    backwards = write_folder(tmp_path / "backwards", dict(reversed(planted().items())))
+    sources = [
+        backwards,
+        write_zip(tmp_path / "plain.zip", planted()),
+        write_zip(tmp_path / "enclosed.zip", planted(), top="brain_scans/v1/"),
+    ]
+    for source in sources:
+        other = load_scans(resolution=32, train_data_dir=source, cache_dir=cache_dir)
+        assert other.manifest["files"] == manifest["files"]
+        assert other.manifest["content_sha256"] == manifest["content_sha256"]
+        torch.testing.assert_close(images_of(other.train), images_of(scans.train), rtol=0, atol=0)
+    changed = write_folder(tmp_path / "changed", planted() | {"Testing/a/24.png": encoded(HEADS[35])})
+    assert account_of(changed, cache_dir=cache_dir)["content_sha256"] != manifest["content_sha256"]
+
+
+def test_broken_files_are_skipped_and_counted(scans, tmp_path, cache_dir):
+    broken = {path: content for path, (content, _) in BROKEN.items()}
+    folder = write_folder(tmp_path, planted() | broken)
+    skipped = load_scans(resolution=32, train_data_dir=folder, on_bad_image="skip", cache_dir=cache_dir)
+    reasons = {row["path"]: row["reason"] for row in skipped.manifest["unreadable"]}
+    assert reasons.keys() == BROKEN.keys()
+    assert all(reason in reasons[path] for path, (_, reason) in BROKEN.items())
+    assert paths(skipped.manifest, "bad") == sorted(BROKEN)
+    torch.testing.assert_close(images_of(skipped.train), images_of(scans.train), rtol=0, atol=0)
+    account = account_of(folder, cache_dir=cache_dir)  # never stops at them
+    assert account["unreadable"] == skipped.manifest["unreadable"]
+    assert "unreadable files: 5" in format_account(account)
+
+
+def test_a_folder_without_classes(tmp_path, cache_dir):
+    flat = {f"{i:02d}.png": encoded(HEADS[i]) for i in range(12)}
+    for source in (
+        write_folder(tmp_path / "flat", flat),
+        write_zip(tmp_path / "flat.zip", flat),
+        write_zip(tmp_path / "enclosed.zip", flat, top="scans/"),
+        write_folder(tmp_path / "parts", {f"train/{path}": c for path, c in flat.items()}),
+    ):
+        scans = load_scans(resolution=16, train_data_dir=source, cache_dir=cache_dir)
+        assert scans.class_names == ()
+        assert scans.test is None
+        assert (len(scans.train), len(scans.validation)) == (11, 1)
+        assert scans.train.class_labels.tolist() == [0] * 11
+        assert "total" in format_account(scans.manifest)
+
+
+def test_second_start_decodes_nothing(folder, scans, cache_dir, tmp_path):
+    """A file in the cache is never touched again, and with it in place the decoder is not needed."""
+    fresh = str(tmp_path / "fresh")
+    load_scans(resolution=32, train_data_dir=folder, cache_dir=fresh)
+    (table,) = Path(fresh).iterdir()  # whole, and no draft is left beside it
+    stamp = table.stat().st_mtime_ns
+    code = (
+        "import sys, mri_ddpm.data.cache as cache\n"
+        "from mri_ddpm.data import load_scans\n"
+        "from PIL import Image\n"
+        "Image.init(); Image.OPEN.clear()\n"  # from here on Pillow can decode nothing
+        "scans = load_scans(resolution=32, train_data_dir=sys.argv[1], cache_dir=sys.argv[2])\n"
+        "print(scans.manifest['content_sha256'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder, fresh], capture_output=True, text=True)
+    assert done.stdout.strip() == scans.manifest["content_sha256"], done.stderr
+    assert table.stat().st_mtime_ns == stamp
+    # another resolution or fit is another table
+    load_scans(resolution=33, train_data_dir=folder, cache_dir=fresh)
+    load_scans(resolution=32, train_data_dir=folder, fit="stretch", cache_dir=fresh)
+    assert len(list(Path(fresh).iterdir())) == 3
+
+
+def test_two_that_build_one_cache_do_no_harm(folder, scans, tmp_path):
+    def load(_):
+        return load_scans(resolution=32, train_data_dir=folder, cache_dir=str(tmp_path))
+
+    with ThreadPoolExecutor(2) as pool:
+        for other in pool.map(load, range(2)):
+            torch.testing.assert_close(images_of(other.train), images_of(scans.train), rtol=0, atol=0)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_hub_data_set_by_column_names(tmp_path, cache_dir, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    parts = {path.replace("Training", "train").replace("Testing", "test"): c for path, c in planted().items()}
+    folder = write_folder(tmp_path / "imagefolder", {p: c for p, c in parts.items() if p.startswith("t")})
+    (Path(folder) / "train/a/Thumbs.db").unlink()
+    scans = load_scans(resolution=32, dataset_name=folder, cache_dir=cache_dir)
+    assert scans.class_names == ("a", "b", "c")
+    assert scans.manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2}
+    assert (len(scans.train) + len(scans.validation), len(scans.test)) == (24, 9)
+
+    rows = {"scan": [encoded(head) for head in HEADS[:12]], "kind": ["ill", "well"] * 6}
+    shutil.rmtree(folder)
+    (tmp_path / "parquet").mkdir()
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "parquet/train.parquet")
+    named = load_scans(
+        resolution=32,
+        dataset_name=str(tmp_path / "parquet"),
+        image_column="scan",
+        label_column="kind",
+        cache_dir=cache_dir,
+    )
+    assert named.class_names == ("ill", "well")
+    assert named.manifest["split"]["train"]["classes"] == {"ill": 5, "well": 5}
+    assert named.test is None
+
+
+def test_phantoms_are_split_and_named_phantoms(cache_dir):
+    scans = load_phantoms(num_images=40, resolution=24, seed=3)
+    images, labels = draw_phantoms(40, 24, seed=3)
+    assert scans.manifest["source"] == "phantom"
+    assert scans.manifest["repeats"] is None
+    assert len(scans.class_names) == 4
+    assert (len(scans.train), len(scans.validation), scans.test) == (36, 4, None)
+    assert sorted(scans.validation.class_labels) == [0, 1, 2, 3]
+    rows = [int(path.split("/")[1]) for path in paths(scans.manifest, "train")]
+    np.testing.assert_array_equal(scans.train.class_labels, labels[rows])
+    np.testing.assert_allclose(images_of(scans.train)[:, 0], images[rows] * 2 - 1, atol=2e-5)
+    assert "40 files" in format_account(scans.manifest)
+
+
+def test_grouping_does_not_depend_on_the_block():
+    hashes = [picture_hash(head.astype(np.float32) / 255) for head in HEADS]
+    hashes += [picture_hash(head[4:].astype(np.float32) / 300) for head in HEADS[::4]]
+    whole, blocks = group_near_identical(hashes), group_near_identical(hashes, block=7)
+    np.testing.assert_array_equal(whole, blocks)
+    assert len(set(whole[:40])) == 40
+    np.testing.assert_array_equal(whole[40:], whole[:40:4])
+
+
+def test_feeding_is_fast():
+    scans = load_phantoms(num_images=800, resolution=44)
+    started, images = time.perf_counter(), 0
+    for batch in torch.utils.data.DataLoader(scans.train, batch_size=80, shuffle=True):
+        images += len(batch["pixel_values"])
+    assert images / (time.perf_counter() - started) > 5000  # some 150 000 a second on an idle core
