@@ -75,7 +75,9 @@ class MRIDDPMPipeline(DiffusionPipeline):
         Raises:
             ValueError: for an unknown class, output type or number; the sentence names it and what there is.
         """
-        self.check_inputs(num_images, num_inference_steps, guidance_scale, generator, output_type)
+        self.check_inputs(
+            class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type
+        )
         labels = self.class_indices(class_labels, num_images)  # (B,) or None
         guided = labels is not None and guidance_scale != 1.0
         size = self.unet.config.sample_size
@@ -84,7 +86,11 @@ class MRIDDPMPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(
             num_inference_steps or self.scheduler.config.num_train_timesteps, device=device
         )
-        shape = (num_images, self.unet.config.in_channels, height or size, width or size)
+        shape = (
+            num_images,
+            self.unet.config.in_channels,
+            *(size if n is None else n for n in (height, width)),
+        )
         x_t = (
             randn_tensor(shape, generator=generator, device=device, dtype=dtype)
             * self.scheduler.init_noise_sigma
@@ -111,7 +117,9 @@ class MRIDDPMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return MRIDDPMPipelineOutput(images=images) if return_dict else (images,)
 
-    def check_inputs(self, num_images, num_inference_steps, guidance_scale, generator, output_type) -> None:
+    def check_inputs(
+        self, class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type
+    ) -> None:
         """Raise a ``ValueError`` whose sentence names the argument that cannot be used and what could."""
         if num_images < 1:
             raise ValueError(f"num_images is {num_images}; ask for at least 1.")
@@ -125,6 +133,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but the model has no classes to be guided by; leave it at 1."
             )
+        if guidance_scale != 1.0 and class_labels is None:
+            raise ValueError(f"guidance_scale is {guidance_scale} without class_labels to follow; give them.")
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(
                 f"{len(generator)} generators were given for {num_images} images; give one an image."
@@ -145,6 +155,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 "class_labels were given, but the model was trained without classes; leave them out."
             )
+        if hasattr(class_labels, "tolist"):  # arrays and tensors
+            class_labels = class_labels.tolist()
         if isinstance(class_labels, (str, int)):
             class_labels = [class_labels] * num_images
         if len(class_labels) != num_images:
@@ -154,10 +166,10 @@ class MRIDDPMPipeline(DiffusionPipeline):
         by_name = {name: index for index, name in enumerate(self.class_names)}
         indices = [by_name.get(label, label) for label in class_labels]
         for index in indices:
-            if isinstance(index, str) or not 0 <= int(index) < num_classes:
+            if not isinstance(index, int) or not 0 <= index < num_classes:
                 known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
                 raise ValueError(f"class {index!r} is not in the model; its classes are: {known}.")
-        return torch.tensor([int(index) for index in indices], device=self._execution_device)
+        return torch.tensor(indices, device=self._execution_device)
 
     @staticmethod
     def to_images(sample: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:

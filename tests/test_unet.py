@@ -1,0 +1,416 @@
+import json
+import math
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mri_ddpm import AttentionUNet2DModel
+from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.models.modeling_attention_unet import AttentionBlock, ConvNextBlock, ResnetBlock
+
+SIZES = [(16, 16), (42, 42), (44, 44), (45, 61), (72, 72), (17, 33)]
+
+
+def noise(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+@pytest.mark.parametrize("size", SIZES)
+def test_output_has_the_size_of_the_input(make_unet, block_type, size):
+    unet = make_unet(
+        block_type=block_type,
+        block_out_channels=(8, 8, 16),
+        attention_types=("linear", None, "full"),
+        layers_per_block=2,
+    )
+    sample = noise(2, 1, *size)
+    with torch.no_grad():
+        prediction = unet(sample, 7).sample
+        shifted = unet(sample + 0.1, 7).sample
+    assert prediction.shape == sample.shape
+    assert prediction.isfinite().all()
+    assert prediction.std() > 1e-3
+    assert not torch.allclose(prediction, shifted)
+
+
+def test_every_level_halves_the_size_rounding_up(make_unet):
+    unet = make_unet(block_out_channels=(8, 8, 8), attention_types=(None, None, None))
+    seen = []
+    for blocks in [level["blocks"] for level in unet.down] + [level["blocks"] for level in unet.up]:
+        blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[-2:])))
+    with torch.no_grad():
+        unet(noise(1, 1, 45, 61), 0)
+    assert seen == [(45, 61), (23, 31), (12, 16), (12, 16), (23, 31), (45, 61)]
+
+
+@pytest.mark.parametrize("kinds", [("linear",) * 3, ("full",) * 3, (None,) * 3, (None, "linear", "full")])
+def test_attention_stands_where_it_was_asked_for(make_unet, kinds):
+    unet = make_unet(block_out_channels=(8, 8, 8), attention_types=kinds)
+    for levels in (unet.down, list(unet.up)[::-1]):
+        assert [getattr(level["attention"], "kind", None) for level in levels] == list(kinds)
+    assert unet.mid_attention.kind == "full"
+    with torch.no_grad():
+        assert unet(noise(1, 1, 17, 19), 3).sample.std() > 1e-3
+
+
+def test_in_and_out_channels_and_the_tuple(make_unet):
+    unet = make_unet(in_channels=2, out_channels=3)
+    with torch.no_grad():
+        (prediction,) = unet(noise(1, 2, 18, 20), 1, return_dict=False)
+        assert torch.equal(prediction, unet(noise(1, 2, 18, 20), 1).sample)
+    assert prediction.shape == (1, 3, 18, 20)
+
+
+def test_the_reference_figure_runs_forward_once():
+    config = TrainingConfig(**PRESETS["mridiff-figure4"])
+    unet = AttentionUNet2DModel(
+        sample_size=config.resolution,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        block_type=config.block_type,
+        attention_types=tuple(None if kind == "none" else kind for kind in config.attention_types),
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_num_groups,
+    )
+    torch.nn.init.normal_(unet.conv_out.weight)
+    bottleneck = []
+    unet.mid_block2.register_forward_hook(lambda module, inputs, y: bottleneck.append(tuple(y.shape)))
+    unet.to(memory_format=torch.channels_last)
+    start = time.process_time()  # of one thread, so that a busy machine does not fail it
+    with torch.no_grad():
+        prediction = unet(noise(1, 1, 388, 388), 150).sample
+    assert time.process_time() - start < 20  # seconds
+    assert prediction.shape == (1, 1, 388, 388)
+    assert bottleneck == [(1, 1024, 25, 25)]
+    assert prediction.isfinite().all()
+    assert prediction.std() > 0
+
+
+# Timesteps, classes and the batch
+
+
+def test_timestep_as_int_scalar_and_vector_agree_and_matters(make_unet):
+    unet, sample = make_unet(), noise(3, 1, 16, 20)
+    with torch.no_grad():
+        outputs = [
+            unet(sample, t).sample for t in (5, torch.tensor(5), torch.tensor([5]), torch.full((3,), 5))
+        ]
+        other = unet(sample, 250).sample
+    for output in outputs[1:]:
+        assert torch.equal(output, outputs[0])
+    assert (other - outputs[0]).abs().max() > 1e-3
+
+
+def test_time_embedding_starts_from_the_closed_form(make_unet):
+    timesteps = torch.tensor([0, 1, 42, 299])
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(4, dtype=torch.float64) / 4)
+    angles = timesteps.double()[:, None] * frequencies
+    torch.testing.assert_close(
+        make_unet().time_proj(timesteps).double(),
+        torch.cat([angles.cos(), angles.sin()], dim=1),
+        rtol=0,
+        atol=1e-4,
+    )
+
+
+def test_class_labels_change_the_output_and_the_null_index_is_no_class(make_unet):
+    unet, sample = make_unet(num_class_embeds=3), noise(1, 1, 16, 16).expand(4, 1, 16, 16)
+    with torch.no_grad():
+        by_class = unet(sample, 9, class_labels=torch.arange(4)).sample
+        without = unet(sample, 9).sample
+        null = unet(sample, 9, class_labels=torch.full((4,), 3)).sample
+    for i in range(4):
+        for j in range(i):
+            assert (by_class[i] - by_class[j]).abs().max() > 1e-3
+    assert torch.equal(without, null)
+    torch.testing.assert_close(by_class[3], without[3])
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_a_sample_does_not_depend_on_the_rest_of_its_batch(make_unet, block_type):
+    unet = make_unet(block_type=block_type, num_class_embeds=2).double()
+    sample, timesteps, labels = (
+        noise(3, 1, 17, 20).double(),
+        torch.tensor([1, 100, 299]),
+        torch.tensor([0, 1, 2]),
+    )
+    with torch.no_grad():
+        together = unet(sample, timesteps, labels).sample
+        alone = [unet(sample[i : i + 1], timesteps[i : i + 1], labels[i : i + 1]).sample for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("block_class", [ResnetBlock, ConvNextBlock])
+def test_a_fresh_block_is_the_identity_or_its_shortcut(block_class):
+    x, embedding = noise(2, 8, 9, 7), noise(2, 32, seed=1)
+    same, wider = block_class(8, 8, 32, 4, 0.0), block_class(8, 16, 32, 4, 0.0)
+    with torch.no_grad():
+        assert torch.equal(same(x, embedding), x)
+        torch.testing.assert_close(wider(x, embedding), wider.shortcut(x), rtol=0, atol=0)
+        assert not torch.allclose(randomise(same)(x, embedding), x)
+
+
+@pytest.mark.parametrize("kind", ["linear", "full"])
+def test_fresh_attention_is_the_identity(kind):
+    block, x = AttentionBlock(kind, 8, 4, 4), noise(2, 8, 5, 3)
+    with torch.no_grad():
+        assert torch.equal(block(x), x)
+        assert not torch.allclose(randomise(block)(x), x)
+
+
+def test_a_fresh_network_predicts_zero():
+    unet = AttentionUNet2DModel(block_out_channels=(8,), attention_types=("full",), attention_head_dim=8)
+    assert torch.equal(unet(noise(1, 1, 16, 16), 3).sample, torch.zeros(1, 1, 16, 16))
+
+
+def test_resnet_block_against_its_formula_written_out():
+    block = randomise(ResnetBlock(4, 8, 6, 2, 0.0)).double()
+    x, embedding = noise(2, 4, 5, 6, dtype=torch.float64), noise(2, 6, seed=1, dtype=torch.float64)
+
+    def norm(x, module):  # two groups
+        groups = x.reshape(2, 2, -1)
+        variance = groups.var(-1, unbiased=False, keepdim=True)
+        unit = ((groups - groups.mean(-1, keepdim=True)) / (variance + module.eps).sqrt()).reshape(x.shape)
+        return unit * module.weight[None, :, None, None] + module.bias[None, :, None, None]
+
+    def silu(x):
+        return x / (1 + torch.exp(-x))
+
+    with torch.no_grad():
+        scale, shift = (embedding @ block.embed.weight.T + block.embed.bias).reshape(2, 2, 8, 1, 1).unbind(1)
+        h = block.conv1(silu(norm(x, block.norm1)))
+        h = block.conv2(silu(norm(h, block.norm2) * (1 + scale) + shift))
+        torch.testing.assert_close(block(x, embedding), block.shortcut(x) + h, rtol=1e-10, atol=1e-10)
+
+
+def attention_reference(block: AttentionBlock, x: torch.Tensor, kind: str) -> torch.Tensor:
+    """Attention token by token and head by head; the linear one as the weights of Shen et al.'s equation 4."""
+    batch, channels, height, width = x.shape
+    d, n = block.head_dim, height * width
+    mean = x.reshape(batch, 2, -1).mean(-1, keepdim=True)  # two groups
+    std = (x.reshape(batch, 2, -1).var(-1, unbiased=False, keepdim=True) + block.norm.eps).sqrt()
+    normed = ((x.reshape(batch, 2, -1) - mean) / std).reshape(batch, channels, n)
+    tokens = normed * block.norm.weight[:, None] + block.norm.bias[:, None]
+    w_q, w_k, w_v = block.to_qkv.weight.chunk(3)
+    y = torch.zeros(batch, channels, n, dtype=x.dtype)
+    for b in range(batch):
+        for head in range(channels // d):
+            rows = slice(head * d, (head + 1) * d)
+            q, k, v = w_q[rows] @ tokens[b], w_k[rows] @ tokens[b], w_v[rows] @ tokens[b]  # (d, N) each
+            for i in range(n):
+                if kind == "full":
+                    scores = torch.stack([(q[:, i] * k[:, j]).sum() / math.sqrt(d) for j in range(n)])
+                    weights = scores.exp() / scores.exp().sum()
+                else:
+                    q_soft = q[:, i].exp() / q[:, i].exp().sum()
+                    k_soft = k.exp() / k.exp().sum(dim=1, keepdim=True)
+                    weights = torch.stack([(q_soft * k_soft[:, j]).sum() for j in range(n)])
+                for j in range(n):
+                    y[b, rows, i] += weights[j] * v[:, j]
+        y[b] = block.to_out.weight @ y[b] + block.to_out.bias[:, None]
+    return x + y.reshape(x.shape)
+
+
+@pytest.mark.parametrize("kind", ["linear", "full"])
+def test_attention_against_a_naive_loop_in_float64(kind):
+    block, x = randomise(AttentionBlock(kind, 8, 4, 2)).double(), noise(2, 8, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        expected = attention_reference(block, x, kind)
+        assert (expected - x).abs().max() > 0.1
+        torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-10)
+        other = attention_reference(block, x, {"linear": "full", "full": "linear"}[kind])
+    assert (expected - other).abs().max() > 0.1
+
+
+def test_dropout_acts_in_training_only(make_unet):
+    unet, sample = make_unet(dropout=0.5), noise(1, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(unet(sample, 3).sample, unet(sample, 3).sample)
+        unet.train()
+        assert not torch.equal(unet(sample, 3).sample, unet(sample, 3).sample)
+
+
+# Training
+
+
+def gradients(unet: AttentionUNet2DModel) -> dict[str, torch.Tensor]:
+    unet.zero_grad()
+    sample = noise(2, 1, 17, 20, dtype=torch.float64)
+    unet(sample, torch.tensor([3, 200]), torch.tensor([0, 1])).sample.square().sum().backward()
+    return {name: parameter.grad for name, parameter in unet.named_parameters()}
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_every_parameter_learns(make_unet, block_type):
+    """Distributed training stops at a parameter without a gradient."""
+    unet = make_unet(block_type=block_type, layers_per_block=2, num_class_embeds=2).double()
+    for name, gradient in gradients(unet).items():
+        assert gradient is not None, name
+        assert gradient.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_the_gradient_is_the_slope_of_the_loss(make_unet, block_type):
+    """Along a random direction of all parameters, against a central difference in float64."""
+    unet = make_unet(block_type=block_type, num_class_embeds=2).double()
+    analytic = gradients(unet)
+    direction = {name: noise(*g.shape, seed=i, dtype=g.dtype) for i, (name, g) in enumerate(analytic.items())}
+    losses, h = [], 1e-6
+    for side in (1, -2):  # to +h, then from there to -h
+        with torch.no_grad():
+            for name, parameter in unet.named_parameters():
+                parameter.add_(side * h * direction[name])
+            sample = noise(2, 1, 17, 20, dtype=torch.float64)
+            prediction = unet(sample, torch.tensor([3, 200]), torch.tensor([0, 1])).sample
+            losses.append(prediction.square().sum())
+    slope = sum((analytic[name] * direction[name]).sum() for name in analytic)
+    torch.testing.assert_close((losses[0] - losses[1]) / (2 * h), slope, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(make_unet, block_type):
+    unet = make_unet(block_type=block_type, num_class_embeds=2).double().train()
+    runs = []
+    blocks = [m for m in unet.modules() if isinstance(m, (ResnetBlock, ConvNextBlock, AttentionBlock))]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda module, inputs: runs.append(module))
+    plain = gradients(unet)
+    assert sorted(map(id, runs)) == sorted(map(id, blocks))
+    runs.clear()
+    unet.enable_gradient_checkpointing()
+    checkpointed = gradients(unet)
+    assert sorted(map(id, runs)) == sorted(2 * [id(block) for block in blocks])
+    for name in plain:
+        torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+# Memory format and compilation
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_channels_last_stays_channels_last(make_unet, block_type):
+    config = {
+        "block_type": block_type,
+        "block_out_channels": (8, 8, 16),
+        "attention_types": ("linear", None, "full"),
+    }
+    plain, last = make_unet(**config), make_unet(**config).to(memory_format=torch.channels_last)
+    strayed = {"plain": [], "last": []}
+
+    def watch(key, name):
+        def hook(module, inputs, output):
+            if output.dim() == 4 and not output.is_contiguous(memory_format=torch.channels_last):
+                strayed[key].append(name)
+
+        return hook
+
+    for key, unet in (("plain", plain), ("last", last)):
+        for name, module in unet.named_modules():
+            if name:
+                module.register_forward_hook(watch(key, name))
+    sample = noise(2, 1, 21, 18)
+    with torch.no_grad():
+        torch.testing.assert_close(last(sample, 5).sample, plain(sample, 5).sample, rtol=1e-4, atol=1e-5)
+    assert strayed["last"] == []
+    assert len(strayed["plain"]) > 10  # so the hooks can tell
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_compiles_into_one_graph(make_unet, block_type):
+    unet = make_unet(block_type=block_type, num_class_embeds=2)
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(unet, fullgraph=True, backend=backend, dynamic=False)
+    sample, timesteps, labels = noise(2, 1, 17, 20), torch.tensor([3, 200]), torch.tensor([0, 2])
+    with torch.no_grad():
+        actual = compiled(sample, timesteps, labels).sample
+        torch.testing.assert_close(actual, unet(sample, timesteps, labels).sample)
+    assert len(graphs) == 1
+
+
+# Saving
+
+
+def test_a_fresh_process_loads_it_and_gives_the_same_output_to_the_bit(make_unet, run_fresh, tmp_path):
+    unet = make_unet(
+        num_class_embeds=2, class_names=("glioma_tumor", "no_tumor"), attention_types=(None, "full")
+    )
+    unet.save_pretrained(tmp_path / "unet")
+    assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    saved = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert saved.keys() == unet.state_dict().keys()
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    assert config["attention_types"] == [None, "full"]
+    assert config["class_names"] == ["glioma_tumor", "no_tumor"]
+
+    inputs = (noise(2, 1, 17, 20), torch.tensor([3, 200]), torch.tensor([0, 1]))
+    torch.save(inputs, tmp_path / "inputs.pt")
+    run_fresh(
+        "import sys, torch\n"
+        "from mri_ddpm import AttentionUNet2DModel\n"
+        "unet = AttentionUNet2DModel.from_pretrained('unet', use_safetensors=True)\n"
+        "assert not unet.training\n"
+        "with torch.no_grad():\n"
+        "    torch.save(unet(*torch.load('inputs.pt')).sample, 'output.pt')\n"
+    )
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "output.pt"), unet(*inputs).sample)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 15), (8, 64)])
+def test_refuses_a_size_under_16(make_unet, size):
+    with pytest.raises(ValueError, match=rf"\({size[0]}, {size[1]}\) pixels is too small; the least is 16"):
+        make_unet()(noise(1, 1, *size), 0)
+
+
+def test_refuses_class_labels_on_an_unconditional_model(make_unet):
+    with pytest.raises(ValueError, match="trained without classes"):
+        make_unet()(noise(1, 1, 16, 16), 0, class_labels=torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"block_out_channels": (8, 18)}, "block_out_channels 18 is not a multiple of norm_num_groups 4"),
+        ({"attention_head_dim": 3}, "block_out_channels 8 is not a multiple of attention_head_dim 3"),
+        ({"norm_num_groups": 0}, "not a multiple of norm_num_groups 0"),
+        ({"attention_types": ("full",)}, "attention_types has 1 entries for 2 levels"),
+        ({"attention_types": ("full", "flash")}, "attention type 'flash' is unknown"),
+        (
+            {"block_type": "transformer"},
+            "block_type 'transformer' is unknown; take one of 'resnet', 'convnext'",
+        ),
+        ({"block_out_channels": (), "attention_types": ()}, "block_out_channels is empty"),
+    ],
+)
+def test_refuses_an_architecture_whose_numbers_do_not_fit(make_unet, config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_unet(**config)
