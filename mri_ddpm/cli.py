@@ -1,0 +1,115 @@
+"""The ``mri-ddpm`` command: one thin subcommand a capability."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from mri_ddpm.data import account_of, format_account
+from mri_ddpm.errors import InputError, exit_on_input_error
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run ``mri-ddpm``; bad input ends with one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="mri-ddpm", description="Synthetic brain MRI with diffusion models."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_sample(commands)
+    add_data(commands)
+    parsed = parser.parse_args(args)
+    with exit_on_input_error():
+        parsed.run(parsed)
+
+
+def add_sample(commands) -> None:
+    """``mri-ddpm sample PIPELINE``: draw images to PNG files."""
+    parser = commands.add_parser("sample", help="draw images with a trained pipeline")
+    parser.add_argument(
+        "pipeline", help="pipeline folder of a run, such as runs/a/pipeline, or a Hub repository"
+    )
+    parser.add_argument("--class_label", help="class to draw, by name; all classes in turn when not given")
+    parser.add_argument("--num_images", type=int, default=16)
+    parser.add_argument(
+        "--num_inference_steps", type=int, help="steps of the reverse chain; all when not given"
+    )
+    parser.add_argument(
+        "--guidance_scale", type=float, default=1.0, help="1 is none; more follows the class more"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image i is drawn from seed + i, whatever its batch"
+    )
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for the PNG files; new or empty"
+    )
+    parser.set_defaults(run=sample)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw ``--num_images`` images in batches and write each as soon as it is there."""
+    from tqdm.auto import tqdm
+
+    from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+    for name, least in (("num_images", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} is {getattr(args, name)}; take {least} or more.")
+    if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
+        raise InputError(f"--output_dir {args.output_dir} is not an empty folder; name a new one.")
+    try:
+        pipeline = MRIDDPMPipeline.from_pretrained(args.pipeline).to(args.device)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no pipeline could be loaded from {args.pipeline}: {' '.join(str(error).split())}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    names = [args.class_label] if args.class_label else pipeline.class_names
+    with tqdm(total=args.num_images, desc="sampling", unit="image") as bar:
+        for start in range(0, args.num_images, args.batch_size):
+            indices = range(start, min(start + args.batch_size, args.num_images))
+            try:
+                images = pipeline(
+                    [names[i % len(names)] for i in indices] if names else None,
+                    num_images=len(indices),
+                    num_inference_steps=args.num_inference_steps,
+                    guidance_scale=args.guidance_scale,
+                    generator=[torch.Generator().manual_seed(args.seed + i) for i in indices],
+                ).images
+            except ValueError as error:
+                raise InputError(str(error)) from error
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+            for i, image in zip(indices, images, strict=True):
+                name = f"{names[i % len(names)]}-" if names else ""
+                image.save(args.output_dir / f"{name}{i:05d}.png")
+            bar.update(len(indices))
+
+
+def add_data(commands) -> None:
+    """``mri-ddpm data DIR``: the account of a data set."""
+    parser = commands.add_parser("data", help="count, check and split a folder of scans; trains nothing")
+    parser.add_argument("train_data_dir", help="folder or .zip of scans")
+    parser.add_argument("--validation_share", type=float, default=0.1)
+    parser.add_argument("--keep_repeats", action="store_true", help="leave copies in the training part")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
+    parser.add_argument(
+        "--output", type=Path, default=Path("manifest.json"), help="JSON file for the whole account"
+    )
+    parser.set_defaults(run=data)
+
+
+def data(args: argparse.Namespace) -> None:
+    """Print the account and write it, with every file's hash and split, as JSON."""
+    if args.output.exists():
+        raise InputError(f"--output {args.output} exists; name another file, or remove it.")
+    manifest = account_of(
+        args.train_data_dir,
+        validation_share=args.validation_share,
+        keep_repeats=args.keep_repeats,
+        seed=args.seed,
+    )
+    print(format_account(manifest))
+    args.output.write_text(json.dumps(manifest, indent=1) + "\n")
+    print(f"written: {args.output}")

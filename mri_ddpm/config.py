@@ -1,0 +1,305 @@
+"""Everything a training run can be told, the presets, and the refusals that can be made before any work starts.
+
+The command line's flags are the fields' names. A value comes from the flag, else from the ``--config`` file, else from
+the preset, else from the default below, which is our own recipe.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+from mri_ddpm.errors import InputError
+
+SCALED_BETAS = {"beta_start": 1e-4 * 1000 / 300, "beta_end": 0.02 * 1000 / 300}  # Ho et al.'s, for T = 300
+PAPER_BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
+
+
+def about(default, text: str):
+    """A field with its ``--help`` text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run, as it is saved in ``config.json``.
+
+    Raises:
+        InputError: when a number is out of range or two do not fit; the sentence states them.
+    """
+
+    preset: str = about(
+        "quickstart",
+        "Start from a preset: tiny, quickstart, mridiff-44, mridiff-72, mridiff-figure4 or mri-ddpm-64.",
+    )
+    output_dir: str = about("runs/quickstart", "Run folder: checkpoints, metrics, grids and the pipeline.")
+
+    # Data
+    train_data_dir: str | None = about(
+        None,
+        "Folder or .zip of scans: class folders, Training/Testing, or flat. Without it or --dataset_name, the phantom.",
+    )
+    dataset_name: str | None = about(None, "Data set on the Hub, or a local one, for datasets.load_dataset.")
+    dataset_config_name: str | None = about(None, "Configuration of --dataset_name.")
+    image_column: str = about("image", "Image column of --dataset_name.")
+    label_column: str = about("label", "Class column of --dataset_name.")
+    resolution: int = about(64, "Pixels a side.")
+    fit: Literal["pad", "crop", "stretch"] = about("pad", "How a scan becomes square.")
+    validation_share: float = about(
+        0.1, "Share of the training part that is held out, by group of copies and by class."
+    )
+    keep_repeats: bool = about(False, "Train on identical and near-identical copies too.")
+    on_bad_image: Literal["error", "skip"] = about(
+        "error", "What to do with files that are no readable image."
+    )
+    random_flip: bool = about(False, "Mirror training scans left to right, half of the time.")
+    no_flip_classes: list[str] = about([], "Classes in which side matters: --random_flip leaves them alone.")
+    cache_dir: str | None = about(
+        None, "Where decoded scans are kept; the datasets library's cache when not given."
+    )
+    phantom_images: int = about(2048, "Number of phantoms to draw when there are no scans.")
+    dataloader_num_workers: int = about(0, "Loader processes; 0 loads in the training process.")
+
+    # Network
+    block_out_channels: list[int] = about([64, 128, 256], "Channels of each level, finest first.")
+    layers_per_block: int = about(2, "Blocks a level.")
+    block_type: Literal["resnet", "convnext"] = about("resnet", "Kind of block.")
+    attention_types: list[str] = about(
+        ["none", "linear", "full"], "Attention of each level: linear, full or none."
+    )
+    attention_head_dim: int = about(32, "Channels of one attention head.")
+    norm_num_groups: int = about(8, "Groups of every group norm.")
+    dropout: float = about(0.0, "Dropout inside each block.")
+    class_conditional: bool = about(True, "Learn each class, when the data has classes.")
+    class_dropout_prob: float = about(0.1, "Share of training scans shown without their class, for guidance.")
+    gradient_checkpointing: bool = about(False, "Trade a third more compute for much less memory.")
+
+    # Diffusion
+    num_train_timesteps: int = about(300, "Timesteps T of the diffusion.")
+    beta_start: float = about(SCALED_BETAS["beta_start"], "First of the linear betas.")
+    beta_end: float = about(SCALED_BETAS["beta_end"], "Last of the linear betas.")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = about(
+        "v_prediction", "What the network predicts."
+    )
+    loss_type: Literal["huber", "l1", "l2"] = about("huber", "Loss.")
+    huber_delta: float = about(1.0, "Where the Huber loss turns from square to linear.")
+    snr_gamma: float | None = about(None, "Min-SNR weighting of the loss; 5.0 is usual. Off when not given.")
+
+    # Optimization
+    seed: int = about(0, "Seed of everything drawn.")
+    train_batch_size: int = about(64, "Scans a step on each process.")
+    gradient_accumulation_steps: int = about(1, "Batches an optimizer step.")
+    num_train_epochs: int = about(1000, "Passes over the training scans.")
+    max_train_steps: int | None = about(None, "Optimizer steps; overrides --num_train_epochs.")
+    optimizer: Literal["adam", "adamw"] = about("adam", "Optimizer.")
+    learning_rate: float = about(1e-3, "Peak learning rate.")
+    adam_beta1: float = about(0.9, "Adam's beta 1.")
+    adam_beta2: float = about(0.999, "Adam's beta 2.")
+    adam_epsilon: float = about(1e-8, "Adam's epsilon.")
+    adam_weight_decay: float = about(0.0, "Weight decay; decoupled with adamw.")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = about("cosine", "Learning rate against the optimizer step, by diffusers.optimization.")
+    lr_warmup_steps: int = about(100, "Optimizer steps of warm-up.")
+    max_grad_norm: float = about(1.0, "Clip the gradient's norm; 0 is off.")
+    ema_max_decay: float = about(0.9999, "Largest decay of the averaged weights.")
+    ema_power: float = about(0.75, "Warm-up of that decay: 1 - (1 + step) ** -power.")
+
+    # Watching and keeping
+    logging_steps: int = about(10, "Optimizer steps between updates of the progress bar and trackers.")
+    validation_steps: int = about(500, "Optimizer steps between validations.")
+    sample_epochs: list[int] = about(
+        [], "Epochs at whose end grids of raw and EMA samples are drawn; 0 is before training."
+    )
+    num_samples: int = about(16, "Images in a grid, the classes in turn.")
+    num_inference_steps: int | None = about(None, "Sampling steps of the grids; T when not given.")
+    checkpointing_steps: int = about(500, "Optimizer steps between checkpoints.")
+    checkpoints_total_limit: int = about(2, "Checkpoints to keep, newest first.")
+    resume_from_checkpoint: str | None = about(None, "'latest' or a checkpoint's folder.")
+    report_to: str | None = about(None, "Tracker that accelerate knows: tensorboard, wandb, ...")
+
+    def __post_init__(self):
+        refuse_wrong_numbers(self)
+
+    @property
+    def source(self) -> str:
+        """Where the scans come from, in words."""
+        return self.train_data_dir or self.dataset_name or "phantom"
+
+    def save(self, path: Path) -> None:
+        """Write every field as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+AT_LEAST = {
+    "resolution": 16, "phantom_images": 2, "layers_per_block": 1, "attention_head_dim": 1, "norm_num_groups": 1,
+    "dropout": 0, "class_dropout_prob": 0, "num_train_timesteps": 1, "seed": 0, "train_batch_size": 1,
+    "gradient_accumulation_steps": 1, "num_train_epochs": 1, "max_train_steps": 1, "learning_rate": 0,
+    "adam_weight_decay": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "logging_steps": 1, "validation_steps": 1,
+    "num_samples": 1, "num_inference_steps": 1, "checkpointing_steps": 1, "checkpoints_total_limit": 1,
+    "dataloader_num_workers": 0,
+}  # fmt: skip
+BETWEEN_0_AND_1 = ("beta_start", "beta_end", "adam_beta1", "adam_beta2", "ema_max_decay")
+
+
+def refuse_wrong_numbers(config: TrainingConfig) -> None:
+    """Raise an ``InputError`` naming the flag, its value and what it can be."""
+    for name, least in AT_LEAST.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}; take {least} or more.")
+    for name in BETWEEN_0_AND_1:
+        value = getattr(config, name)
+        if not 0 < value < 1:
+            raise InputError(f"--{name} is {value}; take a number between 0 and 1.")
+    for name in ("dropout", "class_dropout_prob"):
+        if getattr(config, name) >= 1:
+            raise InputError(f"--{name} is {getattr(config, name)}; take a number from 0 to under 1.")
+    for name in ("huber_delta", "snr_gamma", "adam_epsilon", "ema_power"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise InputError(f"--{name} is {value}; take a number over 0.")
+    if config.beta_start > config.beta_end:
+        raise InputError(
+            f"--beta_start {config.beta_start} is over --beta_end {config.beta_end}; betas rise with t."
+        )
+    if config.train_data_dir and config.dataset_name:
+        raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
+    if config.num_inference_steps and config.num_inference_steps > config.num_train_timesteps:
+        raise InputError(
+            f"--num_inference_steps is {config.num_inference_steps}, more than the {config.num_train_timesteps} "
+            "timesteps the model is trained with; take at most that."
+        )
+
+
+MRIDIFF = {  # the paper's recipe (MRIDiff, sections 5 and 7): betas, loss, optimizer and rate, with nothing of ours
+    **PAPER_BETAS,
+    "prediction_type": "epsilon",
+    "attention_types": ["linear", "linear", "linear"],
+    "learning_rate": 1e-3,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "max_grad_norm": 0.0,
+}
+PRESETS: dict[str, dict] = {
+    "tiny": {  # what the tests train
+        "output_dir": "runs/tiny",
+        "resolution": 16,
+        "phantom_images": 64,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "attention_types": ["linear", "full"],
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        "train_batch_size": 8,
+        "max_train_steps": 20,
+        "lr_warmup_steps": 2,
+        "logging_steps": 5,
+        "validation_steps": 10,
+        "checkpointing_steps": 10,
+        "num_samples": 4,
+        "num_inference_steps": 5,
+    },
+    "quickstart": {  # heads in under ten minutes on two CPU cores
+        "output_dir": "runs/quickstart",
+        "resolution": 32,
+        "block_out_channels": [32, 64, 96],
+        "train_batch_size": 32,
+        "max_train_steps": 700,
+        "learning_rate": 2e-3,
+        "lr_warmup_steps": 50,
+        "validation_steps": 175,
+        "checkpointing_steps": 175,
+        "num_inference_steps": 50,
+    },
+    "mridiff-44": {
+        **MRIDIFF,
+        "output_dir": "runs/mridiff-44",
+        "resolution": 44,
+        "train_batch_size": 80,
+        "num_train_epochs": 8000,
+    },
+    "mridiff-72": {
+        **MRIDIFF,
+        "output_dir": "runs/mridiff-72",
+        "resolution": 72,
+        "train_batch_size": 40,
+        "num_train_epochs": 2600,
+    },
+    "mridiff-figure4": {  # 388 x 388 with a 1024-channel bottleneck
+        **MRIDIFF,
+        "output_dir": "runs/mridiff-figure4",
+        "resolution": 388,
+        "block_out_channels": [64, 128, 256, 512, 1024],
+        "attention_types": ["none", "none", "linear", "linear", "linear"],
+        "train_batch_size": 8,
+    },
+    "mri-ddpm-64": {"output_dir": "runs/mri-ddpm-64"},  # our own recipe: the defaults above
+}
+
+
+def parse_config(args: list[str] | None = None) -> TrainingConfig:
+    """Read the command line (``sys.argv`` when ``args`` is None) into a ``TrainingConfig``.
+
+    Raises:
+        InputError: for an unknown preset, an unreadable ``--config`` file or an unknown key in it, a bad number.
+    """
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first_look.add_argument("--preset")
+    first_look.add_argument("--config")
+    given, _ = first_look.parse_known_args(args)
+    from_file = read_config_file(given.config) if given.config else {}
+    preset = given.preset or from_file.get("preset", TrainingConfig.preset)
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset} is unknown; the presets are: {', '.join(PRESETS)}.")
+
+    parser = HfArgumentParser(
+        TrainingConfig,
+        description="Train a diffusion model on brain MRI slices. Without scans it trains on a built-in phantom.",
+        usage="train_ddpm.py [--train_data_dir DIR] [--preset NAME] [--config FILE.yaml] [--FLAG VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", help="YAML or JSON file of flags; what the command line gives overrides it."
+    )
+    parser.set_defaults(**{**PRESETS[preset], "preset": preset})
+    namespace = vars(parser.parse_args([*as_flags(from_file), *(sys.argv[1:] if args is None else args)]))
+    namespace.pop("config")
+    return TrainingConfig(**namespace)
+
+
+def as_flags(values: dict) -> list[str]:
+    """Write a config file's values as flags, so that one parser checks both; null and [] mean "not given"."""
+    flags = []
+    for name, value in values.items():
+        entries = value if isinstance(value, list) else [value]
+        if value is not None and entries:
+            flags += [f"--{name}", *map(str, entries)]
+    return flags
+
+
+def read_config_file(path: str) -> dict:
+    """Read ``--config``: a mapping of field names to values."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read: {error.strerror}; name a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} holds no keys; write lines such as 'resolution: 44'.")
+    known = [f.name for f in dataclasses.fields(TrainingConfig)]
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise InputError(
+            f"--config {path} has unknown keys: {', '.join(unknown)}; 'train_ddpm.py --help' lists them all."
+        )
+    return values

@@ -1,0 +1,153 @@
+"""What stands before the first step: checks, scans, the network, the optimizer, and what the user is told."""
+
+import dataclasses
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from diffusers import DDPMScheduler
+
+from mri_ddpm import data
+from mri_ddpm.config import TrainingConfig
+from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
+from mri_ddpm.errors import InputError
+from mri_ddpm.models import modeling_attention_unet
+from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+
+
+def attention_types(config: TrainingConfig) -> tuple[str | None, ...]:
+    """The flag's words as the network takes them: "none" is ``None``."""
+    return tuple(None if kind == "none" else kind for kind in config.attention_types)
+
+
+def check_architecture(config: TrainingConfig) -> None:
+    """Raise an ``InputError`` where the network's numbers do not fit each other."""
+    try:
+        modeling_attention_unet.check_architecture(
+            config.block_out_channels,
+            config.block_type,
+            attention_types(config),
+            config.attention_head_dim,
+            config.norm_num_groups,
+        )
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+
+
+def check_tracker(config: TrainingConfig) -> None:
+    """Raise an ``InputError`` for a tracker that accelerate does not know, or that is not installed."""
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    if config.report_to is None or config.report_to in [str(name) for name in get_available_trackers()]:
+        return
+    if config.report_to in known:
+        extra = '"mri-ddpm[tensorboard]"' if config.report_to == "tensorboard" else config.report_to
+        raise InputError(f"--report_to {config.report_to} is not installed; 'pip install {extra}' brings it.")
+    raise InputError(f"--report_to {config.report_to} is unknown; accelerate knows: {', '.join(known)}.")
+
+
+def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
+    """Load the scans, or draw phantoms where there are none; one process a machine fills the cache for the others."""
+    with accelerator.local_main_process_first():
+        if config.train_data_dir or config.dataset_name:
+            same_names = ("train_data_dir", "dataset_name", "dataset_config_name", "image_column", "label_column",
+                          "resolution", "fit", "validation_share", "keep_repeats", "on_bad_image", "seed",
+                          "cache_dir")  # fmt: skip
+            scans = data.load_scans(**{name: getattr(config, name) for name in same_names})
+        else:
+            scans = data.load_phantoms(
+                num_images=config.phantom_images,
+                resolution=config.resolution,
+                validation_share=config.validation_share,
+                seed=config.seed,
+            )
+    global_batch = config.train_batch_size * accelerator.num_processes
+    if global_batch > len(scans.train):
+        raise InputError(
+            f"--train_batch_size {config.train_batch_size} on {accelerator.num_processes} process(es) is larger than "
+            f"the {len(scans.train)} training scans; take at most {len(scans.train) // accelerator.num_processes}."
+        )
+    for name in config.no_flip_classes:
+        if name not in scans.class_names:
+            there = ", ".join(scans.class_names) or "none"
+            raise InputError(
+                f"--no_flip_classes {name} is not a class of the scans; the classes are: {there}."
+            )
+    return scans
+
+
+def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> AttentionUNet2DModel:
+    """The network, its weights drawn from the seed."""
+    conditional = config.class_conditional and bool(class_names)
+    torch.manual_seed(config.seed)
+    unet = AttentionUNet2DModel(
+        sample_size=config.resolution,
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        block_type=config.block_type,
+        attention_types=attention_types(config),
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_num_groups,
+        dropout=config.dropout,
+        num_class_embeds=len(class_names) if conditional else None,
+        class_names=tuple(class_names) if conditional else None,
+    )
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def build_optimizer(config: TrainingConfig, unet: AttentionUNet2DModel) -> torch.optim.Optimizer:
+    """Adam as in the recipe, or AdamW."""
+    optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return optimizer_class(
+        unet.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+    )
+
+
+def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """Open the tracker of ``--report_to`` with the configuration as its hyperparameters."""
+    if config.report_to:
+        flat = {
+            name: value if isinstance(value, (int, float)) else str(value)
+            for name, value in dataclasses.asdict(config).items()
+        }
+        accelerator.init_trackers("mri-ddpm", config=flat)
+
+
+def announce(
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    scans: data.Scans,
+    unet: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    max_steps: int,
+    step: int,
+) -> None:
+    """Say what is trained on what, and what the user may not expect."""
+    if config.source == "phantom":
+        accelerator.print(
+            "No scans given: training on the built-in head phantom, drawings that stand in for scans.\n"
+            "  To train on real ones: --train_data_dir DIR, a folder with one folder of images a class."
+        )
+    classes = (
+        f" in {len(scans.class_names)} classes ({', '.join(scans.class_names)})" if scans.class_names else ""
+    )
+    parameters = sum(p.numel() for p in unet.parameters()) / 1e6
+    accelerator.print(
+        f"{len(scans.train)} training and {len(scans.validation)} held-out images{classes}, {config.resolution} px\n"
+        f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
+        f"T={config.num_train_timesteps}, {max_steps} steps of "
+        f"{config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes} images on "
+        f"{accelerator.num_processes} x {accelerator.device}"
+        + (f", going on from step {step}" if step else "")
+    )
+    left = terminal_signal(scheduler)
+    if left > MAX_TERMINAL_SIGNAL:
+        accelerator.print(
+            f"warning: this schedule leaves {left:.3f} of the image in the last x_T (more than {MAX_TERMINAL_SIGNAL}), "
+            "while sampling starts from noise alone; a larger --beta_end leaves less."
+        )

@@ -1,0 +1,79 @@
+"""What a run shows of itself: ``metrics.jsonl``, ``loss.png`` and grids of samples."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from diffusers.utils import make_image_grid
+from PIL import Image, ImageDraw
+
+GRID_TILE = 96  # pixels; smaller images are enlarged without smoothing
+LABEL_WIDTH = 120  # pixels
+
+
+class Metrics:
+    """``metrics.jsonl``: one line an optimizer step with the training loss, and one a validation.
+
+    Lines past ``step`` are dropped at the start: they belong to steps that a resumed run takes again.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        self.rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def append(self, rows: Sequence[dict]) -> None:
+        """Add rows, each with its ``step``."""
+        self.rows += rows
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Read ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # a whole line ends in a newline
+
+
+def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
+    """Plot the training loss (each step and its running mean) and the held-out loss, raw and EMA, against the step."""
+    from matplotlib.figure import Figure  # imported late: it is slow, and only the main process plots
+
+    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    held_out = [
+        (row["step"], row["validation_loss"], row["validation_loss_ema"]) for row in rows if "loss" not in row
+    ]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    if training:
+        steps, losses = np.array(training).T
+        window = max(1, len(losses) // 50)
+        mean = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.6)
+        axes.plot(steps[window - 1 :], mean, color="tab:blue", label=f"training, mean of {window} steps")
+    if held_out:
+        steps, raw, ema = np.array(held_out).T
+        axes.plot(steps, raw, "o-", color="tab:orange", markersize=3, label="held out, raw weights")
+        axes.plot(steps, ema, "o-", color="tab:green", markersize=3, label="held out, EMA weights")
+    axes.set(xlabel="optimizer step", ylabel="loss", yscale="log", title=title)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def save_grid(images: Sequence[Image.Image], row_names: Sequence[str], path: Path) -> None:
+    """Write images as a grid of one row a name, the name on its left; images are given row by row."""
+    scale = max(1, -(-GRID_TILE // images[0].width))
+    tiles = [
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+        for image in images
+    ]
+    grid = make_image_grid(tiles, rows=len(row_names), cols=len(images) // len(row_names))
+    left = LABEL_WIDTH if any(row_names) else 0
+    labelled = Image.new("L", (grid.width + left, grid.height))
+    labelled.paste(grid, (left, 0))
+    draw = ImageDraw.Draw(labelled)
+    for row, name in enumerate(row_names):
+        draw.text((6, (row + 0.5) * tiles[0].height), name.replace("_", "\n"), fill=255, anchor="lm")
+    labelled.save(path)

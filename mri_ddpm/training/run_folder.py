@@ -1,0 +1,79 @@
+"""The run folder: what it may not overwrite, and what it records of how it came about."""
+
+import dataclasses
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from mri_ddpm.config import TrainingConfig
+from mri_ddpm.errors import InputError
+
+ARCHITECTURE = (  # a checkpoint fits no other values of these
+    "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
+    "norm_num_groups", "class_conditional", "num_train_timesteps", "beta_start", "beta_end", "prediction_type",
+    "optimizer",
+)  # fmt: skip
+
+
+def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
+    """Refuse to overwrite another run, or to resume this one with a network that does not fit.
+
+    Raises:
+        InputError: naming the folder, and the flag that differs with both its values.
+    """
+    saved = run_dir / "config.json"
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"--output_dir {run_dir} is a file; name a folder.")
+    if not config.resume_from_checkpoint:
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise InputError(
+                f"--output_dir {run_dir} is not empty; name another folder, or go on with "
+                "--resume_from_checkpoint latest."
+            )
+        return
+    if not saved.exists():
+        return
+    before, now = json.loads(saved.read_text()), dataclasses.asdict(config)
+    for name in ARCHITECTURE:
+        if name in before and before[name] != now[name]:
+            raise InputError(
+                f"{run_dir} was trained with --{name} {before[name]}, but --{name} is {now[name]} now; resume with "
+                "the first, or name another --output_dir."
+            )
+
+
+def check_same_data(run_dir: Path, manifest: dict) -> None:
+    """Refuse to resume on other scans, or on another split of them."""
+    path = run_dir / "manifest.json"
+    if path.exists() and json.loads(path.read_text())["content_sha256"] != manifest["content_sha256"]:
+        raise InputError(
+            f"the scans of {manifest['source']}, or their split, are not those that {run_dir} was trained on; "
+            "resume with the same ones, or name another --output_dir."
+        )
+
+
+def environment(accelerator: Accelerator) -> dict:
+    """The machine and the versions a run was made with, for ``environment.json``."""
+    packages = ("torch", "diffusers", "accelerate", "datasets", "transformers", "numpy", "mri-ddpm")
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write JSON under a temporary name and rename it, so that a reader never finds half of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(unfinished, path)

@@ -1,0 +1,89 @@
+"""The held-out loss, with the same noise and timesteps every time, and the sample grids, with the same noise too."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from diffusers.utils.torch_utils import randn_tensor
+
+from mri_ddpm.config import TrainingConfig
+from mri_ddpm.data import ScanDataset
+from mri_ddpm.diffusion import loss_per_sample, training_target
+from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.training.randomness import SAMPLES, VALIDATION, make_generator
+from mri_ddpm.training.records import save_grid
+
+
+@contextmanager
+def averaged_weights(ema: EMAModel, unet: AttentionUNet2DModel):
+    """Give the network the EMA weights for the length of a block."""
+    parameters = list(unet.parameters())
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+@torch.no_grad()
+def validation_loss(
+    accelerator: Accelerator,
+    unet: AttentionUNet2DModel,
+    scheduler: DDPMScheduler,
+    scans: ScanDataset,
+    config: TrainingConfig,
+) -> float:
+    """Mean unweighted loss over the held-out scans, each at one timestep; the timesteps cover 0..T-1 evenly.
+
+    The batches are shared out over the processes, and a scan's noise depends on its index alone, so the value is the
+    same for any number of processes and any batch size.
+    """
+    was_training = unet.training
+    unet.eval()
+    num_timesteps = scheduler.config.num_train_timesteps
+    spread = torch.randperm(len(scans), generator=make_generator(config.seed, VALIDATION))
+    timesteps = (spread + 0.5).mul(num_timesteps / len(scans)).long()  # (number of scans,)
+
+    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    starts = range(0, len(scans), config.train_batch_size)
+    for index in range(accelerator.process_index, len(starts), accelerator.num_processes):
+        rows = range(starts[index], min(starts[index] + config.train_batch_size, len(scans)))
+        x_0, labels = scans.batch(list(rows))  # (B, 1, H, W), (B,)
+        generators = [make_generator(config.seed, VALIDATION, 1 + row) for row in rows]
+        noise = randn_tensor(x_0.shape, generators)
+        t, x_0, noise, labels = (
+            v.to(accelerator.device) for v in (timesteps[rows.start : rows.stop], x_0, noise, labels)
+        )
+        with accelerator.autocast():
+            known = labels if unet.config.num_class_embeds else None
+            prediction = unet(scheduler.add_noise(x_0, noise, t), t, class_labels=known).sample.float()
+        target = training_target(scheduler, x_0, noise, t)
+        total += loss_per_sample(prediction, target, config.loss_type, config.huber_delta).double().sum()
+    unet.train(was_training)
+    return accelerator.reduce(total, "sum").item() / len(scans)
+
+
+def draw_grid(
+    unet: AttentionUNet2DModel,
+    scheduler: DDPMScheduler,
+    config: TrainingConfig,
+    path: Path,
+    progress: bool = False,
+) -> None:
+    """Draw ``config.num_samples`` images, a row a class, from the same noise every time, and write them as one grid."""
+    was_training = unet.training
+    pipeline = MRIDDPMPipeline(unet.eval(), scheduler=DDPMScheduler.from_config(scheduler.config))
+    pipeline.set_progress_bar_config(disable=not progress, desc="sampling", leave=False)
+    names = pipeline.class_names or ("",)
+    columns = max(1, config.num_samples // len(names))
+    labels = [name for name in names for _ in range(columns)] if pipeline.class_names else None
+    num_images = columns * len(names)
+    generators = [make_generator(config.seed, SAMPLES, i) for i in range(num_images)]
+    images = pipeline(labels, num_images, config.num_inference_steps, generator=generators).images
+    save_grid(images, names, path)
+    unet.train(was_training)

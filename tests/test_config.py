@@ -1,0 +1,103 @@
+"""Flags, presets and config files, and the refusals that need no data."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mri_ddpm.config import PRESETS, TrainingConfig, parse_config
+from mri_ddpm.errors import InputError, exit_on_input_error
+
+
+def test_nothing_given_is_the_quickstart_on_the_phantom():
+    config = parse_config([])
+    assert (config.preset, config.source) == ("quickstart", "phantom")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_valid_config(preset):
+    config = parse_config(["--preset", preset])
+    for name, value in PRESETS[preset].items():
+        assert getattr(config, name) == value
+
+
+def test_the_papers_recipe():
+    """MRIDiff: 44 x 44, batch 80, Adam 1e-3, T = 300, 8000 epochs, Huber loss, the noise as the target."""
+    config = parse_config(["--preset", "mridiff-44"])
+    assert (config.resolution, config.train_batch_size, config.num_train_epochs) == (44, 80, 8000)
+    assert (config.optimizer, config.learning_rate, config.lr_scheduler) == ("adam", 1e-3, "constant")
+    assert (config.num_train_timesteps, config.beta_start, config.beta_end) == (300, 1e-4, 0.02)
+    assert (config.loss_type, config.prediction_type, config.max_grad_norm) == ("huber", "epsilon", 0)
+
+
+def test_a_flag_overrides_the_file_and_the_file_the_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "preset: mridiff-44\nlearning_rate: 1e-4\nresolution: 72\nrandom_flip: true\nsample_epochs: [0, 3]\n"
+    )
+    config = parse_config(["--config", str(file), "--resolution", "64"])
+    assert (config.resolution, config.learning_rate, config.train_batch_size) == (64, 1e-4, 80)
+    assert config.random_flip
+    assert config.sample_epochs == [0, 3]
+
+
+def test_a_saved_config_gives_the_same_config(tmp_path):
+    config = parse_config(["--preset", "mridiff-72", "--no_flip_classes", "a", "b", "--snr_gamma", "5"])
+    config.save(tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text()) == dataclasses.asdict(config)
+    assert parse_config(["--config", str(tmp_path / "config.json")]) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--preset", "huge"], ["--preset huge", "quickstart", "mridiff-44"]),
+        (["--resolution", "15"], ["--resolution is 15", "16"]),
+        (["--learning_rate", "-1"], ["--learning_rate is -1"]),
+        (["--dropout", "1"], ["--dropout is 1"]),
+        (["--huber_delta", "0"], ["--huber_delta is 0"]),
+        (["--beta_end", "1.5"], ["--beta_end is 1.5"]),
+        (["--beta_start", "0.03", "--beta_end", "0.02"], ["--beta_start 0.03", "--beta_end 0.02"]),
+        (["--num_inference_steps", "301"], ["--num_inference_steps is 301", "300"]),
+        (["--train_data_dir", "a", "--dataset_name", "b"], ["--train_data_dir", "--dataset_name"]),
+        (["--config", "no-such.yaml"], ["no-such.yaml", "No such file"]),
+    ],
+)
+def test_refusals_name_the_flag_and_the_number(flags, words):
+    with pytest.raises(InputError) as refusal:
+        parse_config(flags)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rat: 1", ["unknown keys: learning_rat"]),
+        ("- 1\n- 2", ["holds no keys"]),
+        ("a: [", ["is no YAML"]),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(tmp_path, text, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as refusal:
+        parse_config(["--config", str(file)])
+    for word in [str(file), *words]:
+        assert word in str(refusal.value)
+
+
+def test_a_wrong_type_in_a_config_file_ends_like_a_wrong_flag(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("resolution: large")
+    with pytest.raises(SystemExit) as end:
+        parse_config(["--config", str(file)])
+    assert end.value.code == 2
+    assert "--resolution" in capsys.readouterr().err
+
+
+def test_a_person_sees_one_sentence_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as end, exit_on_input_error():
+        TrainingConfig(resolution=3)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: --resolution is 3; take 16 or more.\n"

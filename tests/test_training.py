@@ -1,0 +1,311 @@
+"""The training loop on the tiny preset: what it leaves, that it repeats itself, goes on where it stopped, and refuses.
+
+Tests run ``train`` in this process, or the front door as a user starts it, in a subprocess.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+
+from mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.errors import InputError
+from mri_ddpm.training import train
+from mri_ddpm.training.records import read_metrics
+
+REPOSITORY = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden_tiny.json"
+
+
+def tiny(output_dir, **changes) -> TrainingConfig:
+    return TrainingConfig(**{**PRESETS["tiny"], "preset": "tiny", "output_dir": str(output_dir), **changes})
+
+
+def train_alone(config: TrainingConfig) -> Path:
+    """Train as in a fresh process: accelerate keeps its state for the life of one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return train(config)
+
+
+def start(
+    *flags, launcher=("-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"), **environment
+):
+    command = [sys.executable, *launcher, "train_ddpm.py", "--preset", "tiny", *map(str, flags)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, start_new_session=True,
+    )  # fmt: skip
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run_dir / "metrics.jsonl") if "loss" in row]
+
+
+def state_of(run_dir: Path, step: int = 20) -> dict:
+    """Weights, EMA, optimizer and schedule of a checkpoint, flat."""
+    folder = run_dir / "checkpoints" / f"step-{step:06d}"
+    state = {"weights": load_file(folder / "model.safetensors")}
+    for name in ("optimizer.bin", *(f"custom_checkpoint_{i}.pkl" for i in range(3))):
+        state[name] = torch.load(folder / name, weights_only=True)
+    return state
+
+
+def assert_same_to_the_bit(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_to_the_bit(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same_to_the_bit(x, y)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    """The whole run of ``tiny``, 20 steps, against which others are held."""
+    return train_alone(tiny(tmp_path_factory.mktemp("unbroken") / "run"))
+
+
+def test_a_run_leaves_what_the_readme_says(unbroken):
+    names = {path.name for path in unbroken.iterdir()}
+    assert names == {
+        "checkpoints", "config.json", "environment.json", "loss.png", "manifest.json", "metrics.jsonl", "pipeline",
+        "samples.png",
+    }  # fmt: skip
+    assert [path.name for path in sorted((unbroken / "checkpoints").iterdir())] == [
+        "step-000010",
+        "step-000020",
+    ]
+    assert Image.open(unbroken / "samples.png").size == (120 + 96, 4 * 96)  # four classes, one image a class
+    assert Image.open(unbroken / "loss.png").width > 400
+    assert json.loads((unbroken / "config.json").read_text())["preset"] == "tiny"
+
+
+def test_the_loss_curve_is_the_golden_one(unbroken):
+    """A refactor changes nothing; ``golden_tiny.json`` is rewritten only by a change that means to change numbers."""
+    golden = json.loads(GOLDEN.read_text())
+    np.testing.assert_allclose(losses(unbroken), golden["loss"], rtol=2e-4)
+    held_out = [row for row in read_metrics(unbroken / "metrics.jsonl") if "loss" not in row]
+    np.testing.assert_allclose(
+        [row["validation_loss"] for row in held_out], golden["validation_loss"], rtol=2e-4
+    )
+    np.testing.assert_allclose(
+        [row["validation_loss_ema"] for row in held_out], golden["validation_loss_ema"], rtol=2e-4
+    )
+
+
+def test_the_pipeline_holds_the_ema_weights(unbroken):
+    pipeline = MRIDDPMPipeline.from_pretrained(unbroken / "pipeline")
+    state = state_of(unbroken)
+    ema = next(value for value in state.values() if "shadow_params" in value)
+    for parameter, averaged in zip(pipeline.unet.parameters(), ema["shadow_params"], strict=True):
+        assert torch.equal(parameter, averaged)
+    assert not torch.equal(pipeline.unet.conv_in.weight, state["weights"]["conv_in.weight"])
+    assert pipeline.class_names == ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
+
+
+def test_ema_by_hand(tmp_path):
+    """Shadow = decay * shadow + (1 - decay) * weight, decay = 1 - (1 + step - 1) ** -power, over the saved steps."""
+    run_dir = train_alone(
+        tiny(tmp_path / "run", max_train_steps=3, checkpointing_steps=1, checkpoints_total_limit=3)
+    )
+    steps = [state_of(run_dir, step) for step in (1, 2, 3)]
+    name = next(key for key, value in steps[0].items() if "shadow_params" in value)
+    for before, after, step in ((steps[0], steps[1], 2), (steps[1], steps[2], 3)):
+        decay = 1 - step ** -PRESETS["tiny"].get("ema_power", TrainingConfig.ema_power)
+        weight = after["weights"]["conv_in.weight"].double()
+        expected = (
+            decay * before[name]["shadow_params"][position_of_conv_in(run_dir)].double()
+            + (1 - decay) * weight
+        )
+        got = after[name]["shadow_params"][position_of_conv_in(run_dir)].double()
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def position_of_conv_in(run_dir: Path) -> int:
+    unet = MRIDDPMPipeline.from_pretrained(run_dir / "pipeline").unet
+    return [name for name, _ in unet.named_parameters()].index("conv_in.weight")
+
+
+def test_resumed_equals_unbroken_to_the_bit(unbroken, tmp_path):
+    """Stopped in the middle of an epoch (7 batches) and of a logging interval, with dropout and flips drawn too."""
+    extra = {"dropout": 0.1, "random_flip": True, "checkpointing_steps": 9}
+    whole = train_alone(tiny(tmp_path / "whole", **extra))
+    broken = tiny(tmp_path / "broken", **extra)
+    train_alone(broken)
+    newest = broken_dir = Path(broken.output_dir)
+    newest = broken_dir / "checkpoints" / "step-000020"
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()  # as if killed after step 18
+    assert "dropout" in (broken_dir / "config.json").read_text()
+    train_alone(dataclasses.replace(broken, resume_from_checkpoint="latest"))
+    assert_same_to_the_bit(state_of(whole), state_of(broken_dir))
+    assert losses(whole) == losses(broken_dir)
+    assert losses(whole) != losses(unbroken)
+
+
+def test_launched_killed_and_resumed_equals_unbroken(unbroken, tmp_path):
+    """``accelerate launch``, SIGKILL after the first checkpoint, the same command with --resume_from_checkpoint."""
+    run_dir = tmp_path / "run"
+    flags = ("--output_dir", run_dir, "--max_train_steps", 200, "--checkpointing_steps", 5, "--checkpoints_total_limit", 99,
+             "--lr_scheduler", "constant")  # fmt: skip
+    process = start(*flags)
+    while not (run_dir / "checkpoints" / "step-000005").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at = len(list((run_dir / "checkpoints").glob("step-*"))) * 5
+    assert killed_at < 200
+
+    refused = start(*flags)  # not resuming: nothing may be overwritten
+    assert "is not empty" in refused.communicate()[1]
+    assert refused.returncode != 0
+
+    resumed = start(*flags, "--resume_from_checkpoint", "latest")
+    _, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors
+    whole = train_alone(
+        tiny(tmp_path / "whole", max_train_steps=200, lr_scheduler="constant", checkpointing_steps=200)
+    )
+    assert_same_to_the_bit(state_of(whole, 200), state_of(run_dir, 200))
+    assert losses(whole) == losses(run_dir)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start("--output_dir", run_dir, "--max_train_steps", 100_000, launcher=())
+    while not (run_dir / "checkpoints" / "step-000010").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume_from_checkpoint latest" in output
+    assert "Traceback" not in errors
+    step = int(output.split("Stopped after step ")[1].split(".")[0])
+    assert (run_dir / "checkpoints" / f"step-{step:06d}").is_dir()
+    assert len(losses(run_dir)) == step
+
+
+def test_two_processes_take_the_steps_of_one(unbroken, tmp_path):
+    """Two gloo processes of 4 scans each against one of 8: same order, noise and timesteps, same curve."""
+    process = start(
+        "--output_dir", tmp_path / "run", "--train_batch_size", 4,
+        launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2"), ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["num_processes"] == 2
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(unbroken), rtol=1e-4)
+    ours, theirs = (read_metrics(folder / "metrics.jsonl")[-1] for folder in (tmp_path / "run", unbroken))
+    assert ours["validation_loss_ema"] == pytest.approx(theirs["validation_loss_ema"], rel=1e-4)
+
+
+def test_accumulated_batches_count_as_one_step(tmp_path):
+    """7 batches an epoch in threes: 3 steps an epoch, and the schedule counts optimizer steps."""
+    run_dir = train_alone(
+        tiny(tmp_path / "run", gradient_accumulation_steps=3, max_train_steps=None, num_train_epochs=2)
+    )
+    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if "loss" in row]
+    assert [row["epoch"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    cosine = [0, 0.5, *(0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4))]  # 2 steps of warm-up, then 4
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], 1e-3 * np.array(cosine), rtol=1e-6)
+
+
+def test_grids_at_chosen_epochs_and_a_tracker(tmp_path):
+    config = tiny(
+        tmp_path / "run", sample_epochs=[0, 2], report_to="tensorboard", snr_gamma=5.0, loss_type="l1"
+    )
+    run_dir = train_alone(config)
+    names = sorted(path.name for path in (run_dir / "samples").iterdir())
+    assert names == [
+        "epoch-00000-ema.png",
+        "epoch-00000-raw.png",
+        "epoch-00002-ema.png",
+        "epoch-00002-raw.png",
+    ]
+    assert list(run_dir.rglob("events.out.tfevents*"))
+    early, late = (np.asarray(Image.open(run_dir / "samples" / name)) for name in (names[1], names[3]))
+    assert not np.array_equal(early, late)
+
+
+def test_gradient_checkpointing_changes_nothing(unbroken, tmp_path):
+    run_dir = train_alone(tiny(tmp_path / "run", gradient_checkpointing=True))
+    np.testing.assert_allclose(losses(run_dir), losses(unbroken), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block_out_channels": [8, 18]}, ["18", "norm_num_groups 4"]),
+        ({"attention_types": ["linear"]}, ["attention_types has 1", "2 levels"]),
+        ({"attention_types": ["linear", "quadratic"]}, ["'quadratic'"]),
+        ({"train_batch_size": 100}, ["--train_batch_size 100", "56 training scans"]),
+        ({"no_flip_classes": ["sarcoma"]}, ["sarcoma", "glioma_tumor"]),
+        ({"report_to": "paper"}, ["--report_to paper", "tensorboard"]),
+        ({"train_data_dir": "no/such/folder"}, ["no/such/folder"]),
+    ],
+)
+def test_refused_before_anything_is_written(tmp_path, changes, words):
+    with pytest.raises(InputError) as refusal:
+        train_alone(tiny(tmp_path / "run", **changes))
+    for word in words:
+        assert word in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ["is not empty", "--resume_from_checkpoint latest"]),
+        (
+            {"resume_from_checkpoint": "latest", "block_out_channels": [8, 24]},
+            ["--block_out_channels [8, 16]", "[8, 24]"],
+        ),
+        (
+            {"resume_from_checkpoint": "step-000003"},
+            ["step-000003 does not exist", "step-000010, step-000020"],
+        ),
+        (
+            {"resume_from_checkpoint": "latest", "phantom_images": 72},
+            ["the scans of phantom", "resume with the same"],
+        ),
+    ],
+)
+def test_another_run_is_not_overwritten(unbroken, changes, words):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    with pytest.raises(InputError) as refusal:
+        train_alone(tiny(unbroken, **changes))
+    for word in words:
+        assert word in str(refusal.value)
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()} == before
+
+
+def test_the_front_door_ends_with_one_sentence_and_exit_code_2(tmp_path):
+    process = start("--output_dir", tmp_path / "run", "--train_data_dir", tmp_path / "nowhere", launcher=())
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert "nowhere" in errors
