@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from mri_ddpm.data import account_of, format_account
 from mri_ddpm.errors import InputError, exit_on_input_error
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 
 
 def main(args: list[str] | None = None) -> None:
@@ -50,21 +52,12 @@ def add_sample(commands) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Draw ``--num_images`` images in batches and write each as soon as it is there."""
-    from tqdm.auto import tqdm
-
-    from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-
     for name, least in (("num_images", 1), ("batch_size", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} is {getattr(args, name)}; take {least} or more.")
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         raise InputError(f"--output_dir {args.output_dir} is not an empty folder; name a new one.")
-    try:
-        pipeline = MRIDDPMPipeline.from_pretrained(args.pipeline).to(args.device)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no pipeline could be loaded from {args.pipeline}: {' '.join(str(error).split())}"
-        ) from error
+    pipeline = load_pipeline(args.pipeline, args.device)
     pipeline.set_progress_bar_config(disable=True)
     names = [args.class_label] if args.class_label else pipeline.class_names
     with tqdm(total=args.num_images, desc="sampling", unit="image") as bar:
@@ -85,6 +78,25 @@ def sample(args: argparse.Namespace) -> None:
                 name = f"{names[i % len(names)]}-" if names else ""
                 image.save(args.output_dir / f"{name}{i:05d}.png")
             bar.update(len(indices))
+
+
+def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
+    """Load a pipeline from a folder or the Hub on to a device.
+
+    Raises:
+        InputError: when there is none, or no such device.
+    """
+    try:
+        pipeline = MRIDDPMPipeline.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if not Path(name).exists():
+            reason = "there is no such folder, and the Hub did not give a repository of that name"
+        raise InputError(f"no pipeline could be loaded from {name}: {reason}.") from error
+    try:
+        return pipeline.to(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def add_data(commands) -> None:

@@ -41,7 +41,9 @@ def train_alone(config: TrainingConfig) -> Path:
 
 
 def start(
-    *flags, launcher=("-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"), **environment
+    *flags,
+    launcher=("-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"),
+    **environment,
 ):
     command = [sys.executable, *launcher, "train_ddpm.py", "--preset", "tiny", *map(str, flags)]
     return subprocess.Popen(
@@ -164,30 +166,54 @@ def test_resumed_equals_unbroken_to_the_bit(unbroken, tmp_path):
     assert losses(whole) != losses(unbroken)
 
 
-def test_launched_killed_and_resumed_equals_unbroken(unbroken, tmp_path):
-    """``accelerate launch``, SIGKILL after the first checkpoint, the same command with --resume_from_checkpoint."""
+def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
     run_dir = tmp_path / "run"
-    flags = ("--output_dir", run_dir, "--max_train_steps", 200, "--checkpointing_steps", 5, "--checkpoints_total_limit", 99,
-             "--lr_scheduler", "constant")  # fmt: skip
-    process = start(*flags)
+    launched = start("--output_dir", run_dir)
+    output, errors = launched.communicate(timeout=300)
+    assert launched.returncode == 0, errors
+    assert "No scans given: training on the built-in head phantom" in output
+    assert "--train_data_dir DIR" in output
+    assert "images_per_s=" in errors  # the progress bar
+    assert "loss=" in errors
+    run_fresh(
+        "import sys, torch; from mri_ddpm import MRIDDPMPipeline\n"
+        "pipeline = MRIDDPMPipeline.from_pretrained(sys.argv[1])\n"
+        "generator = torch.Generator().manual_seed(0)\n"
+        "images = pipeline(class_labels='glioma_tumor', num_images=2, generator=generator).images\n"
+        "assert [image.size for image in images] == [(16, 16)] * 2",
+        run_dir / "pipeline",
+    )
+    resumed = start("--output_dir", run_dir, "--max_train_steps", 25, "--resume_from_checkpoint", "latest")
+    output, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors
+    assert "going on from step 20" in output
+    assert len(losses(run_dir)) == 25
+
+
+def test_killed_and_resumed_equals_unbroken_to_the_bit(tmp_path):
+    """SIGKILL at whatever moment comes after the first checkpoint, then the same command with the resume flag."""
+    run_dir, extra = (
+        tmp_path / "run",
+        {"max_train_steps": 200, "lr_scheduler": "constant", "validation_steps": 100},
+    )
+    flags = ["--output_dir", run_dir, "--checkpointing_steps", 5, "--checkpoints_total_limit", 99]
+    flags += [part for name, value in extra.items() for part in (f"--{name}", value)]
+    process = start(*flags, launcher=())
     while not (run_dir / "checkpoints" / "step-000005").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    killed_at = len(list((run_dir / "checkpoints").glob("step-*"))) * 5
-    assert killed_at < 200
+    assert not (run_dir / "samples.png").exists()  # it was killed before its end
 
-    refused = start(*flags)  # not resuming: nothing may be overwritten
+    refused = start(*flags, launcher=())  # not resuming: nothing may be overwritten
     assert "is not empty" in refused.communicate()[1]
-    assert refused.returncode != 0
+    assert refused.returncode == 2
 
-    resumed = start(*flags, "--resume_from_checkpoint", "latest")
+    resumed = start(*flags, "--resume_from_checkpoint", "latest", launcher=())
     _, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
-    whole = train_alone(
-        tiny(tmp_path / "whole", max_train_steps=200, lr_scheduler="constant", checkpointing_steps=200)
-    )
+    whole = train_alone(tiny(tmp_path / "whole", checkpointing_steps=200, **extra))
     assert_same_to_the_bit(state_of(whole, 200), state_of(run_dir, 200))
     assert losses(whole) == losses(run_dir)
 

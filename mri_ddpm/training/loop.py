@@ -55,6 +55,7 @@ def train(config: TrainingConfig) -> Path:
         log_with=config.report_to,
         project_dir=str(run_dir),
     )
+    preparation.use_all_cores(accelerator)
     scans = preparation.load(accelerator, config)
     check_same_data(run_dir, scans.manifest)
     run = TrainingRun.prepare(accelerator, config, scans, run_dir)

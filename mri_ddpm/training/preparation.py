@@ -1,7 +1,9 @@
 """What stands before the first step: checks, scans, the network, the optimizer, and what the user is told."""
 
 import dataclasses
+import os
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -43,6 +45,17 @@ def check_tracker(config: TrainingConfig) -> None:
         extra = '"mri-ddpm[tensorboard]"' if config.report_to == "tensorboard" else config.report_to
         raise InputError(f"--report_to {config.report_to} is not installed; 'pip install {extra}' brings it.")
     raise InputError(f"--report_to {config.report_to} is unknown; accelerate knows: {', '.join(known)}.")
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """Take the machine's cores where ``accelerate launch`` left a process on a CPU its default of one thread.
+
+    Any other number, from OMP_NUM_THREADS or ``--num_cpu_threads_per_process``, is left as it is.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by the launcher alone
+    if launched and accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = psutil.cpu_count(logical=False) or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
 
 
 def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
