@@ -345,3 +345,16 @@ def test_feeding_is_fast():
     for batch in torch.utils.data.DataLoader(scans.train, batch_size=80, shuffle=True):
         images += len(batch["pixel_values"])
     assert images / (time.perf_counter() - started) > 5000  # some 150 000 a second on an idle core
+
+
+def test_scans_that_fill_a_part_of_their_range_are_pointed_out(tmp_path):
+    """12-bit values in a 16-bit PNG are nearly black to whoever divides by 65535."""
+    for index in range(4):
+        twelve_bit = np.random.default_rng(index).integers(0, 4096, (32, 32)).astype(np.uint16)
+        full = twelve_bit if index % 2 else twelve_bit * 16
+        path = tmp_path / "scans" / "a" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(full).save(path)
+    manifest = account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache"))
+    assert manifest["dark"] == 2
+    assert "2 scans reach less than an eighth" in format_account(manifest)

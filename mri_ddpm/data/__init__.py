@@ -1,6 +1,6 @@
 """Scans for training: found, read, checked, de-duplicated and split; and the phantom for want of scans."""
 
-from .account import format_account
+from .account import dark_warning, format_account
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
@@ -12,6 +12,7 @@ __all__ = [
     "ScanDataset",
     "Scans",
     "account_of",
+    "dark_warning",
     "draw_phantoms",
     "format_account",
     "load_phantoms",

@@ -9,6 +9,7 @@ import numpy as np
 from .split import ScanRecord
 
 MANIFEST_VERSION = 1
+DARK = 1 / 8  # of the full range; 12 bits in a 16-bit file reach a sixteenth of it
 SPLITS = ("train", "validation", "test", "repeat", "leak", "bad")
 
 
@@ -44,6 +45,7 @@ def make_manifest(
         "parts": _count_by_class(records, class_names, lambda record: record.part),
         "sizes": _sizes(good),
         "unreadable": [{"path": r.path, "reason": r.flaw} for r in records if r.flaw is not None],
+        "dark": sum(record.brightest < DARK for record in good),
         "repeats": _repeats(good) if grouped else None,
         "leaks": _leaks(good),
         "split": _count_by_class(records, class_names, lambda record: record.split, SPLITS),
@@ -151,7 +153,17 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
         ]
     bad = manifest["unreadable"]
     lines += [f"unreadable files: {len(bad)}", *list_bad(bad, most_listed)]
+    if manifest["dark"]:
+        lines += [dark_warning(manifest)]
     return "\n".join([*lines, "", f"content sha256: {manifest['content_sha256']}"])
+
+
+def dark_warning(manifest: dict) -> str:
+    """What to say of scans that nearly are black: most often their values fill a part of the file's range."""
+    return (
+        f"warning: {manifest['dark']} scans reach less than an eighth of full brightness and will look black;"
+        " 12-bit values in 16-bit files do: multiply them up to the full range first"
+    )
 
 
 def _repeat_line(title: str, repeats: dict) -> str:

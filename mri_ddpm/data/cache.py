@@ -20,7 +20,7 @@ from mri_ddpm.errors import InputError
 from .reading import BadImageError, fit_square, read_scan
 from .repeats import picture_hash
 
-CACHE_VERSION = 1  # raise it when reading, fitting or hashing changes
+CACHE_VERSION = 2  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
 ROWS_PER_BATCH = 256
 
@@ -30,8 +30,8 @@ def decoded(
 ) -> datasets.Dataset:
     """The memory-mapped table of all contents (sha256 -> reader), decoded now unless the cache has it.
 
-    U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), picture_hash
-    (bytes) and, unless `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
+    U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1),
+    picture_hash (bytes) and, unless `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
     Raises `InputError` if the cache folder cannot be written.
     """
     folder = (
@@ -58,6 +58,7 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
         "flaw": datasets.Value("string"),
         "width": datasets.Value("int32"),
         "height": datasets.Value("int32"),
+        "brightest": datasets.Value("float32"),
         "picture_hash": datasets.Value("binary"),
     }
     if resolution:
@@ -78,13 +79,14 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
 
 def _row(read: Callable[[], bytes], resolution: int | None, fit: str) -> dict:
     """One content's facts and, if there is a resolution, pixels."""
-    row = {"flaw": None, "width": 0, "height": 0, "picture_hash": b""}
+    row = {"flaw": None, "width": 0, "height": 0, "brightest": 0.0, "picture_hash": b""}
     pixels = np.zeros((resolution or 0, resolution or 0), dtype=np.uint16)
     try:
         unit = read_scan(read())
         if resolution:
             pixels = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16)
-        row.update(height=unit.shape[0], width=unit.shape[1], picture_hash=picture_hash(unit))
+        height, width = unit.shape
+        row.update(height=height, width=width, brightest=float(unit.max()), picture_hash=picture_hash(unit))
     except BadImageError as error:
         row["flaw"] = str(error)
     except OSError as error:  # it could be read a moment ago, for its sha256

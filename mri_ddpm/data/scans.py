@@ -180,12 +180,13 @@ def _examine(
         if not flaw:
             readers[sha256] = file.read
     table = decoded(readers, resolution, fit, cache_dir)
-    facts = table.select_columns(["sha256", "flaw", "width", "height"]).to_list()
+    facts = table.select_columns(["sha256", "flaw", "width", "height", "brightest"]).to_list()
     known = {row["sha256"]: row for row in facts}
     for record in records:
         if not record.flaw:
             row = known[record.sha256]
             record.flaw, record.width, record.height = row["flaw"], row["width"], row["height"]
+            record.brightest = row["brightest"]
     if all(record.flaw for record in records):
         raise InputError(
             f"{source.name} holds no images that can be used: {records[0].path} {records[0].flaw}, and so on"

@@ -21,6 +21,7 @@ class ScanRecord:
     flaw: str | None  # why it cannot be used
     width: int = 0
     height: int = 0
+    brightest: float = 1.0  # of 0..1, before any resizing
     group: int | None = None
     repeat: str | None = None  # "byte-identical" or "near-identical" to a file before it
     split: str = "bad"  # "train", "validation", "test", "repeat", "leak" or "bad"

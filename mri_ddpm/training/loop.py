@@ -71,9 +71,7 @@ def train(config: TrainingConfig) -> Path:
         write_json(run_dir / "environment.json", environment(accelerator))
         run.metrics = Metrics(run_dir / "metrics.jsonl", run.progress.step)
     preparation.start_tracker(accelerator, config)
-    preparation.announce(
-        accelerator, config, scans, run.unet, run.noise_scheduler, run.max_steps, run.progress.step
-    )
+    preparation.announce(run)
 
     # Train
     if run.progress.step == 0 and 0 in config.sample_epochs:
@@ -144,10 +142,9 @@ class TrainingRun:
             drop_last=True,
             num_workers=config.dataloader_num_workers,
         )
-        unet = preparation.build_unet(config, scans.class_names).to(memory_format=torch.channels_last)
-        optimizer = preparation.build_optimizer(config, unet)
-        unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
-        raw_unet = accelerator.unwrap_model(unet)
+        raw_unet = preparation.build_unet(config, scans.class_names).to(memory_format=torch.channels_last)
+        optimizer = preparation.build_optimizer(config, raw_unet)
+        unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
         steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation_steps)
         max_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
 

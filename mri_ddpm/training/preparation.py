@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from diffusers import DDPMScheduler
 
 from mri_ddpm import data
 from mri_ddpm.config import TrainingConfig
@@ -15,6 +15,9 @@ from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
 from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+
+if TYPE_CHECKING:
+    from mri_ddpm.training.loop import TrainingRun
 
 
 def attention_types(config: TrainingConfig) -> tuple[str | None, ...]:
@@ -131,36 +134,38 @@ def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
         accelerator.init_trackers("mri-ddpm", config=flat)
 
 
-def announce(
-    accelerator: Accelerator,
-    config: TrainingConfig,
-    scans: data.Scans,
-    unet: torch.nn.Module,
-    scheduler: DDPMScheduler,
-    max_steps: int,
-    step: int,
-) -> None:
+def announce(run: "TrainingRun") -> None:
     """Say what is trained on what, and what the user may not expect."""
+    config, scans, say = run.config, run.scans, run.accelerator.print
     if config.source == "phantom":
-        accelerator.print(
+        say(
             "No scans given: training on the built-in head phantom, drawings that stand in for scans.\n"
             "  To train on real ones: --train_data_dir DIR, a folder with one folder of images a class."
         )
-    classes = (
+    names = (
         f" in {len(scans.class_names)} classes ({', '.join(scans.class_names)})" if scans.class_names else ""
     )
-    parameters = sum(p.numel() for p in unet.parameters()) / 1e6
-    accelerator.print(
-        f"{len(scans.train)} training and {len(scans.validation)} held-out images{classes}, {config.resolution} px\n"
-        f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
-        f"T={config.num_train_timesteps}, {max_steps} steps of "
-        f"{config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes} images on "
-        f"{accelerator.num_processes} x {accelerator.device}"
-        + (f", going on from step {step}" if step else "")
+    say(
+        f"{len(scans.train)} training and {len(scans.validation)} held-out images{names}, {config.resolution} px"
     )
-    left = terminal_signal(scheduler)
-    if left > MAX_TERMINAL_SIGNAL:
-        accelerator.print(
-            f"warning: this schedule leaves {left:.3f} of the image in the last x_T (more than {MAX_TERMINAL_SIGNAL}), "
-            "while sampling starts from noise alone; a larger --beta_end leaves less."
+    kinds = {"repeat": "repeats", "bad": "unreadable files", "leak": "leaks", "test": "test scans"}
+    left_out = {words: scans.manifest["split"][kind]["total"] for kind, words in kinds.items()}
+    if any(left_out.values()):
+        say("left out: " + ", ".join(f"{count} {words}" for words, count in left_out.items() if count))
+    if scans.manifest["dark"]:
+        say(data.dark_warning(scans.manifest))
+    parameters = sum(p.numel() for p in run.raw_unet.parameters()) / 1e6
+    processes = run.accelerator.num_processes
+    say(
+        f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
+        f"T={config.num_train_timesteps}, {run.max_steps} steps of "
+        f"{config.train_batch_size * config.gradient_accumulation_steps * processes} images on "
+        f"{processes} x {run.accelerator.device}"
+        + (f", going on from step {run.progress.step}" if run.progress.step else "")
+    )
+    signal = terminal_signal(run.noise_scheduler)
+    if signal > MAX_TERMINAL_SIGNAL:
+        say(
+            f"warning: this schedule leaves {signal:.3f} of the image in the last x_T (more than "
+            f"{MAX_TERMINAL_SIGNAL}), while sampling starts from noise alone; a larger --beta_end leaves less."
         )
