@@ -6,7 +6,7 @@ the pixels, beside the same distances for held-out scans. The losses are not com
 
     python benchmarks/objectives.py --train_data_dir DIR --output_dir runs/objectives
 
-Needs torchmetrics. A combination whose pipeline is already there is not trained again.
+Needs torchmetrics (pip install -e ".[benchmark]"). A combination whose pipeline is already there is not trained again.
 """
 
 import argparse
@@ -29,6 +29,7 @@ COMBINATIONS = [
     (betas, prediction) for betas in ("paper", "scaled") for prediction in ("epsilon", "v_prediction")
 ]
 BETAS = {"paper": PAPER_BETAS, "scaled": SCALED_BETAS}
+RESOLUTION = 32  # pixels
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -71,7 +72,7 @@ def train(folder: Path, betas: str, prediction: str, args: argparse.Namespace) -
         *("train_ddpm.py", "--preset", "quickstart", "--train_data_dir", args.train_data_dir),
         *("--output_dir", str(folder), "--prediction_type", prediction, "--seed", str(args.seed)),
         *("--beta_start", str(BETAS[betas]["beta_start"]), "--beta_end", str(BETAS[betas]["beta_end"])),
-        *("--max_train_steps", str(args.max_train_steps)),
+        *("--resolution", str(RESOLUTION), "--max_train_steps", str(args.max_train_steps)),
     ]
     start = time.perf_counter()
     subprocess.run(command, check=True, cwd=REPOSITORY)
@@ -89,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     args.train_data_dir, args.output_dir = str(Path(args.train_data_dir).resolve()), args.output_dir.resolve()
 
-    scans = load_scans(resolution=32, train_data_dir=args.train_data_dir, seed=args.seed)
+    scans = load_scans(resolution=RESOLUTION, train_data_dir=args.train_data_dir, seed=args.seed)
     real, held_out = (
         to_unit_range(part.batch(range(len(part)))[0]) for part in (scans.train, scans.validation)
     )

@@ -210,7 +210,7 @@ PRESETS: dict[str, dict] = {
     },
     "quickstart": {  # heads in under ten minutes on two CPU cores
         "output_dir": "runs/quickstart",
-        "resolution": 32,
+        "resolution": 40,
         "block_out_channels": [32, 64, 96],
         "train_batch_size": 32,
         "max_train_steps": 700,

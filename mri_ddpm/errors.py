@@ -11,9 +11,11 @@ class InputError(ValueError):
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """End a command with exit code 2 and the error's one sentence on stderr, instead of a traceback."""
+    """End a command with the error's one sentence on stderr and exit code 2, and on Ctrl-C with 130; no traceback."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -128,6 +128,9 @@ class TrainingRun:
     steps_per_epoch: int
     max_steps: int
     metrics: Metrics | None = None  # on the main process only
+    unlogged: list[dict] = field(default_factory=list)
+    since: float = 0.0  # when the steps in ``unlogged`` began, in seconds
+    bar: tqdm | None = None
 
     @classmethod
     def prepare(
@@ -170,25 +173,25 @@ class TrainingRun:
 
     def train(self, interrupt: Interrupt) -> None:
         """Take the steps that are left, validating, keeping and showing on the way."""
-        bar = tqdm(
+        self.bar = tqdm(
             total=self.max_steps, initial=self.progress.step, desc="training", unit="step",
             disable=not self.accelerator.is_main_process, dynamic_ncols=True,
         )  # fmt: skip
         self.unet.train()
-        self.unlogged, self.since, self.bar = [], time.perf_counter(), bar
+        self.since = time.perf_counter()
         while self.progress.step < self.max_steps and not interrupt.is_set:
             for batches in self.epoch_from_here():
                 self.unlogged.append(self.step(batches))
                 self.progress.step += 1
-                bar.update()
-                last = self.progress.step == self.max_steps or interrupt.is_set
-                self.watch_and_keep(last)
-                if last:
+                self.bar.update()
+                stopping = interrupt.is_set
+                self.watch_and_keep(stopping)
+                if stopping or self.progress.step == self.max_steps:
                     break
             epoch, within = divmod(self.progress.step, self.steps_per_epoch)
             if within == 0 and epoch in self.config.sample_epochs:
                 self.sample(epoch)
-        bar.close()
+        self.bar.close()
 
     def epoch_from_here(self) -> Iterator[list[tuple[int, dict]]]:
         """Yield the rest of the current epoch, an optimizer step's batches at a time, each with its global index."""
@@ -245,18 +248,19 @@ class TrainingRun:
             loss = loss * min_snr_weights(self.noise_scheduler, draws.timesteps, config.snr_gamma)
         return loss.mean()
 
-    def watch_and_keep(self, last: bool) -> None:
-        """Log, validate and checkpoint where the step count asks for it, and at the end."""
+    def watch_and_keep(self, stopping: bool) -> None:
+        """Log, validate and checkpoint where the step count asks for it, and at the end; just keep when stopping."""
         config, step = self.config, self.progress.step
 
         def due(interval: int) -> bool:
-            return last or step % interval == 0
+            return step == self.max_steps or step % interval == 0
 
-        if due(config.logging_steps) or due(config.validation_steps) or due(config.checkpointing_steps):
+        validating, keeping = due(config.validation_steps), stopping or due(config.checkpointing_steps)
+        if due(config.logging_steps) or validating or keeping:
             self.log()
-        if due(config.validation_steps):
+        if validating:
             self.validate()
-        if due(config.checkpointing_steps):
+        if keeping:
             save_checkpoint(self.accelerator, self.run_dir, step, config.checkpoints_total_limit)
             self.save_pipeline()
 

@@ -29,6 +29,9 @@ def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
     saved = run_dir / "config.json"
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"--output_dir {run_dir} is a file; name a folder.")
+    there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise InputError(f"--output_dir {run_dir} cannot be written; name a folder that can.")
     if not config.resume_from_checkpoint:
         if run_dir.exists() and any(run_dir.iterdir()):
             raise InputError(
