@@ -61,6 +61,7 @@ def train(config: TrainingConfig) -> Path:
     run = TrainingRun.prepare(accelerator, config, scans, run_dir)
     if checkpoint:
         accelerator.load_state(str(checkpoint))
+        run.ema.to(accelerator.device)  # what accelerate does not know is loaded to the CPU
 
     # The run folder, written only now that nothing is left to refuse
     if accelerator.is_main_process:

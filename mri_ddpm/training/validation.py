@@ -49,7 +49,7 @@ def validation_loss(
     spread = torch.randperm(len(scans), generator=make_generator(config.seed, VALIDATION))
     timesteps = (spread + 0.5).mul(num_timesteps / len(scans)).long()  # (number of scans,)
 
-    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    total = torch.zeros((), device=accelerator.device)
     starts = range(0, len(scans), config.train_batch_size)
     for index in range(accelerator.process_index, len(starts), accelerator.num_processes):
         rows = range(starts[index], min(starts[index] + config.train_batch_size, len(scans)))
@@ -63,7 +63,7 @@ def validation_loss(
             known = labels if unet.config.num_class_embeds else None
             prediction = unet(scheduler.add_noise(x_0, noise, t), t, class_labels=known).sample.float()
         target = training_target(scheduler, x_0, noise, t)
-        total += loss_per_sample(prediction, target, config.loss_type, config.huber_delta).double().sum()
+        total += loss_per_sample(prediction, target, config.loss_type, config.huber_delta).sum()
     unet.train(was_training)
     return accelerator.reduce(total, "sum").item() / len(scans)
 
