@@ -120,8 +120,9 @@ def test_the_network_sees_each_image_once_a_step_unless_guided(make_pipeline):
     pipeline("no_tumor", 2, num_inference_steps=2, guidance_scale=2.0)
     assert calls == [(299, 4), (149, 4)]
     calls.clear()
-    pipeline(None, 2, num_inference_steps=2, guidance_scale=2.0)  # without a class there is nothing to follow
-    assert calls == [(299, 2), (149, 2)]
+    with pytest.raises(ValueError, match="guidance_scale is 2.0 without class_labels to follow"):
+        pipeline(None, 2, num_inference_steps=2, guidance_scale=2.0)
+    assert calls == []
 
 
 @pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
@@ -363,3 +364,13 @@ def test_refuses_classes_and_guidance_without_classes(make_pipeline, arguments, 
 def test_an_unknown_class_of_a_model_without_names_lists_the_indices(make_pipeline):
     with pytest.raises(ValueError, match="class 'stroke' is not in the model; its classes are: 0 to 2"):
         make_pipeline(class_names=None)("stroke")
+
+
+def test_class_labels_may_be_an_array_or_a_tensor(make_pipeline):
+    pipeline = make_pipeline()
+    expected = pipeline.class_indices([0, 2], 2)
+    for labels in (np.array([0, 2]), torch.tensor([0, 2]), ["glioma_tumor", "no_tumor"]):
+        assert torch.equal(pipeline.class_indices(labels, 2), expected)
+    assert pipeline.class_indices(np.int64(2), 3).tolist() == [2, 2, 2]
+    with pytest.raises(ValueError, match=r"class 0\.5 is not in the model"):
+        pipeline.class_indices([0.5], 1)
