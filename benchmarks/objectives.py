@@ -66,14 +66,21 @@ def distances(images: torch.Tensor, reference: torch.Tensor, features: nn.Module
 
 
 def train(folder: Path, betas: str, prediction: str, args: argparse.Namespace) -> float:
-    """Train one combination by the quickstart's recipe unless it is there; returns the seconds it took."""
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"),
-        *("train_ddpm.py", "--preset", "quickstart", "--train_data_dir", args.train_data_dir),
-        *("--output_dir", str(folder), "--prediction_type", prediction, "--seed", str(args.seed)),
-        *("--beta_start", str(BETAS[betas]["beta_start"]), "--beta_end", str(BETAS[betas]["beta_end"])),
-        *("--resolution", str(RESOLUTION), "--max_train_steps", str(args.max_train_steps)),
-    ]
+    """Train one combination with the quickstart's network; returns the seconds it took."""
+    flags = {
+        "train_data_dir": args.train_data_dir,
+        "output_dir": folder,
+        "prediction_type": prediction,
+        **BETAS[betas],
+        "seed": args.seed,
+        "resolution": RESOLUTION,
+        "train_batch_size": 32,
+        "learning_rate": 2e-3,
+        "max_train_steps": args.max_train_steps,
+    }
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
+    command = [*launch, "train_ddpm.py", "--preset", "quickstart"]
+    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     start = time.perf_counter()
     subprocess.run(command, check=True, cwd=REPOSITORY)
     return time.perf_counter() - start
