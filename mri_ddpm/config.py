@@ -6,7 +6,6 @@ the preset, else from the default below, which is our own recipe.
 
 import argparse
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,10 +132,6 @@ class TrainingConfig:
     def source(self) -> str:
         """Where the scans come from, in words."""
         return self.train_data_dir or self.dataset_name or "phantom"
-
-    def save(self, path: Path) -> None:
-        """Write every field as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 AT_LEAST = {

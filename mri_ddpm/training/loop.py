@@ -1,5 +1,6 @@
 """The training loop, as titled paragraphs; one optimizer step is ``TrainingRun.step``."""
 
+import dataclasses
 import math
 import sys
 import time
@@ -67,7 +68,7 @@ def train(config: TrainingConfig) -> Path:
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
-        config.save(run_dir / "config.json")
+        write_json(run_dir / "config.json", dataclasses.asdict(config))
         write_json(run_dir / "manifest.json", scans.manifest)
         write_json(run_dir / "environment.json", environment(accelerator))
         run.metrics = Metrics(run_dir / "metrics.jsonl", run.progress.step)
@@ -278,6 +279,7 @@ class TrainingRun:
                 "epoch": (step - 1) // self.steps_per_epoch,
                 "loss": loss,
                 "learning_rate": row["learning_rate"],
+                "images_per_second": images_per_second,
                 **({} if row["grad_norm"] is None else {"grad_norm": float(row["grad_norm"])}),
             }
             for step, (loss, row) in enumerate(zip(losses, self.unlogged, strict=True), start=first)
@@ -285,7 +287,7 @@ class TrainingRun:
         self.unlogged = []
         if self.metrics:
             self.metrics.append(rows)
-        self.accelerator.log({**rows[-1], "images_per_second": images_per_second}, step=self.progress.step)
+        self.accelerator.log(rows[-1], step=self.progress.step)
         self.bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", images_per_s=f"{images_per_second:.0f}")
         bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
         if bad:

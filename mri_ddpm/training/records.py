@@ -1,6 +1,7 @@
 """What a run shows of itself: ``metrics.jsonl``, ``loss.png`` and grids of samples."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,9 @@ class Metrics:
     def __init__(self, path: Path, step: int):
         self.path = path
         self.rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(unfinished, path)
 
     def append(self, rows: Sequence[dict]) -> None:
         """Add rows, each with its ``step``."""
