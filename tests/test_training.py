@@ -328,6 +328,17 @@ def test_another_run_is_not_overwritten(unbroken, changes, words):
     assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()} == before
 
 
+def test_resuming_leaves_strangers_files_alone_and_says_when_it_starts_anew(tmp_path, capsys):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files and no run to resume"):
+        train_alone(tiny(tmp_path / "thesis", resume_from_checkpoint="latest"))
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+    train_alone(tiny(tmp_path / "new", resume_from_checkpoint="latest", max_train_steps=2))
+    assert "has no checkpoint yet: starting from step 0" in capsys.readouterr().out
+
+
 def test_the_front_door_ends_with_one_sentence_and_exit_code_2(tmp_path):
     process = start("--output_dir", tmp_path / "run", "--train_data_dir", tmp_path / "nowhere", launcher=())
     _, errors = process.communicate(timeout=60)

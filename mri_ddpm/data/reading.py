@@ -44,7 +44,7 @@ def read_scan(content: bytes) -> np.ndarray:
         raise
     except (
         Exception
-    ) as error:  # a broken file makes decoders raise nearly anything: OSError, SyntaxError, struct.error
+    ) as error:  # a broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
         raise BadImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
 
 

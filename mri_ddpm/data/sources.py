@@ -113,7 +113,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         return archive.read(member)  # never more than the size declared above
     except (
         Exception
-    ) as error:  # BadZipFile, zlib.error, EOFError, RuntimeError (encrypted), NotImplementedError
+    ) as error:  # a broken or encrypted member raises nearly anything: zlib.error, EOFError, ...
         raise BadImageError(f"cannot be unpacked ({error})") from None
 
 

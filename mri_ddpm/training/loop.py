@@ -67,13 +67,15 @@ def train(config: TrainingConfig) -> Path:
     # The run folder, written only now that nothing is left to refuse
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / "config.json", dataclasses.asdict(config))  # first: it marks the folder as a run
         (run_dir / "checkpoints").mkdir(exist_ok=True)
-        write_json(run_dir / "config.json", dataclasses.asdict(config))
         write_json(run_dir / "manifest.json", scans.manifest)
         write_json(run_dir / "environment.json", environment(accelerator))
         run.metrics = Metrics(run_dir / "metrics.jsonl", run.progress.step)
     preparation.start_tracker(accelerator, config)
     preparation.announce(run)
+    if config.resume_from_checkpoint and not checkpoint:
+        accelerator.print(f"{run_dir} has no checkpoint yet: starting from step 0.")
 
     # Train
     if run.progress.step == 0 and 0 in config.sample_epochs:

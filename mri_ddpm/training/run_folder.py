@@ -40,6 +40,10 @@ def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
             )
         return
     if not saved.exists():
+        if run_dir.exists() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
+            raise InputError(
+                f"--output_dir {run_dir} holds other files and no run to resume; name the run's folder."
+            )
         return
     before, now = json.loads(saved.read_text()), dataclasses.asdict(config)
     for name in ARCHITECTURE:
