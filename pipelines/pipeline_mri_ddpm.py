@@ -1,15 +1,23 @@
-"""The pipeline, whole, in one file that is uploaded to the Hub as it is (torch, diffusers, numpy and PIL only)."""
+"""The pipeline, whole, in one file that is uploaded to the Hub as it is (diffusers and what it needs, and no sibling)."""
 
 import inspect
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
 from PIL import Image
+
+UNET_MODULE, UNET_CLASS = "mri_ddpm.models.modeling_attention_unet", "AttentionUNet2DModel"
+INSTALLED = __name__.startswith("mri_ddpm.")  # and not a copy that diffusers took from a repository
 
 
 @dataclass
@@ -40,6 +48,57 @@ class MRIDDPMPipeline(DiffusionPipeline):
             memory_format=torch.channels_last
         )  # twice the convolution rate on a CPU, and what a GPU wants in bf16
         self.register_modules(unet=unet, scheduler=scheduler)
+
+    def save_config(self, save_directory, **kwargs) -> None:
+        """Write ``model_index.json`` and the code that it names, so that what is saved opens with diffusers alone.
+
+        ``save_pretrained`` and ``push_to_hub`` come through here. diffusers itself would record the installed package's
+        modules, and such a repository opens for nobody else (huggingface/diffusers#6563).
+        """
+        super().save_config(save_directory, **kwargs)
+        folder, index_file = Path(save_directory), Path(save_directory) / self.config_name
+        index = json.loads(index_file.read_text())
+        unet = getattr(self.unet, "_orig_mod", self.unet)  # as it was before torch.compile
+        unet_file = Path(inspect.getfile(type(unet)))
+        (folder / "unet").mkdir(exist_ok=True)
+        shutil.copyfile(__file__, folder / Path(__file__).name)
+        shutil.copyfile(unet_file, folder / "unet" / unet_file.name)
+        index["_class_name"] = [Path(__file__).stem, MRIDDPMPipeline.__name__]
+        index["unet"] = [unet_file.stem, type(unet).__name__]
+        index.pop("_name_or_path", None)  # a folder of this machine is nobody else's business
+        index_file.write_text(json.dumps(index, indent=2) + "\n")
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path, **kwargs):
+        """Read ``model_index.json`` and put the installed classes in the place of the code it names, which never runs.
+
+        Raises:
+            ValueError: when it, or a config beside it, names a class that is none of ours.
+        """
+        config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        if not isinstance(config, dict):
+            raise ValueError(
+                f"{pretrained_model_name_or_path}/model_index.json holds no mapping; it is not opened."
+            )
+        if INSTALLED:
+            check_index(config, Path(pretrained_model_name_or_path))
+            config.update(_class_name=cls.__name__, unet=[UNET_MODULE, UNET_CLASS])
+        return config
+
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs) -> str:
+        """Fetch configs and weights of a Hub repository, and none of its code; the folder they are in."""
+        if not INSTALLED:
+            return super().download(pretrained_model_name, **kwargs)
+        variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+        files = {
+            "scheduler": ["scheduler/scheduler_config.json"],
+            "unet": ["unet/config.json", f"unet/diffusion_pytorch_model{variant}.safetensors"],
+        }
+        wanted = ["model_index.json"] + [f for name in files if name not in kwargs for f in files[name]]
+        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        return snapshot_download(pretrained_model_name, allow_patterns=wanted, **hub_kwargs)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -181,3 +240,53 @@ class MRIDDPMPipeline(DiffusionPipeline):
         if output_type == "np":
             return array
         return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
+
+
+def check_index(index: dict, folder: Path) -> None:
+    """Refuse a pipeline folder whose JSON files name other classes than ours and diffusers' schedulers.
+
+    Raises:
+        ValueError: naming the file, what it says, and what it should say.
+    """
+    scheduler = index.get("scheduler")
+    name = scheduler[-1] if isinstance(scheduler, list) and scheduler else None
+    scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None
+    is_scheduler = isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)
+    known = {  # what a file may say, the Hub's form first
+        "_class_name": ([Path(__file__).stem, MRIDDPMPipeline.__name__], MRIDDPMPipeline.__name__),
+        "unet": ([UNET_MODULE.rpartition(".")[-1], UNET_CLASS], [UNET_MODULE, UNET_CLASS]),
+        "scheduler": (["diffusers", name if is_scheduler else "DDPMScheduler"],),
+    }
+    for key in (*known, *(key for key, value in index.items() if isinstance(value, list))):
+        wanted = known.get(key, ("no further component",))
+        if index.get(key) not in wanted:
+            raise ValueError(
+                f"{folder / 'model_index.json'} says {key} is {index.get(key)!r}, where {wanted[0]!r} is wanted; it is not "
+                "opened."
+            )
+    check_config(folder / "unet" / "config.json", UNET_CLASS)
+    check_config(folder / "scheduler" / "scheduler_config.json", name, scheduler_class.from_config)
+    for file in (folder / "unet").glob("*.index*.json"):  # its entries are paths, and could lead anywhere
+        raise ValueError(
+            f"{file} spreads the weights over several files; save them whole, with a larger max_shard_size."
+        )
+
+
+def check_config(file: Path, class_name: str, build: Callable[[dict], object] = dict) -> None:
+    """Refuse a component's config that is none, is another class's, or does not build; one that is not there is fine.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    if not file.is_file():
+        return  # given to from_pretrained by the caller, or missed by diffusers in a moment
+    try:
+        config = json.loads(file.read_text())
+        found = config["_class_name"]
+        build(config)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{file} is no config of a {class_name}: {error}.") from error
+    if found != class_name:
+        raise ValueError(
+            f"{file} says _class_name is {found!r}, where {class_name!r} is wanted; it is not opened."
+        )

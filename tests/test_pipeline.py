@@ -296,10 +296,12 @@ def test_a_fresh_process_draws_the_same_images_to_the_bit(make_pipeline, run_fre
         "model_index.json",
         "scheduler/scheduler_config.json",
         "unet/config.json",
+        "pipeline_mri_ddpm.py",
         "unet/diffusion_pytorch_model.safetensors",
+        "unet/modeling_attention_unet.py",
     }
     index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
-    assert index["_class_name"] == "MRIDDPMPipeline"
+    assert index["_class_name"] == ["pipeline_mri_ddpm", "MRIDDPMPipeline"]
     run_fresh(
         "import numpy as np, torch\n"
         "from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline\n"

@@ -3,6 +3,8 @@
 Letters in shape comments: B batch, C channels, H height, W width, N = H * W tokens, E embedding width.
 """
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -12,6 +14,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 MIN_SIZE = 16  # pixels
+MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
 
 
 class ResnetBlock(nn.Module):
@@ -152,7 +155,12 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         check_architecture(
-            block_out_channels, block_type, attention_types, attention_head_dim, norm_num_groups
+            block_out_channels,
+            layers_per_block,
+            block_type,
+            attention_types,
+            attention_head_dim,
+            norm_num_groups,
         )
         self.gradient_checkpointing = False
         channels, embed_dim = tuple(block_out_channels), 4 * block_out_channels[0]
@@ -197,6 +205,51 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         self.last_block = block("resnet", 2 * channels[0], channels[0])
         self.norm_out = nn.GroupNorm(norm_num_groups, channels[0])
         self.conv_out = zero_init(nn.Conv2d(channels[0], out_channels, 3, padding=1))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, output_loading_info: bool = False, **kwargs
+    ) -> "AttentionUNet2DModel":
+        """Load as every diffusers model does, but from safetensors alone, and only weights that fit their config.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a repository on the Hub.
+            output_loading_info: return the model and a dictionary about its loading.
+            kwargs: as in diffusers: ``subfolder``, ``revision``, ``torch_dtype``, ``variant``, ``token``, ...
+
+        Raises:
+            ValueError: when a tensor is missing, unknown or of another shape, the file is damaged, or a number in the
+                config fits no network.
+        """
+        where = "/".join(map(str, filter(None, (pretrained_model_name_or_path, kwargs.get("subfolder")))))
+        kwargs["use_safetensors"] = True  # a pickle could run anything
+        logger = logging.getLogger("diffusers.models.modeling_utils")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it would list every tensor that is named in one sentence below
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            )
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            reason = str(error).split(". ")[0].rstrip(".")
+            raise ValueError(f"the U-Net in {where} cannot be loaded: {reason}.") from error
+        except OSError as error:
+            if not str(error).startswith(
+                "Unable to load weights"
+            ):  # diffusers' words for a file it cannot read
+                raise
+            raise ValueError(
+                f"the weights in {where} are damaged or cut short; fetch them again, or from another revision."
+            ) from error
+        finally:
+            logger.setLevel(level)
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if wrong:
+            raise ValueError(
+                f"the weights in {where} do not fit its config.json: {len(wrong)} tensors are missing or unknown, "
+                f"the first is {wrong[0]}."
+            )
+        return (model, info) if output_loading_info else model
 
     def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Embed timesteps and classes: ``(B, E)``, already passed through SiLU for every block to project."""
@@ -274,11 +327,13 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 def check_architecture(
-    block_out_channels, block_type, attention_types, attention_head_dim, norm_num_groups
+    block_out_channels, layers_per_block, block_type, attention_types, attention_head_dim, norm_num_groups
 ) -> None:
     """Raise a ``ValueError`` whose sentence states the numbers that do not fit together."""
     if block_type not in BLOCKS:
         raise ValueError(f"block_type {block_type!r} is unknown; take one of {', '.join(map(repr, BLOCKS))}.")
+    if not 1 <= layers_per_block <= MAX_LAYERS:
+        raise ValueError(f"layers_per_block is {layers_per_block}; take 1 to {MAX_LAYERS}.")
     if not block_out_channels:
         raise ValueError("block_out_channels is empty; give the channels of at least one level.")
     if len(attention_types) != len(block_out_channels):

@@ -30,6 +30,7 @@ def check_architecture(config: TrainingConfig) -> None:
     try:
         modeling_attention_unet.check_architecture(
             config.block_out_channels,
+            config.layers_per_block,
             config.block_type,
             attention_types(config),
             config.attention_head_dim,
