@@ -9,6 +9,8 @@ from tqdm.auto import tqdm
 
 from mri_ddpm.data import account_of, format_account
 from mri_ddpm.errors import InputError, exit_on_input_error
+from mri_ddpm.hub import export_repository, png_text, provenance, push_run
+from mri_ddpm.hub.faults import http_response, hub_sentence, is_network_fault
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 
 
@@ -20,6 +22,7 @@ def main(args: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_sample(commands)
     add_data(commands)
+    add_push(commands)
     parsed = parser.parse_args(args)
     with exit_on_input_error():
         parsed.run(parsed)
@@ -29,7 +32,7 @@ def add_sample(commands) -> None:
     """``mri-ddpm sample PIPELINE``: draw images to PNG files."""
     parser = commands.add_parser("sample", help="draw images with a trained pipeline")
     parser.add_argument(
-        "pipeline", help="pipeline folder of a run, such as runs/a/pipeline, or a Hub repository"
+        "pipeline", help="run folder, such as runs/a, its pipeline folder, or a Hub repository"
     )
     parser.add_argument("--class_label", help="class to draw, by name; all classes in turn when not given")
     parser.add_argument("--num_images", type=int, default=16)
@@ -60,6 +63,11 @@ def sample(args: argparse.Namespace) -> None:
     pipeline = load_pipeline(args.pipeline, args.device)
     pipeline.set_progress_bar_config(disable=True)
     names = [args.class_label] if args.class_label else pipeline.class_names
+    source = {
+        **provenance(pipeline),
+        "num_inference_steps": args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps,
+        "guidance_scale": args.guidance_scale,
+    }
     with tqdm(total=args.num_images, desc="sampling", unit="image") as bar:
         for start in range(0, args.num_images, args.batch_size):
             indices = range(start, min(start + args.batch_size, args.num_images))
@@ -75,24 +83,31 @@ def sample(args: argparse.Namespace) -> None:
                 raise InputError(str(error)) from error
             args.output_dir.mkdir(parents=True, exist_ok=True)
             for i, image in zip(indices, images, strict=True):
-                name = f"{names[i % len(names)]}-" if names else ""
-                image.save(args.output_dir / f"{name}{i:05d}.png")
+                class_name = names[i % len(names)] if names else None
+                path = args.output_dir / f"{class_name + '-' if class_name else ''}{i:05d}.png"
+                image.save(path, pnginfo=png_text({**source, "class": class_name, "seed": args.seed + i}))
             bar.update(len(indices))
 
 
 def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
-    """Load a pipeline from a folder or the Hub on to a device.
+    """Load a pipeline from its folder, a run folder or the Hub on to a device.
 
     Raises:
         InputError: when there is none, or no such device.
     """
+    if not Path(name).exists() and name.count("/") != 1:  # not owner/name either
+        raise InputError(f"no pipeline could be loaded from {name}: there is no such folder.")
+    if (Path(name) / "pipeline" / "model_index.json").is_file():
+        name = str(Path(name) / "pipeline")
     try:
         pipeline = MRIDDPMPipeline.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries
         reason = " ".join(str(error).split())
-        if not Path(name).exists():
-            reason = "there is no such folder, and the Hub did not give a repository of that name"
-        raise InputError(f"no pipeline could be loaded from {name}: {reason}.") from error
+        if http_response(error) is not None or is_network_fault(error):
+            reason = hub_sentence(error, name)
+        elif not Path(name).exists() and not isinstance(error, ValueError):
+            reason = "there is no such folder, and the Hub did not give a repository of that name."
+        raise InputError(f"no pipeline could be loaded from {name}: {reason}") from error
     try:
         return pipeline.to(device)
     except RuntimeError as error:
@@ -125,3 +140,34 @@ def data(args: argparse.Namespace) -> None:
     print(format_account(manifest))
     args.output.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"written: {args.output}")
+
+
+def add_push(commands) -> None:
+    """``mri-ddpm push RUN REPO``: a run or a pipeline to the Hub."""
+    parser = commands.add_parser("push", help="publish a run, or a saved pipeline, on the Hugging Face Hub")
+    parser.add_argument("source", type=Path, help="run folder, such as runs/a, or a saved pipeline")
+    parser.add_argument(
+        "hub_model_id", help="repository, such as me/brain-mri-ddpm; made when it is not there"
+    )
+    parser.add_argument("--hub_public", action="store_true", help="for everybody to see; private without it")
+    parser.add_argument(
+        "--hub_license",
+        help="licence of the weights for the model card, as the Hub writes it: cc-by-4.0, ...",
+    )
+    parser.add_argument(
+        "--dry_run",
+        type=Path,
+        metavar="DIR",
+        help="write the repository to DIR and list it; nothing leaves the machine",
+    )
+    parser.set_defaults(run=push)
+
+
+def push(args: argparse.Namespace) -> None:
+    """Push, or write what would be pushed and list it."""
+    if not args.dry_run:
+        print(push_run(args.source, args.hub_model_id, public=args.hub_public, license=args.hub_license))
+        return
+    for path in export_repository(args.source, args.dry_run, args.hub_model_id, args.hub_license):
+        print(f"{(args.dry_run / path).stat().st_size:>12,}  {path}")
+    print(f"written: {args.dry_run}; nothing was sent")

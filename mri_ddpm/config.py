@@ -125,8 +125,25 @@ class TrainingConfig:
     resume_from_checkpoint: str | None = about(None, "'latest' or a checkpoint's folder.")
     report_to: str | None = about(None, "Tracker that accelerate knows: tensorboard, wandb, ...")
 
+    # Publishing
+    push_to_hub: bool = about(
+        False, "Push to the Hugging Face Hub at every checkpoint, in the background, and at the end."
+    )
+    hub_model_id: str | None = about(
+        None, "Repository, such as me/brain-mri-ddpm; the name of --output_dir when not given."
+    )
+    hub_public: bool = about(False, "Make the repository public; it is private without this.")
+    hub_license: str | None = about(
+        None, "Licence of the weights for the model card, as the Hub writes it: cc-by-4.0, ..."
+    )
+
     def __post_init__(self):
         refuse_wrong_numbers(self)
+
+    @property
+    def repo_id(self) -> str:
+        """The Hub repository to push to; a name alone is the user's own."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
 
     @property
     def source(self) -> str:
@@ -166,6 +183,9 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
         raise InputError(
             f"--beta_start {config.beta_start} is over --beta_end {config.beta_end}; betas rise with t."
         )
+    for name in ("hub_model_id", "hub_public", "hub_license"):
+        if getattr(config, name) and not config.push_to_hub:
+            raise InputError(f"--{name} is given without --push_to_hub; add it, or leave --{name} out.")
     if config.train_data_dir and config.dataset_name:
         raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
     if config.num_inference_steps and config.num_inference_steps > config.num_train_timesteps:
@@ -250,7 +270,14 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first_look.add_argument("--preset")
     first_look.add_argument("--config")
+    first_look.add_argument("--hub_token")
     given, _ = first_look.parse_known_args(args)
+    if (
+        given.hub_token
+    ):  # taken out of the error text of the parser below, which repeats what it does not know
+        raise InputError(
+            "--hub_token is not taken, for a command line is seen by others; log in with 'hf auth login' or set HF_TOKEN."
+        )
     from_file = read_config_file(given.config) if given.config else {}
     preset = given.preset or from_file.get("preset", TrainingConfig.preset)
     if preset not in PRESETS:

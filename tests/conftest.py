@@ -1,13 +1,27 @@
-"""What several test files share: one thread, a tiny real U-Net, and a process that has imported nothing yet."""
+"""What several test files share: one thread, a Hub, a tiny real U-Net, a tiny run, a process that has imported nothing."""
 
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hub_server import TOKEN, HubServer
+
+# The only Hub that tests know, on loopback. The client reads most of this when it is imported, hence here.
+HUB = HubServer()
+HOME = tempfile.TemporaryDirectory(prefix="mri-ddpm-tests-")
+os.environ.update(
+    HF_ENDPOINT=HUB.url, HF_TOKEN=TOKEN, HF_HOME=HOME.name, HF_HUB_DISABLE_XET="1", HF_HUB_DOWNLOAD_TIMEOUT="3"
+)  # fmt: skip
+
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from mri_ddpm import AttentionUNet2DModel
+from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.training import train
 
 # Networks this small lose more by sharing out their work than they win: five times the time on two busy cores.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -49,3 +63,27 @@ def run_fresh(tmp_path):
         assert done.returncode == 0, done.stderr
 
     return run
+
+
+def tiny(output_dir, **changes) -> TrainingConfig:
+    return TrainingConfig(**{**PRESETS["tiny"], "preset": "tiny", "output_dir": str(output_dir), **changes})
+
+
+def train_alone(config: TrainingConfig) -> Path:
+    """Train as in a fresh process: accelerate keeps its state for the life of one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return train(config)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory) -> Path:
+    """The whole run of ``tiny``, 20 steps, to look at and to hold others against; nobody writes into it."""
+    return train_alone(tiny(tmp_path_factory.mktemp("unbroken") / "run"))
+
+
+@pytest.fixture
+def hub():
+    """The Hub that ``HF_ENDPOINT`` names, empty and without faults."""
+    HUB.reset()
+    return HUB

@@ -15,29 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from conftest import tiny, train_alone
 from PIL import Image
 from safetensors.torch import load_file
 
 from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.config import PRESETS, TrainingConfig
 from mri_ddpm.errors import InputError
-from mri_ddpm.training import train
-from mri_ddpm.training.records import read_metrics
+from mri_ddpm.files import read_json_lines
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden_tiny.json"
-
-
-def tiny(output_dir, **changes) -> TrainingConfig:
-    return TrainingConfig(**{**PRESETS["tiny"], "preset": "tiny", "output_dir": str(output_dir), **changes})
-
-
-def train_alone(config: TrainingConfig) -> Path:
-    """Train as in a fresh process: accelerate keeps its state for the life of one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    return train(config)
 
 
 def start(
@@ -53,7 +41,7 @@ def start(
 
 
 def losses(run_dir: Path) -> list[float]:
-    return [row["loss"] for row in read_metrics(run_dir / "metrics.jsonl") if "loss" in row]
+    return [row["loss"] for row in read_json_lines(run_dir / "metrics.jsonl") if "loss" in row]
 
 
 def state_of(run_dir: Path, step: int = 20) -> dict:
@@ -81,12 +69,6 @@ def assert_same_to_the_bit(a, b):
         assert a == b
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Path:
-    """The whole run of ``tiny``, 20 steps, against which others are held."""
-    return train_alone(tiny(tmp_path_factory.mktemp("unbroken") / "run"))
-
-
 def test_a_run_leaves_what_the_readme_says(unbroken):
     names = {path.name for path in unbroken.iterdir()}
     assert names == {
@@ -106,7 +88,7 @@ def test_the_loss_curve_is_the_golden_one(unbroken):
     """A refactor changes nothing; ``golden_tiny.json`` is rewritten only by a change that means to change numbers."""
     golden = json.loads(GOLDEN.read_text())
     np.testing.assert_allclose(losses(unbroken), golden["loss"], rtol=2e-4)
-    held_out = [row for row in read_metrics(unbroken / "metrics.jsonl") if "loss" not in row]
+    held_out = [row for row in read_json_lines(unbroken / "metrics.jsonl") if "loss" not in row]
     np.testing.assert_allclose(
         [row["validation_loss"] for row in held_out], golden["validation_loss"], rtol=2e-4
     )
@@ -244,7 +226,7 @@ def test_two_processes_take_the_steps_of_one(unbroken, tmp_path):
     assert process.returncode == 0, errors
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["num_processes"] == 2
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(unbroken), rtol=1e-4)
-    ours, theirs = (read_metrics(folder / "metrics.jsonl")[-1] for folder in (tmp_path / "run", unbroken))
+    ours, theirs = (read_json_lines(folder / "metrics.jsonl")[-1] for folder in (tmp_path / "run", unbroken))
     assert ours["validation_loss_ema"] == pytest.approx(theirs["validation_loss_ema"], rel=1e-4)
 
 
@@ -253,7 +235,7 @@ def test_accumulated_batches_count_as_one_step(tmp_path):
     run_dir = train_alone(
         tiny(tmp_path / "run", gradient_accumulation_steps=3, max_train_steps=None, num_train_epochs=2)
     )
-    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in read_json_lines(run_dir / "metrics.jsonl") if "loss" in row]
     assert [row["epoch"] for row in rows] == [0, 0, 0, 1, 1, 1]
     cosine = [0, 0.5, *(0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4))]  # 2 steps of warm-up, then 4
     np.testing.assert_allclose([row["learning_rate"] for row in rows], 1e-3 * np.array(cosine), rtol=1e-6)

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, rotated, found again."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import replace_folder
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
@@ -32,16 +32,6 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, step: int, total_li
         for old in list_checkpoints(run_dir)[:-total_limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put a finished folder in place of another, which is moved out of the way first and then deleted."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def find_checkpoint(run_dir: Path, resume_from_checkpoint: str) -> Path | None:

@@ -20,14 +20,16 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
 from mri_ddpm.diffusion import loss_per_sample, make_noise_scheduler, min_snr_weights, training_target
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import replace_folder, write_json
+from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.training import preparation
-from mri_ddpm.training.checkpoints import find_checkpoint, replace_folder, save_checkpoint
+from mri_ddpm.training.checkpoints import find_checkpoint, save_checkpoint
 from mri_ddpm.training.interrupt import Interrupt, interrupt_between_steps
 from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, draw_for_batch
 from mri_ddpm.training.records import Metrics, plot_loss
-from mri_ddpm.training.run_folder import check_run_folder, check_same_data, environment, write_json
+from mri_ddpm.training.run_folder import check_run_folder, check_same_data, environment
 from mri_ddpm.training.validation import averaged_weights, draw_grid, validation_loss
 
 
@@ -63,6 +65,10 @@ def train(config: TrainingConfig) -> Path:
     if checkpoint:
         accelerator.load_state(str(checkpoint))
         run.ema.to(accelerator.device)  # what accelerate does not know is loaded to the CPU
+    if config.push_to_hub and accelerator.is_main_process:
+        run.push = BackgroundPush(
+            run_dir, config.repo_id, config.hub_public, config.hub_license, say=tqdm.write
+        )
 
     # The run folder, written only now that nothing is left to refuse
     if accelerator.is_main_process:
@@ -95,6 +101,8 @@ def train(config: TrainingConfig) -> Path:
         print(
             f"Pipeline: {run_dir / 'pipeline'}   samples: {run_dir / 'samples.png'}   loss: {run_dir / 'loss.png'}"
         )
+        if run.push:
+            print(run.push.finish(run.progress.step))
     accelerator.end_training()
     return run_dir
 
@@ -132,6 +140,7 @@ class TrainingRun:
     steps_per_epoch: int
     max_steps: int
     metrics: Metrics | None = None  # on the main process only
+    push: BackgroundPush | None = None  # there too, and only with --push_to_hub
     unlogged: list[dict] = field(default_factory=list)
     since: float = 0.0  # when the steps in ``unlogged`` began, in seconds
     bar: tqdm | None = None
@@ -267,6 +276,8 @@ class TrainingRun:
         if keeping:
             save_checkpoint(self.accelerator, self.run_dir, step, config.checkpoints_total_limit)
             self.save_pipeline()
+            if self.push and not stopping and step < self.max_steps:  # the end has a push of its own
+                self.push.start(step)
 
     def log(self) -> None:
         """Bring the losses since the last time to ``metrics.jsonl``, the trackers and the progress bar."""

@@ -1,13 +1,14 @@
 """What a run shows of itself: ``metrics.jsonl``, ``loss.png`` and grids of samples."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
+
+from mri_ddpm.files import read_json_lines, write_json_lines
 
 GRID_TILE = 96  # pixels; smaller images are enlarged without smoothing
 LABEL_WIDTH = 120  # pixels
@@ -21,22 +22,14 @@ class Metrics:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        self.rows = [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(unfinished, path)
+        self.rows = [row for row in read_json_lines(path) if row["step"] <= step]
+        write_json_lines(path, self.rows)
 
     def append(self, rows: Sequence[dict]) -> None:
         """Add rows, each with its ``step``."""
         self.rows += rows
         with self.path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """Read ``metrics.jsonl``; a last line that a kill cut short is left out."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # a whole line ends in a newline
 
 
 def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:

@@ -77,10 +77,3 @@ def environment(accelerator: Accelerator) -> dict:
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
     }
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write JSON under a temporary name and rename it, so that a reader never finds half of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(unfinished, path)

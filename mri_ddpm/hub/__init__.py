@@ -1,0 +1,14 @@
+"""What a Hub repository holds, and how it gets there: export, model card, push."""
+
+from mri_ddpm.hub.background import BackgroundPush
+from mri_ddpm.hub.export import export_repository
+from mri_ddpm.hub.provenance import png_text, provenance
+from mri_ddpm.hub.push import push_run
+
+__all__ = [
+    "BackgroundPush",
+    "export_repository",
+    "png_text",
+    "provenance",
+    "push_run",
+]

@@ -1,0 +1,107 @@
+"""The model card, filled from what the run wrote down and never by hand."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from mri_ddpm.hub.record import GRID, LOSS, Record
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+TAGS = ["diffusers", "ddpm", "mri", "brain", "medical-imaging", "synthetic-data"]
+TASK = "unconditional-image-generation"
+RECIPE = (  # rows of the card's table, as the run's config.json names them
+    "preset", "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types",
+    "num_train_timesteps", "beta_start", "beta_end", "prediction_type", "loss_type", "huber_delta", "snr_gamma",
+    "optimizer", "learning_rate", "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "train_batch_size",
+    "gradient_accumulation_steps", "class_dropout_prob", "random_flip", "ema_max_decay", "seed",
+)  # fmt: skip
+
+
+def make_model_card(
+    record: Record, pipeline: MRIDDPMPipeline, repo_id: str, license: str | None
+) -> ModelCard:
+    """Fill ``model_card.md`` from a run's papers and its pipeline; what was not measured is said to be so."""
+    config, manifest = record.config or {}, record.manifest
+    facts = training_facts(record)
+    hub_data = [config["dataset_name"]] if "/" in (config.get("dataset_name") or "") else None
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        license=license or "other",
+        license_name=None if license else "not-chosen",
+        tags=TAGS,
+        datasets=hub_data,
+        model_name=repo_id.split("/")[-1],
+        eval_results=eval_results(record, facts) or None,
+    )
+    scheduler = pipeline.scheduler.config
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        repo_id=repo_id,
+        license=license,
+        size=pipeline.unet.config.sample_size,
+        class_names=pipeline.class_names,
+        million_parameters=pipeline.unet.num_parameters() / 1e6,
+        timesteps=scheduler.num_train_timesteps,
+        grid=GRID if GRID in record.pictures else None,
+        loss_plot=LOSS if LOSS in record.pictures else None,
+        config=config,
+        recipe={key: config[key] for key in RECIPE if config.get(key) is not None},
+        manifest=manifest,
+        environment=record.environment,
+        evaluation=record.evaluation,
+        facts=facts,
+        version=version("mri-ddpm"),
+    )
+
+
+def training_facts(record: Record) -> dict:
+    """Steps, hours and losses, from ``metrics.jsonl``; empty without one."""
+    steps = [row for row in record.metrics if "loss" in row]
+    held_out = [row for row in record.metrics if "validation_loss" in row]
+    if not steps:
+        return {}
+    config, environment = record.config or {}, record.environment or {}
+    batch = (
+        config.get("train_batch_size", 1)
+        * config.get("gradient_accumulation_steps", 1)
+        * environment.get("num_processes", 1)
+    )
+    last = held_out[-1] if held_out else {}
+    return {
+        "step": steps[-1]["step"],
+        "epoch": steps[-1]["epoch"] + 1,
+        "images_seen": steps[-1]["step"] * batch,
+        "minutes": sum(batch / row["images_per_second"] for row in steps if "images_per_second" in row) / 60,
+        "loss": sum(row["loss"] for row in steps[-100:]) / len(steps[-100:]),
+        "loss_steps": len(steps[-100:]),
+        "held_out": last.get("validation_loss"),
+        "held_out_ema": last.get("validation_loss_ema"),
+        "held_out_step": last.get("step"),
+    }
+
+
+def eval_results(record: Record, facts: dict) -> list[EvalResult]:
+    """The measured numbers in ``model-index`` form: the held-out loss, and an evaluation's overall quality."""
+    manifest = record.manifest or {}
+    name = manifest.get("source", "not recorded")
+    found = {}
+    if facts.get("held_out_ema") is not None:
+        loss = (record.config or {}).get("loss_type", "")
+        found["loss"] = (f"Held-out {loss} loss, EMA weights", facts["held_out_ema"])
+    for key, entry in ((record.evaluation or {}).get("quality") or {}).items():
+        found[key] = (key, entry["value"])
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=name,
+            dataset_name=name,
+            metric_type=key,
+            metric_name=title,
+            metric_value=value,
+        )
+        for key, (title, value) in found.items()
+    ]

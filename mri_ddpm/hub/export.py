@@ -1,0 +1,78 @@
+"""The one function that writes what a Hub repository holds."""
+
+import json
+import shutil
+from pathlib import Path
+
+from mri_ddpm.errors import InputError
+from mri_ddpm.files import write_json, write_json_lines
+from mri_ddpm.hub.card import make_model_card
+from mri_ddpm.hub.record import Record, read_record
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+
+def export_repository(source: Path, folder: Path, repo_id: str, license: str | None = None) -> list[Path]:
+    """Write the exact repository of a run or a pipeline: weights, code, model card, samples and the run's papers.
+
+    ``pipeline_mri_ddpm.py`` and ``unet/modeling_attention_unet.py`` go with the weights, so that it opens with diffusers
+    alone. Of the papers, in ``training/``, the places on this machine are left out. Nothing in it is pickled.
+
+    Args:
+        source: a run folder, a folder that ``save_pretrained`` wrote, or what this function wrote before.
+        folder: where to; new or empty.
+        repo_id: the name that the model card shows in its examples, ``owner/name``.
+        license: licence of the weights for the card's metadata, as the Hub writes it (``"cc-by-4.0"``).
+
+    Returns:
+        The files written, relative to ``folder``.
+
+    Raises:
+        InputError: when there is no pipeline in ``source``, it cannot be loaded, or ``folder`` holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; name a new one.")
+    record = read_record(source)
+    try:
+        pipeline = MRIDDPMPipeline.from_pretrained(record.pipeline_dir)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{record.pipeline_dir} cannot be pushed: {' '.join(str(error).split())}") from error
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline.save_config(folder)
+    for part in ("unet", "scheduler"):
+        copy_part(record.pipeline_dir / part, folder / part)
+    write_papers(record, folder / "training")
+    card = make_model_card(record, pipeline, repo_id, license)
+    (folder / "README.md").write_text(str(card))
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def copy_part(source: Path, folder: Path) -> None:
+    """Copy the weights, of every variant, to the byte, and the config without the folder it was loaded from."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.suffix == ".safetensors":
+            shutil.copyfile(path, folder / path.name)
+        elif path.name in ("config.json", "scheduler_config.json"):
+            config = json.loads(path.read_text())
+            config.pop("_name_or_path", None)
+            write_json(folder / path.name, config)
+
+
+def write_papers(record: Record, folder: Path) -> None:
+    """What the run wrote about itself; of an evaluation the numbers alone, for its pictures show patients' scans."""
+    papers = {
+        "config.json": record.config,
+        "manifest.json": record.manifest,
+        "environment.json": record.environment,
+        "evaluation/metrics.json": record.evaluation,
+    }
+    for name, paper in papers.items():
+        if paper is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(folder / name, paper)
+    if record.metrics:
+        write_json_lines(folder / "metrics.jsonl", record.metrics)
+    for name, path in record.pictures.items():
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)

@@ -1,0 +1,46 @@
+"""Where a synthetic image came from, written into the image itself."""
+
+import hashlib
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+from PIL.PngImagePlugin import PngInfo
+
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+
+def provenance(pipeline: MRIDDPMPipeline) -> dict[str, str]:
+    """What every image of a loaded pipeline has in common: that it is synthetic, the model, its revision, the sampler.
+
+    The revision is the commit on the Hub; of a model on disk it is the SHA-256 of its weights' file.
+    """
+    name, weights = pipeline.config.get("_name_or_path", ""), pipeline.unet.config.get("_name_or_path", "")
+    commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(weights).as_posix())
+    if commit:
+        revision = commit[1]
+    else:
+        folder = Path(name).absolute()  # a path of this machine stays here: the run's name says as much
+        name = folder.parent.name if folder.name == "pipeline" else folder.name
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in pipeline.unet.state_dict().items()}
+        saved = safetensors.torch.save(
+            tensors, metadata={"format": "pt"}
+        )  # the bytes of the file it was loaded from
+        revision = f"sha256:{hashlib.sha256(saved).hexdigest()}"
+    return {
+        "synthetic": "yes: drawn by a diffusion model, no patient's scan, not for diagnosis",
+        "model": name,
+        "revision": revision,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "Software": f"mri-ddpm {version('mri-ddpm')}",
+    }
+
+
+def png_text(facts: dict) -> PngInfo:
+    """Text for ``Image.save(..., pnginfo=...)``; facts that are ``None`` are left out."""
+    info = PngInfo()
+    for key, value in facts.items():
+        if value is not None:
+            info.add_text(key, str(value))
+    return info

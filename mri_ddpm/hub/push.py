@@ -1,0 +1,195 @@
+"""Push an exported repository: only what has changed, in one commit, tried again when the Hub stumbles."""
+
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import get_session
+
+from mri_ddpm.errors import InputError
+from mri_ddpm.hub.export import export_repository
+from mri_ddpm.hub.faults import hub_sentence, is_transient, retry_after_seconds
+
+TRIES = 4
+FIRST_WAIT_SECONDS = 2.0  # doubled with every try, unless the Hub says how long
+SILENCE_SECONDS = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 60))  # the client waits for ever of itself
+CODE_FILE = "pipeline_mri_ddpm.py"  # by which a repository of ours is known
+Result = TypeVar("Result")
+
+
+class HubUnreachable(InputError):
+    """The Hub was not reached or is overloaded; the same call may succeed later."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did: the files sent in its commit, those that were there already, and where it is."""
+
+    repo_id: str
+    url: str
+    sent: list[str]
+    sent_bytes: int
+    unchanged: list[str]
+
+    def __str__(self):
+        sent = f"{self.sent_bytes / 1e6:.1f} MB ({', '.join(self.sent)})" if self.sent else "nothing"
+        return f"Pushed to {self.url}: sent {sent}; unchanged: {len(self.unchanged)} files."
+
+
+def push_run(
+    source: Path, repo_id: str, *, public: bool = False, license: str | None = None, message: str = ""
+) -> Pushed:
+    """Export a run or a pipeline and push it; see ``export_repository`` and ``push_folder``.
+
+    Raises:
+        InputError: when there is nothing to push, or the Hub does not take it; nothing on disk has changed then.
+    """
+    if "/" not in repo_id:
+        repo_id = try_again(lambda api: f"{api.whoami()['name']}/{repo_id}", repo_id)
+    with tempfile.TemporaryDirectory(prefix="mri-ddpm-") as folder:
+        target = Path(folder) / "repository"
+        export_repository(source, target, repo_id, license)  # before the network: a bad source costs no wait
+        return push_folder(target, prepare_repository(repo_id, public=public), message)
+
+
+def prepare_repository(repo_id: str, *, public: bool = False, tries: int = TRIES) -> str:
+    """Make the repository, private unless ``public``, or see that the one of that name may be written over.
+
+    Returns:
+        The whole name, ``owner/name``.
+
+    Raises:
+        InputError: when the token is wrong or missing, the name is somebody else's or holds another kind of model, or a
+            public repository would get what nobody called public.
+        HubUnreachable: when the Hub does not answer.
+    """
+
+    def prepare(api: HfApi) -> str:
+        name = api.create_repo(repo_id, private=not public, exist_ok=True).repo_id
+        info = api.model_info(name)
+        files = {file.rfilename for file in info.siblings}
+        if CODE_FILE not in files and files - {".gitattributes", "README.md"}:
+            raise InputError(
+                f"the name {name} is taken: that repository holds something else ({len(files)} files, no {CODE_FILE}); "
+                "take another."
+            )
+        if not public and not info.private:
+            raise InputError(
+                f"{name} is public on the Hub; say --hub_public to push there, or take another name."
+            )
+        if public and info.private:
+            api.update_repo_settings(name, private=False)
+        return name
+
+    return try_again(prepare, repo_id, tries)
+
+
+def push_folder(folder: Path, repo_id: str, message: str = "") -> Pushed:
+    """Send the files that the repository does not have yet, in one commit; the others stay where they are.
+
+    Raises:
+        InputError: when the Hub does not take it; the sentence says why, and what was not sent.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+    def push(
+        api: HfApi,
+    ) -> Pushed:  # as a whole, so that a commit whose answer was lost is seen the next time
+        there = {
+            entry.path: entry
+            for entry in api.list_repo_tree(repo_id, recursive=True)
+            if isinstance(entry, RepoFile)
+        }
+        changed = {name: path for name, path in files.items() if not is_same(path, there.get(name))}
+        if changed:
+            operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
+            api.create_commit(repo_id, operations, commit_message=message or "Push a model of mri-ddpm")
+        return Pushed(
+            repo_id,
+            f"{api.endpoint}/{repo_id}",
+            sorted(changed),
+            sum(path.stat().st_size for path in changed.values()),
+            sorted(files.keys() - changed.keys()),
+        )
+
+    try:
+        return try_again(push, repo_id)
+    except InputError as error:
+        raise InputError(f"{error} Nothing was changed there, and nothing is lost here.") from error
+
+
+def is_same(path: Path, there: RepoFile | None) -> bool:
+    """Whether the Hub has the very bytes of a file: by its SHA-256 if it is stored as LFS, else by git's own hash."""
+    if there is None or there.size != path.stat().st_size:
+        return False
+    content = path.read_bytes()
+    if there.lfs:
+        return hashlib.sha256(content).hexdigest() == there.lfs.sha256
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
+
+
+def try_again(call: Callable[[HfApi], Result], repo_id: str, tries: int = TRIES) -> Result:
+    """Call, and call again after a wait when the Hub was not reached or is overloaded.
+
+    Raises:
+        HubUnreachable: when it failed so ``tries`` times.
+        InputError: when the Hub refuses for good.
+    """
+    wait = FIRST_WAIT_SECONDS
+    with patient_client():
+        for left in range(tries - 1, -1, -1):
+            try:
+                return call(HfApi())
+            except InputError:
+                raise
+            except Exception as error:  # of four HTTP libraries, by the version of the client
+                sentence = hub_sentence(error, repo_id)
+                if not is_transient(error):
+                    raise InputError(sentence) from error
+                if not left:
+                    raise HubUnreachable(f"{sentence[:-1]} (tried {tries} times).") from error
+                asked = retry_after_seconds(error)
+                time.sleep(wait if asked is None else asked)
+                wait *= 2
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+@contextmanager
+def patient_client() -> Iterator[None]:
+    """Keep the client from waiting for ever, and from printing its requests, whose URLs may be signed."""
+    session = get_session()
+    if hasattr(session, "timeout"):  # httpx, of huggingface_hub 1 and later
+        hooks = {"event_hooks": session.event_hooks, "follow_redirects": True}
+        huggingface_hub.set_client_factory(lambda: type(session)(timeout=SILENCE_SECONDS, **hooks))
+    else:
+        huggingface_hub.configure_http_backend(lambda: with_timeout(session))
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def with_timeout(session):
+    """A session of requests like another, whose every call gives up after ``SILENCE_SECONDS`` of silence."""
+    new = type(session)()
+    new.adapters = session.adapters
+    send = new.send
+    new.send = lambda request, **kwargs: send(
+        request, **{**kwargs, "timeout": kwargs.get("timeout") or SILENCE_SECONDS}
+    )
+    return new

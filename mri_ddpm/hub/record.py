@@ -1,0 +1,95 @@
+"""What a run wrote down about itself, as far as it may leave the machine."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mri_ddpm.errors import InputError
+from mri_ddpm.files import read_json_lines
+
+LOCAL_PATHS = (
+    "train_data_dir",
+    "output_dir",
+    "cache_dir",
+    "resume_from_checkpoint",
+    "source",
+    "dataset_name",
+)
+GRID, LOSS = "samples.png", "loss.png"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The pipeline of a run and its papers; what the run did not write is ``None`` or empty."""
+
+    pipeline_dir: Path
+    config: dict | None = None
+    manifest: dict | None = None
+    environment: dict | None = None
+    evaluation: dict | None = None
+    metrics: list[dict] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)  # by the name they get in the repository
+
+
+def read_record(source: Path) -> Record:
+    """Read a run folder, the ``pipeline/`` in it, a saved pipeline, or an exported repository.
+
+    Raises:
+        InputError: when it is none of them, or one of its files cannot be read.
+    """
+    if (source / "pipeline" / "model_index.json").is_file():
+        pipeline_dir, papers = source / "pipeline", source
+    elif (source / "model_index.json").is_file():
+        is_of_run = source.name == "pipeline" and (source.parent / "config.json").is_file()
+        pipeline_dir, papers = source, source.parent if is_of_run else source / "training"
+    else:
+        raise InputError(
+            f"{source} holds no pipeline to push; name a run folder with a pipeline/ in it, or a saved pipeline."
+        )
+    grids = [
+        *sorted(papers.glob("samples/epoch-*-ema.png")),
+        papers / GRID,
+    ]  # the one of the run's end counts most
+    pictures = {GRID: grids, LOSS: [papers / LOSS]}
+    return Record(
+        pipeline_dir,
+        config=read_json(papers / "config.json"),
+        manifest=read_json(papers / "manifest.json"),
+        environment=read_json(papers / "environment.json"),
+        evaluation=read_json(papers / "evaluation" / "metrics.json"),
+        metrics=read_json_lines(papers / "metrics.jsonl"),
+        pictures={
+            name: [p for p in paths if p.is_file()][-1]
+            for name, paths in pictures.items()
+            if any(p.is_file() for p in paths)
+        },
+    )
+
+
+def read_json(path: Path) -> dict | None:
+    """A JSON file without the places on this machine that it names; ``None`` when there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return without_places(json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}); mend it or move it away.") from error
+
+
+def without_places(value):
+    """Drop the paths of single files, which may name patients, and keep no more than the name of a folder."""
+    if isinstance(value, list):
+        return [without_places(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: without_places(entry) for key, entry in value.items() if key != "path"}
+    for key in LOCAL_PATHS:
+        if isinstance(kept.get(key), str):
+            kept[key] = folder_name(kept[key])
+    return kept
+
+
+def folder_name(path: str) -> str:
+    """The last part of a path on this machine; anything else, such as a data set on the Hub, as it is."""
+    is_hub_name = path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not Path(path).exists()
+    return path if is_hub_name else Path(path).name

@@ -1,0 +1,301 @@
+"""What a repository holds: exported from a real run, opened in fresh processes, and refused when tampered with."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from diffusers.utils.dynamic_modules_utils import get_relative_imports
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, cli
+from mri_ddpm.errors import InputError
+from mri_ddpm.hub import export_repository
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+FILES = {
+    "README.md", "model_index.json", "pipeline_mri_ddpm.py", "scheduler/scheduler_config.json", "unet/config.json",
+    "unet/modeling_attention_unet.py", WEIGHTS, "training/config.json", "training/environment.json",
+    "training/loss.png", "training/manifest.json", "training/metrics.jsonl", "training/samples.png",
+}  # fmt: skip
+DRAW = """
+import sys, numpy as np, torch
+{imports}
+pipeline = {load}
+assert type(pipeline).__name__ == "MRIDDPMPipeline"
+images = pipeline("no_tumor", num_images=2, num_inference_steps=3, guidance_scale=1.5,
+    generator=[torch.Generator().manual_seed(s) for s in (0, 1)], output_type="np").images
+np.save(sys.argv[2], images)
+"""
+
+
+@pytest.fixture
+def exported(unbroken, tmp_path) -> Path:
+    export_repository(unbroken, tmp_path / "exported", "me/tiny")
+    return tmp_path / "exported"
+
+
+def images_of(pipeline) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    return pipeline(
+        "no_tumor", num_images=2, num_inference_steps=3, guidance_scale=1.5, generator=generators, output_type="np"
+    ).images  # fmt: skip
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# What is written
+
+
+def test_an_exported_run_holds_exactly_this(unbroken, exported):
+    assert {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()} == FILES
+    assert (exported / WEIGHTS).read_bytes() == (unbroken / "pipeline" / WEIGHTS).read_bytes()
+    index = json.loads((exported / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_mri_ddpm", "MRIDDPMPipeline"]
+    assert index["unet"] == ["modeling_attention_unet", "AttentionUNet2DModel"]
+    assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
+
+
+def test_exporting_what_was_exported_changes_nothing(exported, tmp_path):
+    export_repository(exported, tmp_path / "again", "me/tiny")
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["pipeline_mri_ddpm.py", "unet/modeling_attention_unet.py"])
+def test_the_code_files_import_no_sibling(exported, name):
+    """From the Hub each arrives alone, and diffusers looks for imports by a regular expression on the text."""
+    assert get_relative_imports(exported / name) == []
+    text = (exported / name).read_text()
+    found = re.findall(r"^\s*(?:import|from)\s+([\w.]+)", text, flags=re.MULTILINE)
+    assert {module.split(".")[0] for module in found} <= {
+        "torch", "diffusers", "huggingface_hub", "numpy", "PIL", "inspect", "json", "logging", "shutil", "collections",
+        "dataclasses", "pathlib",
+    }  # fmt: skip
+
+
+def test_no_place_of_this_machine_and_no_scan_s_name_goes_along(unbroken, tmp_path):
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    config = {"train_data_dir": "/wards/7/patients", "cache_dir": "/wards/cache", "output_dir": str(run)}
+    edit_json(run / "config.json", **config)
+    file = {"path": "ward7/Doe_Jane.png", "sha256": "ab" * 32, "class": "no_tumor", "split": "train"}
+    unreadable = [{"path": "ward7/Roe_Ann.png", "reason": "is no image"}]
+    edit_json(run / "manifest.json", source="/wards/7/patients", files=[file], unreadable=unreadable)
+    export_repository(run, tmp_path / "exported", "me/tiny")
+    manifest = json.loads((tmp_path / "exported/training/manifest.json").read_text())
+    assert manifest["source"] == "patients"
+    assert manifest["files"][0]["sha256"] == "ab" * 32
+    for path in (tmp_path / "exported").rglob("*"):
+        if path.suffix in (".json", ".md", ".jsonl"):
+            text = path.read_text()
+            for secret in ("Jane", "Roe", "ward7", "/wards", str(tmp_path), str(unbroken)):
+                assert secret not in text, (path, secret)
+
+
+def test_refuses_a_folder_that_is_taken_and_a_source_that_is_none(unbroken, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not an empty folder"):
+        export_repository(unbroken, tmp_path, "me/tiny")
+    with pytest.raises(InputError, match="holds no pipeline to push"):
+        export_repository(tmp_path, tmp_path / "new", "me/tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_dry_run_lists_the_repository(unbroken, tmp_path, capsys):
+    cli.main(["push", str(unbroken), "me/tiny", "--dry_run", str(tmp_path / "dry")])
+    listed = {line.split()[-1] for line in capsys.readouterr().out.splitlines()[:-1]}
+    assert (
+        listed
+        == FILES
+        == {p.relative_to(tmp_path / "dry").as_posix() for p in (tmp_path / "dry").rglob("*.*")}
+    )
+
+
+# The model card
+
+
+def test_the_card_is_filled_from_the_run(exported, unbroken):
+    card = ModelCard.load(exported / "README.md")
+    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    manifest = json.loads((unbroken / "manifest.json").read_text())
+    held_out = rows[-1]["validation_loss_ema"]
+    assert card.data.library_name == "diffusers"
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert card.data.license == "other"
+    assert card.data.eval_results[0].metric_value == held_out
+    assert manifest["content_sha256"] in card.text
+    train = manifest["split"]["train"]
+    counts = " | ".join(str(n) for n in (*train["classes"].values(), train["total"]))
+    assert f"| train | {counts} |" in card.text
+    for words in ("Not for diagnosis", "training/samples.png", "trust_remote_code=True", f"{held_out:.4f}",
+                  "**not measured**", "**Not measured.**", "no patient's scan was used", "20 (epoch"):  # fmt: skip
+        assert words in card.text, words
+
+
+def test_the_card_shows_an_evaluation_and_the_licence(unbroken, tmp_path):
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    kid = {"value": 0.0182, "interval": [0.008, 0.028], "n": 2000, "real": -0.0004}
+    evaluation = {
+        "num_images": 2000,
+        "extractor": "in-domain classifier",
+        "quality": {"KID": kid},
+        "memorisation": {"flagged_share_at_99th_percentile": 0.0125},
+    }
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(evaluation))
+    Image.new("L", (8, 8)).save(run / "evaluation" / "worst_pairs.png")  # shows patients: must stay here
+    export_repository(run, tmp_path / "exported", "me/tiny", license="cc-by-4.0")
+    card = ModelCard.load(tmp_path / "exported/README.md")
+    assert "| KID | 0.0182 | 0.008 to 0.028 | 2000 | -0.0004 |" in card.text
+    assert "| flagged share at 99th percentile | 0.0125 |" in card.text
+    assert "ot measured" not in card.text
+    assert card.data.license == "cc-by-4.0"
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results}["KID"] == 0.0182
+    assert not list((tmp_path / "exported").rglob("worst_pairs.png"))
+
+
+def test_the_card_of_a_bare_pipeline_says_what_is_not_recorded(unbroken, tmp_path):
+    pipeline = MRIDDPMPipeline.from_pretrained(unbroken / "pipeline")
+    pipeline.save_pretrained(tmp_path / "saved")
+    export_repository(tmp_path / "saved", tmp_path / "exported", "me/tiny")
+    text = (tmp_path / "exported/README.md").read_text()
+    assert text.count("Not recorded.") == 3
+    assert "not recorded" in text
+    assert "training/samples.png" not in text
+
+
+# Opening it
+
+
+def test_opens_with_diffusers_alone_and_draws_the_same_to_the_bit(exported, run_fresh, tmp_path):
+    expected = images_of(MRIDDPMPipeline.from_pretrained(exported))
+    alone = DRAW.format(
+        imports="sys.modules['mri_ddpm'] = None\nfrom diffusers import DiffusionPipeline",
+        load="DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)",
+    )
+    run_fresh(alone, exported, tmp_path / "alone.npy")
+    assert np.array_equal(np.load(tmp_path / "alone.npy"), expected)
+
+
+def test_saving_again_and_loading_parts(exported, tmp_path):
+    pipeline = MRIDDPMPipeline.from_pretrained(exported)
+    assert type(pipeline) is MRIDDPMPipeline
+    assert type(pipeline.unet) is AttentionUNet2DModel
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert np.array_equal(images_of(MRIDDPMPipeline.from_pretrained(tmp_path / "saved")), images_of(pipeline))
+
+    unet = AttentionUNet2DModel.from_pretrained(exported, subfolder="unet")
+    scheduler = DDIMScheduler.from_pretrained(exported, subfolder="scheduler")
+    swapped = MRIDDPMPipeline.from_pretrained(exported, unet=unet, scheduler=scheduler)
+    assert swapped.unet is unet
+    assert swapped.scheduler is scheduler
+    half = MRIDDPMPipeline.from_pretrained(exported, torch_dtype=torch.float16)
+    assert half.unet.dtype == torch.float16
+    half.save_pretrained(tmp_path / "saved", variant="fp16")
+    assert (tmp_path / "saved/unet/diffusion_pytorch_model.fp16.safetensors").exists()
+    export_repository(tmp_path / "saved", tmp_path / "both", "me/tiny")
+    again = MRIDDPMPipeline.from_pretrained(tmp_path / "both", variant="fp16", torch_dtype=torch.float16)
+    assert torch.equal(again.unet.conv_in.weight, half.unet.conv_in.weight)
+
+
+# Tampered with
+
+
+def cut_short(folder):
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def change_tensors(change):
+    def tamper(folder):
+        tensors = load_file(folder / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    return tamper
+
+
+def pickle_instead(folder):
+    torch.save(load_file(folder / WEIGHTS), folder / "unet/diffusion_pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def shards_elsewhere(folder):
+    index = {"metadata": {"total_size": 1}, "weight_map": {"conv_in.weight": "../../../etc/passwd"}}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    (folder / WEIGHTS).unlink()
+
+
+def json_says(file, **changes):
+    return lambda folder: edit_json(folder / file, **changes)
+
+
+TAMPERED = {
+    "unknown pipeline": (json_says("model_index.json", _class_name=["evil", "Evil"]), "_class_name is"),
+    "path as pipeline": (
+        json_says("model_index.json", _class_name=["../../evil", "MRIDDPMPipeline"]), "_class_name is",
+    ),
+    "unknown U-Net": (json_says("model_index.json", unet=["evil", "AttentionUNet2DModel"]), "unet is"),
+    "path as U-Net": (json_says("model_index.json", unet=["../../evil", "AttentionUNet2DModel"]), "unet is"),
+    "unknown scheduler": (json_says("model_index.json", scheduler=["diffusers", "Evil"]), "scheduler is"),
+    "model as scheduler": (json_says("model_index.json", scheduler=["diffusers", "UNet2DModel"]), "scheduler is"),
+    "scheduler from elsewhere": (json_says("model_index.json", scheduler=["os", "system"]), "scheduler is"),
+    "one part more": (json_says("model_index.json", extra=["evil", "Evil"]), "extra is"),
+    "other class in a config": (json_says("unet/config.json", _class_name="Evil"), "_class_name is 'Evil'"),
+    "words for numbers": (json_says("unet/config.json", layers_per_block="many"), "cannot be loaded"),
+    "huge network": (json_says("unet/config.json", block_out_channels=[8**10] * 2), "cannot be loaded"),
+    "huge number of blocks": (json_says("unet/config.json", layers_per_block=10**9), "cannot be loaded"),
+    "words for betas": (json_says("scheduler/scheduler_config.json", beta_start="low"), "is no config of"),
+    "broken JSON": (lambda folder: (folder / "unet/config.json").write_text("{"), "is no config of"),
+    "a list": (lambda folder: (folder / "model_index.json").write_text("[]"), "holds no mapping"),
+    "other shape": (change_tensors(lambda t: t.update({"conv_in.weight": torch.zeros(5, 1, 3, 3)})), "cannot be loaded"),
+    "tensor missing": (change_tensors(lambda t: t.pop("conv_in.weight")), "conv_in.weight"),
+    "tensor more": (change_tensors(lambda t: t.update(evil=torch.zeros(1))), "evil"),
+    "cut short": (cut_short, "damaged or cut short"),
+    "no safetensors at all": (lambda folder: (folder / WEIGHTS).write_bytes(b"hello"), "damaged or cut short"),
+    "a pickle": (pickle_instead, "no file named diffusion_pytorch_model.safetensors"),
+    "shards elsewhere": (shards_elsewhere, "over several files"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_a_tampered_repository_is_refused_before_any_of_its_code_runs(exported, tmp_path, capsys, kind):
+    tamper, words = TAMPERED[kind]
+    tamper(exported)
+    for code in ("pipeline_mri_ddpm.py", "unet/modeling_attention_unet.py", "evil.py", "unet/evil.py"):
+        (exported / code).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises((ValueError, OSError), match=words):
+        MRIDDPMPipeline.from_pretrained(exported)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["push", str(exported), "me/tiny", "--dry_run", str(tmp_path / "dry")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.split("error: ")[1].count("\n") == 1  # one sentence
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "dry").exists()
+
+
+# Provenance
+
+
+def test_images_say_where_they_come_from(exported, tmp_path):
+    flags = ("--num_inference_steps", "3", "--guidance_scale", "1.5", "--seed", "7", "--num_images", "2")
+    cli.main(
+        ["sample", str(exported), "--class_label", "no_tumor", *flags, "--output_dir", str(tmp_path / "out")]
+    )
+    text = Image.open(tmp_path / "out" / "no_tumor-00001.png").text
+    assert text["synthetic"].startswith("yes")
+    assert text["model"] == "exported"
+    assert text["revision"] == f"sha256:{hashlib.sha256((exported / WEIGHTS).read_bytes()).hexdigest()}"
+    assert (text["seed"], text["class"], text["guidance_scale"]) == ("8", "no_tumor", "1.5")
+    assert (text["num_inference_steps"], text["scheduler"]) == ("3", "DDPMScheduler")
+    assert str(tmp_path) not in str(text)
