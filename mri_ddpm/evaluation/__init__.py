@@ -1,0 +1,1 @@
+"""How good the images are, what they are good for, and whether they copy patients."""

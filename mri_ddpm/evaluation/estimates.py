@@ -1,0 +1,34 @@
+"""A number with its interval: nothing is reported without one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number, its 95 % interval, and the count of images it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict:
+        """As it stands in ``metrics.json``."""
+        return {"value": self.value, "interval": [self.low, self.high], "n": self.n}
+
+
+def resampling_counts(n: int, rng: np.random.Generator, resamples: int = 1000) -> np.ndarray:
+    """How often a bootstrap that draws n of n images takes each, ``(resamples, n)`` float64, each row summing to n.
+
+    Weights instead of copies: what was computed once an image, or once a pair, serves every resample.
+    """
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+
+def percentile_interval(replicates: np.ndarray | Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval between percentiles of a bootstrap's replicates (Efron & Tibshirani 1993, chapter 13)."""
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    return float(low), float(high)

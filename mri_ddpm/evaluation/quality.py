@@ -1,0 +1,299 @@
+"""How good synthetic images are: each metric a pure function on arrays, each number with its 95 % interval.
+
+Real and fake sets come as features ``(N, D)`` of any one extractor, or as images ``(N, 1, H, W)`` in [0, 1]. No metric
+sees everything: what each is blind to stands in its docstring. Letters: M real and N fake images, D features, B resamples
+of the bootstrap, P pairs.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest, t
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.estimates import Estimate, percentile_interval, resampling_counts
+
+_LEAST_IMAGES = 10  # an interval from fewer says nothing
+_FRECHET_RESAMPLES = 200  # each takes a twentieth of a second at 3000 images and 128 features
+_BLOCK = 256  # features compared with all others at a time, to keep memory low
+_BLOCK_PIXELS = 2**16  # of images handled at a time: they stay in the cache, twice as fast
+_MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
+_MS_SSIM_LEAST_SIDES = (11, 22, 44, 99, 176)  # in pixels, for 1, 2, ... 5 scales
+
+
+def kid(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> Estimate:
+    """Kernel Inception Distance between features ``(M, D)`` and ``(N, D)``: 0 is best, and below 0 it is noise.
+
+    The unbiased estimate of MMD^2 under the kernel (x . y / D + 1)^3 (Bińkowski et al. 2018, arXiv:1801.01401), over all
+    images, not over subsets. The interval is a percentile bootstrap of both sets. Where the two distributions are the same
+    it is nearly twice too wide, which is the safe side.
+
+    Blind to copying: a set of copies of the real images scores best of all. ``n`` is the size of the smaller set. Needs
+    10 images in each; raises `InputError` for fewer, for features of different width, and for NaNs.
+    """
+    real, fake = _checked_features("KID", real, fake, _LEAST_IMAGES)
+    rng = np.random.default_rng(seed)
+    # The first row weighs every image once, the others are resamples.
+    real_counts = np.vstack([np.ones(len(real)), resampling_counts(len(real), rng)])  # (1 + B, M)
+    fake_counts = np.vstack([np.ones(len(fake)), resampling_counts(len(fake), rng)])  # (1 + B, N)
+    products = np.einsum("bn,bn->b", real_counts @ _cubic_kernel(real, fake), fake_counts)  # (1 + B,)
+    between = products / (len(real) * len(fake))
+    mmd = _mean_within(real, real_counts) + _mean_within(fake, fake_counts) - 2 * between  # (1 + B,)
+    return Estimate(float(mmd[0]), *percentile_interval(mmd[1:]), n=min(len(real), len(fake)))
+
+
+def frechet_distance(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> Estimate:
+    """Fréchet distance of the Gaussians fitted to features ``(M, D)`` and ``(N, D)``: 0 is best.
+
+    |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) (Heusel et al. 2017, arXiv:1706.08500, equation 6). The value is the
+    usual one, biased upwards, the more so the fewer images there are for D features: compare at equal numbers only. The
+    interval is for the true distance: percentiles of a bootstrap of both sets, moved down by twice its bias (once for its
+    own, once for the value's, which it estimates), cut at 0 and stretched to the value, which with few images is its upper
+    end. It needs 2 D images or more to hold, and many times D to be narrow.
+
+    Blind to copying, as `kid` is, and to everything but means and covariances. ``n`` is the size of the smaller set. Raises
+    `InputError` unless both hold more than D images, for features of different width, and for NaNs.
+    """
+    real, fake = _checked_features("the Fréchet distance", real, fake)
+    width = real.shape[1]
+    _check_enough("the Fréchet distance", min(len(real), len(fake)), width + 1, f" for {width} features")
+    rng = np.random.default_rng(seed)
+    value = _gaussian_distance(_fit(real, np.ones(len(real))), _fit(fake, np.ones(len(fake))))
+    counts = [resampling_counts(len(x), rng, _FRECHET_RESAMPLES) for x in (real, fake)]  # (B, M), (B, N)
+    replicates = [_gaussian_distance(_fit(real, a), _fit(fake, b)) for a, b in zip(*counts, strict=True)]
+    bias = float(np.mean(replicates)) - value
+    low, high = (max(end - 2 * bias, 0.0) for end in percentile_interval(replicates))
+    return Estimate(value, min(low, value), max(high, value), n=min(len(real), len(fake)))
+
+
+def precision_recall_density_coverage(
+    real: np.ndarray, fake: np.ndarray, k: int = 5, seed: int = 0
+) -> dict[str, Estimate]:
+    """Share of fakes that look real and of reals that the fakes reach, from features ``(M, D)`` and ``(N, D)``.
+
+    A ball around every image of one set, out to its k-th neighbour in the same set, makes up that set's manifold.
+    ``precision`` is the share of fakes in the real manifold and ``recall`` of reals in the fake one (Kynkäänniemi et al.
+    2019, arXiv:1904.06991); ``density`` the mean number of real balls around a fake over k, which may pass 1, and
+    ``coverage`` the share of real balls with a fake inside (Naeem et al. 2020, arXiv:2002.09797). All depend on M, N and k:
+    compare at equal numbers only.
+
+    The intervals are over the images whose values are averaged, ``n`` of them, with the manifolds held fixed: Wilson's
+    for the three shares (a bootstrap of a share of 0 or 1 has no width), a percentile bootstrap for density. They leave out
+    the manifolds' own noise, and are up to 40 % too narrow for other sets.
+
+    Precision and density are blind to modes left out and to few images repeated; all four to copying the real images.
+    Raises `InputError` unless 1 <= k < M and N, for features of different width, and for NaNs.
+    """
+    real, fake = _checked_features("precision and recall", real, fake)
+    if k < 1:
+        raise InputError(f"k is {k}: precision and recall take 1 or more.")
+    _check_enough("precision and recall", min(len(real), len(fake)), k + 1, f" for k = {k}")
+    real_radii, fake_radii = _kth_neighbour_distances(real, k), _kth_neighbour_distances(fake, k)
+    balls_around = np.zeros(len(fake))  # (N,), how many real balls each fake lies in
+    reached = np.zeros(len(real), dtype=bool)  # (M,), whether each real lies in a fake ball
+    nearest = np.full(len(real), np.inf)  # (M,), how far each real is from a fake
+    for block in _blocks(len(fake)):
+        distances = cdist(fake[block], real)  # (block, M)
+        balls_around[block] = (distances < real_radii).sum(axis=1)
+        reached |= (distances < fake_radii[block, None]).any(axis=0)
+        nearest = np.minimum(nearest, distances.min(axis=0))
+    density = balls_around / k  # (N,)
+    counts = resampling_counts(len(fake), np.random.default_rng(seed))  # (B, N)
+    interval = percentile_interval(counts @ density / len(fake))
+    return {
+        "precision": _share(balls_around > 0),
+        "recall": _share(reached),
+        "density": Estimate(float(density.mean()), *interval, n=len(fake)),
+        "coverage": _share(nearest < real_radii),
+    }
+
+
+def ms_ssim_of_pairs(images: np.ndarray, pairs: int = 1000, seed: int = 0) -> Estimate:
+    """Mean MS-SSIM of random pairs of different images ``(N, 1, H, W)`` in [0, 1]: low is diverse, 1 is all the same.
+
+    MS-SSIM is Wang et al.'s (2003, equation 7; a negative term counts as 0), its use for diversity Odena et al.'s (2017,
+    arXiv:1610.09585). Five scales need a smaller side of 176 pixels, four 99, three 44, two 22 and one 11, so that the
+    11-pixel window fits the coarsest and torchmetrics takes it; fewer scales keep the first weights, rescaled to sum to 1.
+    So values compare at equal size only. Pairs are distinct, all of them where there are fewer than ``pairs``.
+
+    Pairs share images, so the interval is Student's, with a variance that counts what pairs with an image in common share
+    (`_dyadic_variance`). Resampling images instead would triple that variance where few pairs share any.
+
+    It sees no quality: noise lowers it and blur raises it, and it hardly sees few images repeated. Compare it with that of
+    real images. ``n`` counts images. Needs 10 images and 1 pair; raises `InputError` for fewer, for images of different
+    size or under 11 pixels, and for NaNs.
+    """
+    images = _checked_images("MS-SSIM of pairs", images, _LEAST_IMAGES)
+    if pairs < 1:
+        raise InputError(f"pairs is {pairs}: MS-SSIM of pairs takes 1 or more.")
+    weights = _ms_ssim_weights(min(images.shape[2:]))
+    first, second = _distinct_pairs(len(images), pairs, np.random.default_rng(seed))
+    blocks = _blocks(len(first), max(1, _BLOCK_PIXELS // images[0].size))
+    values = np.concatenate([_ms_ssim(images[first[b]], images[second[b]], weights) for b in blocks])  # (P,)
+    value = float(values.mean())
+    spread = np.sqrt(_dyadic_variance(values, first, second, len(images))) * t.ppf(0.975, len(images) - 1)
+    return Estimate(value, value - float(spread), value + float(spread), n=len(images))
+
+
+def power_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Radially averaged power of images ``(N, 1, H, W)``: frequencies ``(R,)`` in cycles/pixel, mean power ``(R,)``.
+
+    Power is |FFT|^2 / (H W), so its mean over all frequencies is the images' mean square (Parseval). It is averaged over
+    images and over rings one cycle per smaller side wide, from the mean's at 0 to the corners' beyond 0.5. Blur lowers the
+    high end, noise lifts it. Raises `InputError` for no images, images of different size, and NaNs.
+    """
+    images = _checked_images("the power spectrum", images, 1)
+    height, width = images.shape[2:]
+    power = np.zeros((height, width))
+    for block in _blocks(len(images), max(1, _BLOCK_PIXELS // images[0].size)):
+        spectrum = np.fft.fft2(images[block, 0].astype(np.float64))  # (block, H, W)
+        power += (np.abs(spectrum) ** 2).sum(axis=0) / (height * width * len(images))
+    radii = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))  # (H, W)
+    rings = np.rint(radii * min(height, width)).astype(int).ravel()  # (H W,)
+    frequencies = np.arange(rings.max() + 1) / min(height, width)  # (R,)
+    return frequencies, np.bincount(rings, power.ravel()) / np.bincount(rings)
+
+
+def intensity_histogram(images: np.ndarray, bins: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Distribution of the pixels of images ``(N, 1, H, W)``: bin centres ``(bins,)`` in [0, 1], density ``(bins,)``.
+
+    The density integrates to 1. Raises `InputError` for no images, images of different size, and NaNs.
+    """
+    images = _checked_images("the intensity histogram", images, 1)
+    density, edges = np.histogram(images, bins=bins, range=(0, 1), density=True)
+    return (edges[:-1] + edges[1:]) / 2, density
+
+
+def _cubic_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(x . y / D + 1)^3 of every pair, ``(M, D), (N, D) -> (M, N)`` (Bińkowski et al. 2018)."""
+    kernel = a @ b.T
+    kernel /= a.shape[1]
+    kernel += 1
+    kernel *= kernel * kernel
+    return kernel
+
+
+def _mean_within(features: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean kernel of two different images of one set, ``(M, D), (B, M) -> (B,)``.
+
+    A resample holds images twice. Their k(x, x) would bias the mean, so no image is paired with itself or its own copy.
+    """
+    kernel = _cubic_kernel(features, features)
+    np.fill_diagonal(kernel, 0)
+    pairs = counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)
+    return np.einsum("bn,bn->b", counts @ kernel, counts) / pairs
+
+
+def _fit(features: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean ``(D,)`` and a root R ``(D, D)`` of the covariance R^T R, of features ``(N, D)`` taken ``counts`` times."""
+    mean = counts @ features / counts.sum()
+    centred = np.sqrt(counts)[:, None] * (features - mean)
+    return mean, np.linalg.qr(centred, mode="r") / np.sqrt(counts.sum() - 1)
+
+
+def _gaussian_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """Fréchet distance of two fits; tr (S_1 S_2)^(1/2) is the sum of the singular values of R_1 R_2^T.
+
+    So no matrix root is taken, and covariances that are singular do no harm.
+    """
+    (mean_a, root_a), (mean_b, root_b) = a, b
+    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    distance = ((mean_a - mean_b) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * cross
+    return max(float(distance), 0.0)  # rounding may leave -1e-15
+
+
+def _kth_neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
+    """Distance of every image to its k-th nearest other, ``(N, D) -> (N,)``."""
+    blocks = _blocks(len(features))
+    # An image is its own nearest, at 0.
+    return np.concatenate([np.partition(cdist(features[b], features), k, axis=1)[:, k] for b in blocks])
+
+
+def _share(hits: np.ndarray) -> Estimate:
+    """Share of true values in ``(N,)``, with Wilson's score interval (1927)."""
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return Estimate(float(hits.mean()), float(interval.low), float(interval.high), n=len(hits))
+
+
+def _ms_ssim_weights(side: int) -> tuple[float, ...]:
+    scales = sum(side >= least for least in _MS_SSIM_LEAST_SIDES)
+    if not scales:
+        raise InputError(f"MS-SSIM of pairs needs images of 11 pixels a side or more, and these have {side}.")
+    weights = _MS_SSIM_WEIGHTS[:scales]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _ms_ssim(a: np.ndarray, b: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+    """MS-SSIM of each image of one block with the same of another, ``(B, 1, H, W) -> (B,)``."""
+    values = multiscale_structural_similarity_index_measure(
+        torch.from_numpy(a), torch.from_numpy(b), data_range=1.0, betas=weights, reduction="none"
+    )
+    return values.double().numpy()
+
+
+def _distinct_pairs(n: int, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw different pairs i > j of n images, all of them if there are not so many: ``(P,)`` each."""
+    total = n * (n - 1) // 2
+    index = rng.choice(total, size=min(pairs, total), replace=False)
+    i = ((1 + np.sqrt(1 + 8 * index)) // 2).astype(np.int64)  # pairs numbered row by row: i (i - 1) / 2 + j
+    return i, index - i * (i - 1) // 2
+
+
+def _dyadic_variance(values: np.ndarray, first: np.ndarray, second: np.ndarray, n: int) -> float:
+    """Variance of the mean of ``(P,)`` values of pairs of n images (Aronow, Samii & Assenova 2015, arXiv:1312.3398).
+
+    Sums the products of residuals of every two pairs with an image in common, each pair with itself once; the factor is
+    the jackknife's for few images.
+    """
+    residuals = values - values.mean()
+    by_image = np.bincount(first, residuals, n) + np.bincount(second, residuals, n)  # (N,)
+    alone = (residuals**2).sum()  # each pair with itself, which stands at both its images
+    total = n * (n - 1) / (n - 2) ** 2 * (by_image**2).sum() - alone
+    return max(total, alone) / len(values) ** 2  # images in common make pairs alike, never unlike
+
+
+def _blocks(n: int, size: int = _BLOCK) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _checked_features(metric: str, real: np.ndarray, fake: np.ndarray, least: int = 1) -> list[np.ndarray]:
+    """Return both as float64, or refuse them."""
+    real, fake = np.asarray(real, dtype=np.float64), np.asarray(fake, dtype=np.float64)
+    for name, features in (("real", real), ("fake", fake)):
+        if features.ndim != 2:
+            raise InputError(f"The {name} features have shape {features.shape}, and {metric} takes (N, D).")
+        _check_enough(metric, len(features), least)
+        _check_finite(f"The {name} features", features)
+    if real.shape[1] != fake.shape[1]:
+        widths = f"{real.shape[1]} wide and the fake ones {fake.shape[1]}"
+        raise InputError(f"The real features are {widths}: take both from one extractor.")
+    return [real, fake]
+
+
+def _checked_images(metric: str, images: np.ndarray, least: int) -> np.ndarray:
+    """Return the images as float32 ``(N, 1, H, W)``, or refuse them."""
+    shapes = sorted({np.shape(image) for image in images})
+    if len(shapes) > 1:
+        raise InputError(f"The images have shapes {shapes[0]} and {shapes[1]}, and {metric} takes one size.")
+    images = np.asarray(images, dtype=np.float32)
+    _check_enough(metric, len(images), least)
+    if images.ndim != 4 or images.shape[1] != 1:
+        raise InputError(f"The images have shape {images.shape}, and {metric} takes (N, 1, H, W).")
+    _check_finite("The images", images)
+    low, high = images.min(), images.max()
+    if low < 0 or high > 1:
+        raise InputError(f"The images reach from {low:.3g} to {high:.3g}, and {metric} takes [0, 1].")
+    return images
+
+
+def _check_enough(metric: str, images: int, least: int, reason: str = "") -> None:
+    if images < least:
+        raise InputError(f"{images} images are too few for {metric}: at least {least} are needed{reason}.")
+
+
+def _check_finite(what: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        raise InputError(f"{what} hold NaN or infinity in {int((~np.isfinite(array)).sum())} places.")

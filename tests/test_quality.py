@@ -1,0 +1,507 @@
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from scipy.ndimage import gaussian_filter
+from scipy.stats import t as student
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torchmetrics.image.kid import poly_mmd
+
+from mri_ddpm.data import PHANTOM_CLASS_NAMES
+from mri_ddpm.data.phantom import PLANES, draw_phantom
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.quality import (
+    frechet_distance,
+    intensity_histogram,
+    kid,
+    ms_ssim_of_pairs,
+    power_spectrum,
+    precision_recall_density_coverage,
+)
+
+WIDTH = 4
+MEANS = (np.full(WIDTH, 0.3), np.full(WIDTH, 0.8))
+COVARIANCES = (np.diag([0.2, 0.8, 1.4, 2.0]), np.diag([0.4, 1.0, 1.0, 2.0]))
+
+
+def draw(mean, covariance, n, seed):
+    return np.random.default_rng(seed).multivariate_normal(mean, covariance, n)
+
+
+def uniform_images(n, side, seed=0):
+    return np.random.default_rng(seed).uniform(size=(n, 1, side, side)).astype(np.float32)
+
+
+def share_covered(estimates, truth):
+    return np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
+
+
+# KID
+
+
+def expected_kernel(mean_x, covariance_x, mean_y, covariance_y):
+    """E (x . y / D + 1)^3 of independent Gaussians: given x, x . y is Gaussian; then moments of a quadratic form."""
+    width = len(mean_x)
+    mean = 1 + mean_x @ mean_y / width
+    variance = mean_y @ covariance_x @ mean_y / width**2
+    quadratic = np.trace(covariance_x @ covariance_y) + mean_x @ covariance_y @ mean_x
+    cubic = 2 * mean_y @ covariance_x @ covariance_y @ mean_x / width
+    return mean**3 + 3 * mean * variance + 3 / width**2 * (mean * quadratic + cubic)
+
+
+def expected_kid(means, covariances):
+    (m, n), (s, t) = means, covariances
+    return expected_kernel(m, s, m, s) + expected_kernel(n, t, n, t) - 2 * expected_kernel(m, s, n, t)
+
+
+def test_the_closed_form_of_the_kernel_against_quadrature():
+    nodes, weights = np.polynomial.hermite_e.hermegauss(8)  # exact for polynomials of degree 15
+    weights = weights / weights.sum()
+    x, y = 0.4 + np.sqrt(1.7) * nodes, -0.9 + np.sqrt(0.6) * nodes
+    expected = weights @ (np.outer(x, y) + 1) ** 3 @ weights
+    closed = expected_kernel(np.array([0.4]), np.array([[1.7]]), np.array([-0.9]), np.array([[0.6]]))
+    assert closed == pytest.approx(expected, rel=1e-12)
+
+
+def test_kid_against_torchmetrics_and_the_definition():
+    real, fake = (draw(m, s, 40, i) for i, (m, s) in enumerate(zip(MEANS, COVARIANCES, strict=True)))
+    theirs = poly_mmd(torch.from_numpy(real), torch.from_numpy(fake))
+    assert kid(real, fake).value == pytest.approx(float(theirs), rel=1e-10)
+
+    real = real[:12]  # theirs takes equal numbers only
+    pairs_of_one = [
+        np.mean([(a @ b / WIDTH + 1) ** 3 for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+        for x in (real, fake)
+    ]
+    pairs_of_both = np.mean([(a @ b / WIDTH + 1) ** 3 for a in real for b in fake])
+    estimate = kid(real, fake)
+    assert estimate.value == pytest.approx(sum(pairs_of_one) - 2 * pairs_of_both, rel=1e-10)
+    assert estimate.n == 12
+
+
+def test_kid_is_unbiased_and_covered_under_a_difference():
+    truth = expected_kid(MEANS, COVARIANCES)
+    estimates = [
+        kid(draw(MEANS[0], COVARIANCES[0], 50, 2 * i), draw(MEANS[1], COVARIANCES[1], 60, 2 * i + 1))
+        for i in range(200)
+    ]
+    values = np.array([estimate.value for estimate in estimates])
+    assert values.mean() == pytest.approx(truth, abs=3 * values.std() / np.sqrt(200))
+    assert 0.9 <= share_covered(estimates, truth) <= 0.99
+
+
+def test_kid_is_unbiased_and_its_interval_safe_under_no_difference():
+    """Wide features make k(x, x) = 8 beside k(x, y) = 1: pairs of an image with itself would be off by 40 deviations."""
+    estimates = [kid(*np.random.default_rng(i).normal(size=(2, 50, 64))) for i in range(100)]
+    values = np.array([estimate.value for estimate in estimates])
+    assert values.mean() == pytest.approx(0, abs=3 * values.std() / 10)
+    assert share_covered(estimates, 0) >= 0.95
+    widths = [estimate.high - estimate.low for estimate in estimates]
+    assert np.mean(widths) / (2 * 1.96 * values.std()) == pytest.approx(
+        1.75, abs=0.35
+    )  # as the docstring says
+    middles = [(estimate.low + estimate.high) / 2 for estimate in estimates]
+    assert np.mean(middles) == pytest.approx(0, abs=values.std())
+
+
+# Fréchet distance
+
+
+def with_moments(mean, covariance, n, seed):
+    """A sample whose own mean and covariance are exactly these."""
+    x = np.random.default_rng(seed).normal(size=(n, len(mean)))
+    x -= x.mean(axis=0)
+    whitener = np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    return mean + x @ whitener @ np.linalg.cholesky(covariance).T
+
+
+def closed_form(means, covariances):
+    (m, n), (s, t) = means, covariances
+    return float(np.sum((m - n) ** 2) + np.trace(s + t - 2 * sqrtm(s @ t).real))
+
+
+def test_frechet_distance_against_the_closed_form():
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(2, 6, 6))
+    covariances = [root @ root.T + 0.1 * np.eye(6) for root in roots]  # do not commute
+    means = rng.normal(size=(2, 6))
+    real, fake = (with_moments(m, s, n, n) for m, s, n in zip(means, covariances, (50, 70), strict=True))
+    estimate = frechet_distance(real, fake)
+    assert estimate.value == pytest.approx(closed_form(means, covariances), rel=1e-10)
+    assert estimate.n == 50
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero():
+    x = draw(MEANS[0], COVARIANCES[0], 100, 0)
+    assert frechet_distance(x, x).value == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(x, x[::-1]).value == pytest.approx(0, abs=1e-12)
+
+
+def test_frechet_distance_takes_singular_covariances():
+    x = np.repeat(draw(MEANS[0], COVARIANCES[0], 60, 0), 2, axis=1)  # every feature twice
+    assert frechet_distance(x, x).value == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(x, x + 1).value == pytest.approx(8, rel=1e-12)
+
+
+def test_frechet_distance_is_covered_where_its_value_is_biased():
+    truth = closed_form(MEANS, COVARIANCES)
+    estimates = [
+        frechet_distance(
+            draw(MEANS[0], COVARIANCES[0], 100, 2 * i), draw(MEANS[1], COVARIANCES[1], 80, 2 * i + 1)
+        )
+        for i in range(120)
+    ]
+    values = np.array([estimate.value for estimate in estimates])
+    assert values.mean() > truth + 4 * values.std() / np.sqrt(120)
+    assert 0.9 <= share_covered(estimates, truth) <= 0.99
+    assert all(estimate.low <= estimate.value <= estimate.high for estimate in estimates)
+
+
+def test_frechet_interval_reaches_zero_under_no_difference():
+    estimates = [frechet_distance(*np.random.default_rng(i).normal(size=(2, 80, 4))) for i in range(30)]
+    assert share_covered(estimates, 0) >= 0.95
+
+
+# Precision, recall, density, coverage
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_precision_recall_density_coverage_against_the_authors_package(k):
+    prdc = pytest.importorskip("prdc")
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(270, 8)), 0.3 + 0.9 * rng.normal(size=(300, 8))
+    theirs = prdc.compute_prdc(real, fake, nearest_k=k)
+    ours = precision_recall_density_coverage(real, fake, k)
+    assert {name: estimate.value for name, estimate in ours.items()} == pytest.approx(theirs, abs=1e-12)
+    assert {name: estimate.n for name, estimate in ours.items()} == {
+        "precision": 300, "recall": 270, "density": 300, "coverage": 270
+    }  # fmt: skip
+
+
+def test_precision_and_density_are_covered_for_one_real_manifold():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(150, 4))
+
+    def measure(n):
+        return precision_recall_density_coverage(real, 0.5 + rng.normal(size=(n, 4)))
+
+    truth = {name: estimate.value for name, estimate in measure(3000).items()}
+    repeated = [measure(100) for _ in range(120)]
+    for name in ("precision", "density"):
+        assert 0.9 <= share_covered([one[name] for one in repeated], truth[name]) <= 0.99
+
+
+def test_a_share_of_all_or_nothing_still_has_an_interval():
+    real = np.random.default_rng(0).normal(size=(20, 3))
+    same = precision_recall_density_coverage(real, real)
+    assert same["precision"].value == same["recall"].value == same["coverage"].value == 1
+    assert same["precision"].low == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)
+    assert precision_recall_density_coverage(real, real + 100)["precision"].high > 0.1
+
+
+# MS-SSIM of pairs
+
+ALL_SCALES = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
+
+
+@pytest.mark.parametrize(("side", "scales"), [(16, 1), (32, 2), (44, 3), (98, 3), (99, 4), (176, 5)])
+def test_ms_ssim_against_torchmetrics_image_by_image(side, scales):
+    images = gaussian_filter(uniform_images(10, side), (0, 0, 2, 2))
+    weights = tuple((ALL_SCALES / ALL_SCALES[:scales].sum())[:scales])
+    x = torch.from_numpy(images)
+    expected = [
+        multiscale_structural_similarity_index_measure(
+            x[i : i + 1], x[j : j + 1], data_range=1.0, betas=weights
+        )
+        for i in range(10)
+        for j in range(i)
+    ]
+    estimate = ms_ssim_of_pairs(images)
+    assert estimate.value == pytest.approx(float(np.mean(expected)), rel=1e-5)
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.n == 10
+
+
+def test_no_image_is_paired_with_itself_and_no_pair_drawn_twice():
+    images = uniform_images(10, 11)
+    images[5:] = images[:5]  # five of the 45 pairs are equal images
+    everything = ms_ssim_of_pairs(images).value
+    most = [ms_ssim_of_pairs(images, pairs=44, seed=seed).value for seed in range(40)]
+    # Without one pair the sum changes by that pair's value, which is 1 at most.
+    assert all(abs(45 * everything - 44 * value) <= 1 + 1e-6 for value in most)
+    assert max(most) < 0.3
+
+
+Y, X = np.mgrid[:11, :11] / 11
+
+
+def waves(n, seed):
+    rng = np.random.default_rng(seed)
+    phase, slope = rng.uniform(0, 0.5, (n, 1, 1)), rng.uniform(0.2, 0.8, (n, 1, 1))
+    turn = rng.integers(0, 3, (n, 1, 1))
+    return (0.5 + 0.4 * np.sin(2 * np.pi * (phase + slope * (X + turn * Y)))).astype(np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def ms_ssim_of_waves():
+    return ms_ssim_of_pairs(waves(20_000, seed=999), pairs=20_000).value
+
+
+@pytest.mark.parametrize(("n", "pairs"), [(15, 105), (600, 100)])
+def test_ms_ssim_is_covered_whether_pairs_share_many_images_or_few(n, pairs, ms_ssim_of_waves):
+    estimates = [ms_ssim_of_pairs(waves(n, seed), pairs, seed) for seed in range(150)]
+    assert 0.9 <= share_covered(estimates, ms_ssim_of_waves) <= 0.99
+    standard_errors = [(e.high - e.low) / 2 / student.ppf(0.975, n - 1) for e in estimates]
+    assert np.mean(standard_errors) == pytest.approx(np.std([e.value for e in estimates]), rel=0.25)
+
+
+# Curves
+
+
+def test_the_power_of_a_sinusoid_lies_at_its_frequency():
+    x = np.arange(64)
+    for cycles in (1, 5, 31):
+        wave = 0.5 + 0.4 * np.sin(2 * np.pi * cycles * x / 64)
+        for image in (np.tile(wave, (64, 1)), np.tile(wave, (64, 1)).T):
+            frequencies, power = power_spectrum(image[None, None])
+            assert frequencies[1 + power[1:].argmax()] == pytest.approx(cycles / 64)
+            assert power[1:].max() > 1e6 * np.sort(power[1:])[-2]
+            assert power[0] == pytest.approx(64 * 64 * 0.25)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (33, 33), (24, 40)])
+def test_the_power_spectrum_keeps_the_mean_square(shape):
+    images = np.random.default_rng(0).uniform(size=(80, 1, *shape)).astype(np.float32)
+    frequencies, power = power_spectrum(images)
+    radii = np.hypot(*np.meshgrid(*(np.fft.fftfreq(side) for side in shape), indexing="ij"))
+    edges = np.append(0, frequencies[:-1] + np.diff(frequencies) / 2)
+    counts = np.histogram(radii, np.append(edges, 1))[0]
+    assert counts.sum() == np.prod(shape)
+    assert (counts * power).sum() / np.prod(shape) == pytest.approx(np.mean(images**2), rel=1e-6)
+    # White noise is flat; the last rings hold few frequencies.
+    np.testing.assert_allclose(power[3:-2], 1 / 12, rtol=0.15)
+
+
+def test_the_histogram_integrates_to_one_and_follows_the_density():
+    images = np.sqrt(uniform_images(100, 64))  # density 2 x
+    for bins in (64, 10):
+        centres, density = intensity_histogram(images, bins)
+        assert density.sum() / bins == pytest.approx(1)
+        assert centres[0] == 0.5 / bins
+        np.testing.assert_allclose(density, 2 * centres, atol=0.1)
+    assert intensity_histogram(np.ones((1, 1, 2, 2)))[1][-1] == 64  # 1 is inside
+
+
+# What each metric sees, and what it is blind to, on phantoms
+
+HEADS = 180
+
+
+def heads(seed, planes=PLANES, classes=PHANTOM_CLASS_NAMES):
+    return np.stack(
+        [draw_phantom(classes[i % len(classes)], seed + i, 32, planes[i % len(planes)]) for i in range(HEADS)]
+    )
+
+
+class Phantoms:
+    """Real heads, fresh ones as a perfect generator's, and every metric over 16 principal components of the pixels."""
+
+    def __init__(self):
+        self.real, self.fresh = heads(0), heads(10_000)
+        flat = self.real.reshape(HEADS, -1)
+        self.mean = flat.mean(axis=0)
+        self.components = np.linalg.svd(flat - self.mean, full_matrices=False)[2][:16]
+        self.of_fresh = self.score(self.fresh)
+
+    def features(self, images):
+        return (images.reshape(len(images), -1) - self.mean) @ self.components.T
+
+    def score(self, images):
+        real, fake = self.features(self.real), self.features(images)
+        return {
+            "kid": kid(real, fake),
+            "frechet_distance": frechet_distance(real, fake),
+            "ms_ssim": ms_ssim_of_pairs(images[:, None], pairs=400),
+            **precision_recall_density_coverage(real, fake),
+        }
+
+    def steps(self, *degraded):
+        """Values by metric, from fresh heads through every step."""
+        scores = [self.of_fresh, *map(self.score, degraded)]
+        return {name: np.array([score[name].value for score in scores]) for name in self.of_fresh}
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    return Phantoms()
+
+
+def rises(values):
+    return (np.diff(values) > 0).all()
+
+
+def falls(values):
+    return (np.diff(values) < 0).all()
+
+
+def test_fresh_heads_score_as_real_ones_do(phantoms):
+    scores = phantoms.of_fresh
+    assert scores["kid"].low < 0 < scores["kid"].high
+    assert scores["frechet_distance"].low == 0
+    assert min(scores[name].value for name in ("precision", "recall", "coverage")) > 0.9
+    assert scores["density"].value > 0.9
+    real = ms_ssim_of_pairs(phantoms.real[:, None])
+    assert scores["ms_ssim"].low < real.high
+    assert real.low < scores["ms_ssim"].high
+
+
+def test_blur_is_seen_but_not_by_precision_and_ms_ssim_goes_the_wrong_way(phantoms):
+    blurred = [gaussian_filter(phantoms.fresh, (0, sigma, sigma)) for sigma in (1, 2, 4)]
+    steps = phantoms.steps(*blurred)
+    assert rises(steps["kid"])
+    assert rises(steps["frechet_distance"])
+    assert falls(steps["recall"][:3])
+    assert falls(steps["coverage"])
+    assert (steps["precision"][:3] >= steps["precision"][0]).all()
+    assert (steps["density"][1:3] > steps["density"][0]).all()
+    assert rises(steps["ms_ssim"])
+    spectra = [power_spectrum(x[:, None])[1][10:].sum() for x in (phantoms.fresh, *blurred)]
+    assert falls(spectra)
+
+
+def test_noise_is_seen_by_all_but_takes_ms_ssim_for_diversity(phantoms):
+    noise = np.random.default_rng(0).normal(size=phantoms.fresh.shape)
+    noisy = [(phantoms.fresh + sigma * noise).clip(0, 1).astype(np.float32) for sigma in (0.15, 0.3, 0.6)]
+    steps = phantoms.steps(*noisy)
+    assert rises(steps["kid"])
+    assert rises(steps["frechet_distance"])
+    for name in ("precision", "recall", "density", "coverage"):
+        assert falls(steps[name][1:]), name
+    assert falls(steps["ms_ssim"])
+    spectra = [power_spectrum(x[:, None])[1][10:].sum() for x in (phantoms.fresh, *noisy)]
+    assert rises(spectra)
+
+
+def test_modes_left_out_are_seen_but_not_by_precision_and_density(phantoms):
+    steps = phantoms.steps(heads(10_000, PLANES[:2]), heads(10_000, PLANES[:1]))
+    assert rises(steps["kid"])
+    assert rises(steps["frechet_distance"])
+    assert falls(steps["recall"])
+    assert falls(steps["coverage"])
+    assert rises(steps["ms_ssim"])
+    assert steps["precision"].min() > 0.95
+    assert steps["density"].min() > 0.9
+
+
+def test_no_metric_sees_more_than_its_features(phantoms):
+    """A class without its lesion is a few pixels, which 16 components of all pixels do not hold."""
+    scores = phantoms.score(heads(10_000, classes=("no_tumor",)))
+    assert scores["kid"].low < 0 < scores["kid"].high
+    assert scores["frechet_distance"].low == 0
+    assert min(scores[name].value for name in ("precision", "recall", "coverage")) > 0.9
+
+
+def test_few_images_repeated_are_seen_but_not_by_precision_and_hardly_by_ms_ssim(phantoms):
+    steps = phantoms.steps(*(phantoms.fresh[np.arange(HEADS) % few] for few in (60, 20, 10)))
+    assert rises(steps["kid"])
+    assert rises(steps["frechet_distance"])
+    assert (np.diff(steps["recall"]) <= 0).all()
+    assert steps["recall"][-1] == 0
+    assert falls(steps["coverage"])
+    assert steps["precision"].min() > 0.85
+    assert np.ptp(steps["ms_ssim"]) < 0.1
+
+
+def test_copies_of_the_real_images_score_best_of_all(phantoms):
+    """So a copy detector has to stand beside every one of these metrics."""
+    noise = np.random.default_rng(0).normal(size=phantoms.real.shape)
+    near_copies = (phantoms.real + 0.02 * noise).clip(0, 1).astype(np.float32)
+    for copies in (phantoms.real, near_copies):
+        scores = phantoms.score(copies)
+        assert scores["kid"].value < phantoms.of_fresh["kid"].value
+        assert scores["kid"].value < 0
+        assert scores["frechet_distance"].value < 0.1 * phantoms.of_fresh["frechet_distance"].value
+        assert all(scores[name].value == 1 for name in ("precision", "recall", "coverage"))
+
+
+# Seeds and refusals
+
+
+@pytest.mark.parametrize("metric", [kid, frechet_distance])
+def test_a_seed_repeats_the_interval_and_leaves_the_value(metric):
+    real, fake = np.random.default_rng(0).normal(size=(2, 40, 3))
+    assert metric(real, fake) == metric(real, fake)
+    assert metric(real, fake).value == metric(real, fake, seed=1).value
+    assert metric(real, fake) != metric(real, fake, seed=1)
+
+
+NORMAL = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
+WITH_NAN = np.where(np.arange(12) == 3, np.nan, NORMAL)
+
+
+@pytest.mark.parametrize("metric", [kid, frechet_distance, precision_recall_density_coverage])
+def test_features_that_cannot_be_compared_are_refused(metric):
+    with pytest.raises(InputError, match="12 wide and the fake ones 11"):
+        metric(NORMAL, NORMAL[:, :11])
+    with pytest.raises(InputError, match="The fake features hold NaN or infinity in 30 places"):
+        metric(NORMAL, WITH_NAN)
+    with pytest.raises(InputError, match="The real features hold NaN"):
+        metric(WITH_NAN, NORMAL)
+    with pytest.raises(InputError, match=r"The real features have shape \(30,\)"):
+        metric(NORMAL[:, 0], NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("metric", "enough", "message"),
+    [
+        (kid, 10, "9 images are too few for KID: at least 10 are needed"),
+        (
+            frechet_distance,
+            13,
+            "12 images are too few for the Fréchet distance: at least 13 are needed for 12 features",
+        ),
+        (
+            precision_recall_density_coverage,
+            6,
+            "5 images are too few for precision and recall: at least 6 are needed for k = 5",
+        ),
+    ],
+)
+def test_too_few_features_are_refused(metric, enough, message):
+    metric(NORMAL[:enough], NORMAL)
+    for sets in ((NORMAL[: enough - 1], NORMAL), (NORMAL, NORMAL[: enough - 1])):
+        with pytest.raises(InputError, match=message):
+            metric(*sets)
+
+
+def test_k_out_of_range_is_refused():
+    with pytest.raises(InputError, match="30 images are too few for .*: at least 31 are needed for k = 30"):
+        precision_recall_density_coverage(NORMAL, NORMAL, k=30)
+    with pytest.raises(InputError, match="k is 0"):
+        precision_recall_density_coverage(NORMAL, NORMAL, k=0)
+
+
+@pytest.mark.parametrize("metric", [ms_ssim_of_pairs, power_spectrum, intensity_histogram])
+def test_images_that_cannot_be_measured_are_refused(metric):
+    images = uniform_images(12, 16)
+    metric(images)
+    with pytest.raises(InputError, match=r"shapes \(1, 11, 11\) and \(1, 16, 16\), and .* takes one size"):
+        metric([*images, *uniform_images(2, 11)])
+    with pytest.raises(InputError, match=r"shape \(12, 16, 16\).*takes \(N, 1, H, W\)"):
+        metric(images[:, 0])
+    with pytest.raises(InputError, match="-1 to 1.*takes"):
+        metric((2 * images - 1).round())
+    images[3, 0, 2, 2] = np.nan
+    with pytest.raises(InputError, match="The images hold NaN or infinity in 1 places"):
+        metric(images)
+    with pytest.raises(InputError, match="0 images are too few for"):
+        metric(images[:0])
+
+
+def test_ms_ssim_refuses_what_is_too_few_or_too_small():
+    with pytest.raises(InputError, match="9 images are too few for MS-SSIM of pairs: at least 10 are needed"):
+        ms_ssim_of_pairs(uniform_images(9, 16))
+    with pytest.raises(InputError, match="11 pixels a side or more, and these have 10"):
+        ms_ssim_of_pairs(uniform_images(12, 10))
+    with pytest.raises(InputError, match="pairs is 0"):
+        ms_ssim_of_pairs(uniform_images(12, 16), pairs=0)
