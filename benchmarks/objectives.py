@@ -6,7 +6,7 @@ the pixels, beside the same distances for held-out scans. The losses are not com
 
     python benchmarks/objectives.py --train_data_dir DIR --output_dir runs/objectives
 
-Needs torchmetrics (pip install -e ".[benchmark]"). A combination whose pipeline is already there is not trained again.
+A combination whose pipeline is already there is not trained again.
 """
 
 import argparse

@@ -4,14 +4,18 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from mri_ddpm.data import account_of, format_account
 from mri_ddpm.errors import InputError, exit_on_input_error
-from mri_ddpm.hub import export_repository, png_text, provenance, push_run
-from mri_ddpm.hub.faults import http_response, hub_sentence, is_network_fault
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.evaluation.evaluate import evaluate, fit_copy_detector
+from mri_ddpm.evaluation.features import EXTRACTORS
+from mri_ddpm.hub import export_repository, load_pipeline, png_text, provenance, push_run
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -22,6 +26,7 @@ def main(args: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_sample(commands)
     add_data(commands)
+    add_evaluate(commands)
     add_push(commands)
     parsed = parser.parse_args(args)
     with exit_on_input_error():
@@ -46,7 +51,11 @@ def add_sample(commands) -> None:
         "--seed", type=int, default=0, help="image i is drawn from seed + i, whatever its batch"
     )
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=DEVICE)
+    parser.add_argument(
+        "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
+    )
+    parser.add_argument("--data", help="the scans it was trained on, for --reject_copies")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder for the PNG files; new or empty"
     )
@@ -61,6 +70,7 @@ def sample(args: argparse.Namespace) -> None:
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         raise InputError(f"--output_dir {args.output_dir} is not an empty folder; name a new one.")
     pipeline = load_pipeline(args.pipeline, args.device)
+    detector = fit_copy_detector(args.pipeline, args.data, args.device) if args.reject_copies else None
     pipeline.set_progress_bar_config(disable=True)
     names = [args.class_label] if args.class_label else pipeline.class_names
     source = {
@@ -68,6 +78,7 @@ def sample(args: argparse.Namespace) -> None:
         "num_inference_steps": args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps,
         "guidance_scale": args.guidance_scale,
     }
+    rejected = 0
     with tqdm(total=args.num_images, desc="sampling", unit="image") as bar:
         for start in range(0, args.num_images, args.batch_size):
             indices = range(start, min(start + args.batch_size, args.num_images))
@@ -82,36 +93,22 @@ def sample(args: argparse.Namespace) -> None:
             except ValueError as error:
                 raise InputError(str(error)) from error
             args.output_dir.mkdir(parents=True, exist_ok=True)
-            for i, image in zip(indices, images, strict=True):
+            flagged = detector.examine(as_array(images)).flagged if detector else [False] * len(images)
+            rejected += sum(flagged)
+            for i, image, is_copy in zip(indices, images, flagged, strict=True):
+                if is_copy:
+                    continue
                 class_name = names[i % len(names)] if names else None
                 path = args.output_dir / f"{class_name + '-' if class_name else ''}{i:05d}.png"
                 image.save(path, pnginfo=png_text({**source, "class": class_name, "seed": args.seed + i}))
             bar.update(len(indices))
+    if detector:
+        print(f"{rejected} of {args.num_images} images came too close to a training scan and were left out.")
 
 
-def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
-    """Load a pipeline from its folder, a run folder or the Hub on to a device.
-
-    Raises:
-        InputError: when there is none, or no such device.
-    """
-    if not Path(name).exists() and name.count("/") != 1:  # not owner/name either
-        raise InputError(f"no pipeline could be loaded from {name}: there is no such folder.")
-    if (Path(name) / "pipeline" / "model_index.json").is_file():
-        name = str(Path(name) / "pipeline")
-    try:
-        pipeline = MRIDDPMPipeline.from_pretrained(name)
-    except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries
-        reason = " ".join(str(error).split())
-        if http_response(error) is not None or is_network_fault(error):
-            reason = hub_sentence(error, name)
-        elif not Path(name).exists() and not isinstance(error, ValueError):
-            reason = "there is no such folder, and the Hub did not give a repository of that name."
-        raise InputError(f"no pipeline could be loaded from {name}: {reason}") from error
-    try:
-        return pipeline.to(device)
-    except RuntimeError as error:
-        raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+def as_array(images: list[Image.Image]) -> np.ndarray:
+    """8-bit pictures as float32 ``(N, 1, H, W)`` in [0, 1]."""
+    return np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])[:, None]
 
 
 def add_data(commands) -> None:
@@ -140,6 +137,50 @@ def data(args: argparse.Namespace) -> None:
     print(format_account(manifest))
     args.output.write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"written: {args.output}")
+
+
+def add_evaluate(commands) -> None:
+    """``mri-ddpm evaluate PIPELINE --data DIR``: quality, usefulness, and whether patients are copied."""
+    parser = commands.add_parser(
+        "evaluate", help="measure a model: quality, usefulness, and whether it copies patients"
+    )
+    parser.add_argument(
+        "pipeline", help="run folder, such as runs/a, its pipeline folder, or a Hub repository"
+    )
+    parser.add_argument(
+        "--data", help="folder or .zip of the scans it was trained on; none for the phantom's"
+    )
+    parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to draw")
+    parser.add_argument(
+        "--num_inference_steps", type=int, help="steps of the reverse chain; all when not given"
+    )
+    parser.add_argument("--guidance_scale", type=float, default=1.0)
+    parser.add_argument(
+        "--extractor", choices=EXTRACTORS, default="in_domain", help="what makes the features"
+    )
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=DEVICE)
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        help="folder for the report; the evaluation/ of a run folder when not given",
+    )
+    parser.set_defaults(run=evaluate_model)
+
+
+def evaluate_model(args: argparse.Namespace) -> None:
+    """Measure, write the report, and say in short what came out."""
+    output_dir = args.output_dir
+    if output_dir is None:
+        if not (Path(args.pipeline) / "pipeline").is_dir():
+            raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
+        output_dir = Path(args.pipeline) / "evaluation"
+    same_names = ("data", "num_images", "num_inference_steps", "guidance_scale", "extractor", "batch_size", "seed", "device")  # fmt: skip
+    metrics = evaluate(args.pipeline, output_dir, **{name: getattr(args, name) for name in same_names})
+    for verdict in metrics["verdicts"]:
+        print(f"{verdict['question']} {verdict['answer']}")
+    print(f"Report: {output_dir / 'report.html'}   numbers: {output_dir / 'metrics.json'}")
 
 
 def add_push(commands) -> None:

@@ -118,6 +118,10 @@ class TrainingConfig:
     sample_epochs: list[int] = about(
         [], "Epochs at whose end grids of raw and EMA samples are drawn; 0 is before training."
     )
+    evaluate_epochs: list[int] = about(
+        [], "Epochs at whose end KID and the share of copied scans are measured on EMA samples."
+    )
+    evaluate_images: int = about(256, "Samples for --evaluate_epochs.")
     num_samples: int = about(16, "Images in a grid, the classes in turn.")
     num_inference_steps: int | None = about(None, "Sampling steps of the grids; T when not given.")
     checkpointing_steps: int = about(500, "Optimizer steps between checkpoints.")
@@ -156,7 +160,7 @@ AT_LEAST = {
     "dropout": 0, "class_dropout_prob": 0, "num_train_timesteps": 1, "seed": 0, "train_batch_size": 1,
     "gradient_accumulation_steps": 1, "num_train_epochs": 1, "max_train_steps": 1, "learning_rate": 0,
     "adam_weight_decay": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "logging_steps": 1, "validation_steps": 1,
-    "num_samples": 1, "num_inference_steps": 1, "checkpointing_steps": 1, "checkpoints_total_limit": 1,
+    "evaluate_images": 100, "num_samples": 1, "num_inference_steps": 1, "checkpointing_steps": 1, "checkpoints_total_limit": 1,
     "dataloader_num_workers": 0,
 }  # fmt: skip
 BETWEEN_0_AND_1 = ("beta_start", "beta_end", "adam_beta1", "adam_beta2", "ema_max_decay")

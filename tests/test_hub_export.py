@@ -146,10 +146,19 @@ def test_the_card_shows_an_evaluation_and_the_licence(unbroken, tmp_path):
     run = shutil.copytree(unbroken, tmp_path / "run")
     kid = {"value": 0.0182, "interval": [0.008, 0.028], "n": 2000, "real": -0.0004}
     evaluation = {
-        "num_images": 2000,
+        "settings": {"num_inference_steps": 50},
+        "images": {"synthetic": {"total": 2000}},
         "extractor": "in-domain classifier",
         "quality": {"KID": kid},
-        "memorisation": {"flagged_share_at_99th_percentile": 0.0125},
+        "memorisation": {
+            "images": 2000,
+            "copies": {
+                "share": {"value": 0.0125, "interval": [0.006, 0.02], "n": 2000},
+                "expected": 0.05,
+                "count": 25,
+                "distinct_training_images": 7,
+            },
+        },
     }
     (run / "evaluation").mkdir()
     (run / "evaluation" / "metrics.json").write_text(json.dumps(evaluation))
@@ -157,7 +166,8 @@ def test_the_card_shows_an_evaluation_and_the_licence(unbroken, tmp_path):
     export_repository(run, tmp_path / "exported", "me/tiny", license="cc-by-4.0")
     card = ModelCard.load(tmp_path / "exported/README.md")
     assert "| KID | 0.0182 | 0.008 to 0.028 | 2000 | -0.0004 |" in card.text
-    assert "| flagged share at 99th percentile | 0.0125 |" in card.text
+    assert "25 of 2000 synthetic images are taken for copies, of 7 different training scans" in card.text
+    assert "1.2 % (95 % interval 0.6 to 2.0 %), where 5 % of real scans" in card.text
     assert "ot measured" not in card.text
     assert card.data.license == "cc-by-4.0"
     assert {r.metric_type: r.metric_value for r in card.data.eval_results}["KID"] == 0.0182

@@ -28,6 +28,7 @@ class Record:
     environment: dict | None = None
     evaluation: dict | None = None
     metrics: list[dict] = field(default_factory=list)
+    raw_weights: Path | None = None  # of the newest checkpoint; the pipeline has the EMA weights
     pictures: dict[str, Path] = field(default_factory=dict)  # by the name they get in the repository
 
 
@@ -58,6 +59,7 @@ def read_record(source: Path) -> Record:
         environment=read_json(papers / "environment.json"),
         evaluation=read_json(papers / "evaluation" / "metrics.json"),
         metrics=read_json_lines(papers / "metrics.jsonl"),
+        raw_weights=max(papers.glob("checkpoints/step-*/model.safetensors"), default=None),
         pictures={
             name: [p for p in paths if p.is_file()][-1]
             for name, paths in pictures.items()

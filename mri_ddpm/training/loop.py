@@ -26,6 +26,7 @@ from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.training import preparation
 from mri_ddpm.training.checkpoints import find_checkpoint, save_checkpoint
+from mri_ddpm.training.epoch_evaluation import EpochEvaluation
 from mri_ddpm.training.interrupt import Interrupt, interrupt_between_steps
 from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, draw_for_batch
 from mri_ddpm.training.records import Metrics, plot_loss
@@ -140,6 +141,7 @@ class TrainingRun:
     steps_per_epoch: int
     max_steps: int
     metrics: Metrics | None = None  # on the main process only
+    epoch_evaluation: EpochEvaluation | None = None  # there too, from the first of --evaluate_epochs on
     push: BackgroundPush | None = None  # there too, and only with --push_to_hub
     unlogged: list[dict] = field(default_factory=list)
     since: float = 0.0  # when the steps in ``unlogged`` began, in seconds
@@ -204,6 +206,8 @@ class TrainingRun:
             epoch, within = divmod(self.progress.step, self.steps_per_epoch)
             if within == 0 and epoch in self.config.sample_epochs:
                 self.sample(epoch)
+            if within == 0 and epoch in self.config.evaluate_epochs:
+                self.evaluate(epoch)
         self.bar.close()
 
     def epoch_from_here(self) -> Iterator[list[tuple[int, dict]]]:
@@ -347,6 +351,15 @@ class TrainingRun:
                     self.config,
                     path.with_name(f"epoch-{epoch:05d}-ema.png"),
                 )
+        self.accelerator.wait_for_everyone()
+        self.since = time.perf_counter()
+
+    def evaluate(self, epoch: int) -> None:
+        """Quality and copying of EMA samples at the end of an epoch."""
+        if self.accelerator.is_main_process:
+            self.epoch_evaluation = self.epoch_evaluation or EpochEvaluation(self)
+            with averaged_weights(self.ema, self.raw_unet):
+                self.epoch_evaluation.record(epoch)
         self.accelerator.wait_for_everyone()
         self.since = time.perf_counter()
 

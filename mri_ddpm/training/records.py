@@ -1,4 +1,4 @@
-"""What a run shows of itself: ``metrics.jsonl``, ``loss.png`` and grids of samples."""
+"""What a run shows of itself: ``metrics.jsonl``, ``loss.png``, ``evaluation.png`` and grids of samples."""
 
 import json
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
 
     training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     held_out = [
-        (row["step"], row["validation_loss"], row["validation_loss_ema"]) for row in rows if "loss" not in row
+        (row["step"], row["validation_loss"], row["validation_loss_ema"])
+        for row in rows
+        if "validation_loss" in row
     ]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -55,6 +57,24 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
     axes.set(xlabel="optimizer step", ylabel="loss", yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def plot_evaluation(rows: Sequence[dict], path: Path) -> None:
+    """Plot KID and the share flagged as copies against the epoch, one above the other, with their intervals."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if "kid" in row]
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    titles = {"kid": "KID to the training scans", "flagged_share": "flagged as copies"}
+    for axes, (key, title) in zip(figure.subplots(2, sharex=True), titles.items(), strict=True):
+        value = np.array([row[key] for row in rows])
+        low, high = np.array([row[f"{key}_interval"] for row in rows]).T
+        axes.errorbar(epochs, value, yerr=np.maximum([value - low, high - value], 0), fmt="o-", capsize=3)
+        axes.set(ylabel=title)
+        axes.grid(alpha=0.3)
+    axes.set(xlabel="epoch")
     figure.savefig(path, dpi=110)
 
 

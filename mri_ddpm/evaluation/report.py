@@ -1,0 +1,109 @@
+"""``report.html``: one file that needs no network, for people who read no JSON."""
+
+import base64
+from pathlib import Path
+
+import jinja2
+
+from mri_ddpm.evaluation.pictures import PLOTS
+
+TEMPLATE = Path(__file__).with_name("report.html")
+TITLES = {  # metric -> its title, and which way is better
+    "kid": ("KID", "lower, 0 is the same"),
+    "frechet_distance": ("Fréchet distance", "lower"),
+    "precision": ("precision", "higher"),
+    "recall": ("recall", "higher"),
+    "density": ("density", "near 1"),
+    "coverage": ("coverage", "higher"),
+    "ms_ssim": ("MS-SSIM between pairs", "like real"),
+}
+SHARES = {
+    "similarity_over_95th_percentile": "nearer than 95 % of held-out scans come",
+    "similarity_over_99th_percentile": "nearer than 99 % of held-out scans come",
+    "ratio_under_1st_percentile": "ratio of nearest to 50 nearest under the lowest 1 %",
+}
+LIMITS = (
+    "Absence of evidence is not privacy. The search finds copies of whole slices, also moved by a few pixels, mirrored, "
+    "brightened, noised or compressed. It does not find parts of a scan, mixtures of several patients, or a copy turned or "
+    "cropped by more than a little, and it knows only the training scans it was given. Slices of one patient resemble each "
+    "other, so some images come close to a training scan without copying it: what counts is the share beyond what held-out "
+    "scans show."
+)
+
+
+def write_report(metrics: dict, folder: Path) -> None:
+    """Write the report beside the pictures it shows, which go into it."""
+    pictures = {
+        name: base64.b64encode((folder / name).read_bytes()).decode()
+        for name in PLOTS
+        if (folder / name).is_file()
+    }
+    template = jinja2.Template(TEMPLATE.read_text(), autoescape=True)
+    texts = {"captions": PLOTS, "titles": TITLES, "shares": SHARES, "limits": LIMITS}
+    html = template.render(metrics=metrics, pictures=pictures, **texts)
+    (folder / "report.html").write_text(html)
+
+
+def verdicts(metrics: dict) -> list[dict]:
+    """The three questions, each with the answer that the numbers allow and its tone: good, bad or open."""
+    return [verdict_on_quality(metrics), *verdict_on_usefulness(metrics), verdict_on_copies(metrics)]
+
+
+def verdict_on_quality(metrics: dict) -> dict:
+    """Whether KID tells the images from real ones, at the number of held-out scans that there are."""
+    question = "Do they look like real scans?"
+    fake = metrics["quality_at_held_out_size"].get("kid")
+    real = metrics["real_against_real"]["held_out"]["all"].get("kid")
+    if not fake or not real:
+        return {"question": question, "tone": "open", "answer": "Not measured: too few images."}
+    numbers = f"KID {spell(fake)} against {spell(real)} of held-out real scans"
+    if fake["interval"][0] > real["interval"][1]:
+        return {
+            "question": question,
+            "tone": "bad",
+            "answer": f"Not quite: a classifier's features still tell them apart ({numbers}).",
+        }
+    return {
+        "question": question,
+        "tone": "good",
+        "answer": f"As far as can be told from {fake['n']} images: their distance is that of real ones ({numbers}).",
+    }
+
+
+def verdict_on_usefulness(metrics: dict) -> list[dict]:
+    """Whether real and synthetic scans together train a better classifier than real ones alone."""
+    found = (metrics.get("usefulness") or {}).get("held_out")
+    if not found:
+        return []
+    gain = found["real_and_synthetic"]["gain"]["accuracy"]
+    low, high = gain["interval"]
+    answer, tone = "No difference was shown", "open"
+    if low > 0:
+        answer, tone = "Yes", "good"
+    if high < 0:
+        answer, tone = "No, they do harm", "bad"
+    change = f"accuracy on held-out scans changes by {spell(gain)} when they are added to the real ones"
+    return [{"question": "Do they help a model?", "tone": tone, "answer": f"{answer}: {change}."}]
+
+
+def spell(estimate: dict) -> str:
+    """A number with its interval."""
+    low, high = estimate["interval"]
+    return f"{estimate['value']:.3g} (95 % interval {low:.3g} to {high:.3g})"
+
+
+def verdict_on_copies(metrics: dict) -> dict:
+    """Whether more images are taken for copies than real scans that were never trained on."""
+    copies = metrics["memorisation"]["copies"]
+    share, expected = copies["share"], copies["expected"]
+    low, high = share["interval"]
+    numbers = (
+        f"{share['value']:.1%} of the images are taken for copies (95 % interval {low:.1%} to {high:.1%}), of "
+        f"{copies['distinct_training_images']} training scans, where {expected:.0%} of real scans never trained on would be"
+    )
+    answer, tone = "No more than real scans resemble each other", "good"
+    if low > expected:
+        answer, tone = "Yes, some do", "bad"
+    elif high > 2 * expected:
+        answer, tone = "Not shown either way", "open"
+    return {"question": "Do they copy patients?", "tone": tone, "answer": f"{answer}: {numbers}."}

@@ -1,0 +1,164 @@
+"""What is evaluated: a pipeline, the scans it was trained on, and those that it never saw."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+
+from mri_ddpm.data import Scans, load_phantoms, load_scans, to_unit_range
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.classifier import Labelled
+from mri_ddpm.hub import Record
+from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+
+@dataclass(frozen=True)
+class RealScans:
+    """Real scans at the model's size: what it was trained on, the share held out of that, and the published test part."""
+
+    training: Labelled
+    held_out: Labelled
+    test: Labelled | None
+    class_names: tuple[str, ...]
+    scans: Scans
+
+    @property
+    def unseen(self) -> dict[str, Labelled]:
+        """The parts that the model never saw, by name."""
+        parts = {"held_out": self.held_out, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None and len(part[1])}
+
+
+def load_real_scans(
+    record: Record, data: str | None, resolution: int, cache_dir: str | None = None
+) -> RealScans:
+    """Load the scans that a model was trained on, split as they were then.
+
+    Args:
+        record: the run's papers; its manifest knows the settings and every file's hash.
+        data: folder or .zip of the scans; not needed for a model of the phantom.
+        resolution: pixels a side of the model.
+        cache_dir: where decoded scans are kept.
+
+    Raises:
+        InputError: when there is no manifest, or the scans are not those of the manifest, so that nobody could say which
+            of them the model has seen.
+    """
+    manifest = record.manifest
+    if manifest is None:
+        raise InputError(
+            f"{record.pipeline_dir} comes without the manifest of its training, so nobody can say which scans it has "
+            "seen; evaluate the run folder, or a repository that 'mri-ddpm push' made."
+        )
+    settings = {key: manifest["settings"][key] for key in ("validation_share", "seed")}
+    if manifest["source"] == "phantom":
+        scans = load_phantoms(num_images=len(manifest["files"]), resolution=resolution, **settings)
+    elif data is None:
+        raise InputError(
+            f"the model was trained on {manifest['source']}; give the folder of these scans by --data."
+        )
+    else:
+        scans = load_scans(
+            train_data_dir=data,
+            resolution=resolution,
+            fit=manifest["settings"]["fit"],
+            keep_repeats=manifest["settings"]["keep_repeats"],
+            on_bad_image="skip",
+            cache_dir=cache_dir,
+            **settings,
+        )
+    refuse_other_scans(manifest, scans.manifest, data)
+    parts = {
+        name: None if part is None else as_arrays(part)
+        for name, part in (("training", scans.train), ("held_out", scans.validation), ("test", scans.test))
+    }
+    return RealScans(**parts, class_names=scans.class_names, scans=scans)
+
+
+def refuse_other_scans(trained: dict, found: dict, data: str | None) -> None:
+    """Refuse scans of which the model has seen some that would count as unseen, or that lack what it was trained on."""
+
+    def hashes(manifest: dict, *splits: str) -> set[str]:
+        return {file["sha256"] for file in manifest["files"] if file["split"] in splits}
+
+    seen = hashes(trained, "train")
+    leaked = seen & hashes(found, "validation", "test")
+    if leaked:
+        raise InputError(
+            f"the model was trained on {len(leaked)} of the scans that {data} would be tested on; give the data set that it "
+            "was trained on, unchanged."
+        )
+    missing = seen - hashes(found, "train")
+    if missing:
+        raise InputError(
+            f"{data or 'the phantom'} lacks {len(missing)} of the {len(seen)} scans that the model was trained on, so copies "
+            "of them could not be found; give the data set that it was trained on."
+        )
+
+
+def as_arrays(part) -> Labelled:
+    """A data set as arrays: images in [0, 1], of 256 levels as synthetic ones, and classes."""
+    pixels, labels = part.batch(np.arange(len(part)))
+    return (np.round(to_unit_range(pixels).numpy() * 255) / 255).astype(np.float32), labels.numpy()
+
+
+def draw(
+    pipeline: MRIDDPMPipeline,
+    counts: np.ndarray,
+    *,
+    num_inference_steps: int | None,
+    guidance_scale: float,
+    batch_size: int,
+    seed: int,
+) -> Labelled:
+    """Draw images with the classes in the proportions of the training scans, as the 8-bit pictures a user gets.
+
+    Image i is drawn from seed + i, whatever the batch it is in.
+
+    Args:
+        pipeline: the model.
+        counts: images wanted of each class, ``(C,)``; ``(1,)`` for a model without classes.
+        num_inference_steps: steps of the reverse chain; all when ``None``.
+        guidance_scale: 1 is none.
+        batch_size: images at once.
+        seed: of the first image.
+    """
+    labels = np.repeat(np.arange(len(counts)), counts)
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    with tqdm(total=len(labels), desc="sampling", unit="image") as bar:
+        for start in range(0, len(labels), batch_size):
+            batch = labels[start : start + batch_size]
+            generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+            drawn = pipeline(
+                batch.tolist() if pipeline.class_names else None,
+                num_images=len(batch),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=generators,
+                output_type="np",
+            ).images  # (B, H, W)
+            images.append(drawn)
+            bar.update(len(batch))
+    whole = np.concatenate(images)[:, None]  # (N, 1, H, W)
+    return (np.round(whole * 255) / 255).astype(np.float32), labels
+
+
+def class_counts(labels: np.ndarray, num_classes: int, total: int) -> np.ndarray:
+    """``total`` shared out over the classes as ``labels`` are, largest remainders first."""
+    exact = np.bincount(labels, minlength=num_classes) * total / len(labels)
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact)[: total - counts.sum()]] += 1
+    return counts
+
+
+def raw_unet(pipeline: MRIDDPMPipeline, record: Record) -> AttentionUNet2DModel | None:
+    """The network with the weights of the newest checkpoint, before averaging; ``None`` where there is none."""
+    if record.raw_weights is None:
+        return None
+    unet = AttentionUNet2DModel.from_config(pipeline.unet.config)
+    unet.load_state_dict(load_file(record.raw_weights))
+    return unet.eval().to(pipeline.device, memory_format=torch.channels_last)

@@ -1,0 +1,51 @@
+"""Open a model by the name a user gives: a run folder, a saved pipeline, or a repository on the Hub."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from mri_ddpm.errors import InputError
+from mri_ddpm.hub.faults import http_response, hub_sentence, is_network_fault
+from mri_ddpm.hub.record import Record, read_record
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+
+def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
+    """Load a pipeline from its folder, a run folder or the Hub on to a device.
+
+    Raises:
+        InputError: when there is none, or no such device.
+    """
+    if not Path(name).exists() and name.count("/") != 1:  # not owner/name either
+        raise InputError(f"no pipeline could be loaded from {name}: there is no such folder.")
+    if (Path(name) / "pipeline" / "model_index.json").is_file():
+        name = str(Path(name) / "pipeline")
+    try:
+        pipeline = MRIDDPMPipeline.from_pretrained(name)
+    except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries
+        reason = " ".join(str(error).split())
+        if http_response(error) is not None or is_network_fault(error):
+            reason = hub_sentence(error, name)
+        elif not Path(name).exists() and not isinstance(error, ValueError):
+            reason = "there is no such folder, and the Hub did not give a repository of that name."
+        raise InputError(f"no pipeline could be loaded from {name}: {reason}") from error
+    try:
+        return pipeline.to(device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def load_record(name: str) -> Record:
+    """What the run of a model wrote about itself, wherever the model is.
+
+    Raises:
+        InputError: when the name leads to no model.
+    """
+    if Path(name).exists():
+        return read_record(Path(name))
+    try:
+        return read_record(
+            Path(snapshot_download(name, allow_patterns=["model_index.json", "training/*.json*"]))
+        )
+    except Exception as error:  # of several HTTP libraries
+        raise InputError(hub_sentence(error, name)) from error

@@ -1,0 +1,75 @@
+"""Quality and copying at chosen epochs, so that both curves are seen over the training."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from diffusers import DDPMScheduler
+from scipy.stats import binomtest
+
+from mri_ddpm.evaluation.features import make_extractor
+from mri_ddpm.evaluation.memorisation import CopyDetector
+from mri_ddpm.evaluation.quality import kid
+from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.training.records import plot_evaluation
+
+if TYPE_CHECKING:
+    from mri_ddpm.training.loop import TrainingRun
+
+
+class EpochEvaluation:
+    """Measures ``config.evaluate_images`` samples, from the same noise every time, against the training scans.
+
+    The feature extractor is trained, or found in the cache, once at the start.
+    """
+
+    def __init__(self, run: "TrainingRun"):
+        self.run = run
+        training, self.labels = as_arrays(run.scans.train)
+        held_out, _ = as_arrays(run.scans.validation)
+        device, cache_dir = str(run.accelerator.device), run.config.cache_dir
+        self.extractor = make_extractor(
+            "in_domain", training, self.labels, run.scans.class_names, device, cache_dir
+        )
+        self.features = self.extractor(training)
+        self.detector = CopyDetector.fit(training, held_out, self.extractor)
+
+    def record(self, epoch: int) -> None:
+        """Measure the network as it is, and bring the numbers to ``metrics.jsonl``, the trackers and ``evaluation.png``."""
+        run = self.run
+        row = {"step": run.progress.step, "epoch": epoch, **self.measure(self.draw())}
+        run.metrics.append([row])
+        plot_evaluation(run.metrics.rows, run.run_dir / "evaluation.png")
+        run.accelerator.log({"kid": row["kid"], "flagged_share": row["flagged_share"]}, step=row["step"])
+        run.bar.write(f"epoch {epoch}: KID {row['kid']:.4f}, {row['flagged_share']:.1%} flagged as copies")
+
+    def draw(self) -> np.ndarray:
+        """Samples of the network, ``(evaluate_images, 1, H, W)`` in [0, 1], in the classes' training proportions."""
+        unet, config = self.run.raw_unet, self.run.config
+        was_training = unet.training
+        scheduler = DDPMScheduler.from_config(self.run.noise_scheduler.config)
+        pipeline = MRIDDPMPipeline(unet.eval(), scheduler)
+        names = pipeline.class_names
+        labels = self.labels if names else np.zeros_like(self.labels)
+        images, _ = draw(
+            pipeline,
+            class_counts(labels, max(1, len(names)), config.evaluate_images),
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=1.0,
+            batch_size=config.train_batch_size,
+            seed=config.seed,
+        )
+        unet.train(was_training)
+        return images
+
+    def measure(self, images: np.ndarray) -> dict:
+        """KID and the share of images flagged as copies, each with its 95 % interval."""
+        distance = kid(self.features, self.extractor(images))
+        flagged = self.detector.examine(images).flagged
+        share = binomtest(int(flagged.sum()), len(flagged)).proportion_ci(0.95, method="wilson")
+        return {
+            "kid": distance.value,
+            "kid_interval": [distance.low, distance.high],
+            "flagged_share": float(flagged.mean()),
+            "flagged_share_interval": [share.low, share.high],
+        }

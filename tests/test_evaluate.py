@@ -1,0 +1,217 @@
+"""The whole evaluation of a real tiny run on the phantom: numbers, report, refusals, and copies left out of samples."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny, train_alone
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from mri_ddpm import cli
+from mri_ddpm.data import PHANTOM_CLASS_NAMES, load_scans
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation import classifier
+from mri_ddpm.evaluation.evaluate import evaluate
+from mri_ddpm.evaluation.pictures import PLOTS
+from mri_ddpm.evaluation.subject import class_counts
+from mri_ddpm.files import read_json_lines
+from mri_ddpm.hub import export_repository, push_run
+
+NAMES = tuple(PHANTOM_CLASS_NAMES)
+FAST = {"num_images": 120, "num_inference_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of ``tiny`` with enough phantoms for an audit, evaluated at both its epochs."""
+    changes = {"phantom_images": 320, "max_train_steps": 72, "train_batch_size": 8, "evaluate_images": 100}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "STEPS", 30)
+        folder = tmp_path_factory.mktemp("evaluated") / "run"
+        return train_alone(
+            tiny(folder, evaluate_epochs=[1, 2], cache_dir=str(folder.parent / "cache"), **changes)
+        )
+
+
+@pytest.fixture(scope="module")
+def evaluated(run) -> Path:
+    """The run, evaluated into its ``evaluation/``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "STEPS", 30)
+        evaluate(str(run), run / "evaluation", cache_dir=str(run.parent / "cache"), **FAST)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 30)
+
+
+def metrics_of(run: Path) -> dict:
+    return json.loads((run / "evaluation" / "metrics.json").read_text())
+
+
+def test_every_number_has_an_interval_and_a_count(evaluated):
+    metrics = metrics_of(evaluated)
+
+    def estimates(value):
+        if isinstance(value, dict) and "value" in value:
+            yield value
+        elif isinstance(value, (dict, list)):
+            for entry in value.values() if isinstance(value, dict) else value:
+                yield from estimates(entry)
+
+    found = list(estimates(metrics))
+    assert len(found) > 60
+    for estimate in found:
+        assert estimate["interval"][0] <= estimate["value"] <= estimate["interval"][1]
+        assert estimate["n"] > 0
+
+
+def test_the_report_answers_the_three_questions(evaluated):
+    metrics = metrics_of(evaluated)
+    assert [verdict["question"] for verdict in metrics["verdicts"]] == [
+        "Do they look like real scans?", "Do they help a model?", "Do they copy patients?",
+    ]  # fmt: skip
+    assert set(metrics["quality"]) == {
+        "kid", "frechet_distance", "precision", "recall", "density", "coverage", "ms_ssim",
+    }  # fmt: skip
+    assert (
+        metrics["quality"]["precision"]["value"] < 0.5 < metrics["quality"]["precision"]["real"]
+    )  # 72 steps draw no heads
+    assert set(metrics["quality_by_class"]) == set(NAMES)
+    assert set(metrics["loss_by_timestep_quartile"]) == {"ema", "raw"}
+    assert set(metrics["usefulness"]["held_out"]) == {"n", "real", "synthetic", "real_and_synthetic"}
+    assert metrics["images"]["synthetic"]["total"] == 120
+    html = (evaluated / "evaluation" / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == len(PLOTS)
+    assert "http" not in html.replace("http-equiv", "")
+    assert "Absence of evidence is not privacy" in html
+    for name in PLOTS:
+        assert Image.open(evaluated / "evaluation" / name).width > 200
+
+
+def test_a_second_evaluation_takes_up_the_samples(evaluated, tmp_path):
+    folder = shutil.copytree(evaluated / "evaluation", tmp_path / "evaluation")
+    before = (folder / "samples.npz").stat().st_mtime_ns
+    (folder / "metrics.json").unlink()
+    metrics = evaluate(str(evaluated), folder, cache_dir=str(evaluated.parent / "cache"), **FAST)
+    assert (folder / "samples.npz").stat().st_mtime_ns == before
+    assert metrics["quality"] == metrics_of(evaluated)["quality"]
+    with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5; name a new folder"):
+        evaluate(str(evaluated), folder, seed=5, **FAST)
+
+
+def test_the_model_card_shows_it(evaluated, tmp_path):
+    export_repository(evaluated, tmp_path / "exported", "me/tiny")
+    card = ModelCard.load(tmp_path / "exported" / "README.md")
+    kid = metrics_of(evaluated)["quality"]["kid"]
+    assert f"| kid | {kid['value']:.4g} |" in card.text
+    assert "ot measured" not in card.text
+    assert {result.metric_type for result in card.data.eval_results} >= {"kid", "frechet_distance", "loss"}
+    assert not list((tmp_path / "exported").rglob("worst_pairs.png"))
+    assert not list((tmp_path / "exported").rglob("*.npz"))
+
+
+def test_a_model_on_the_hub_is_evaluated_alike(hub, evaluated, tmp_path):
+    push_run(evaluated, "me/tiny")
+    metrics = evaluate("me/tiny", tmp_path / "eval", cache_dir=str(evaluated.parent / "cache"), **FAST)
+    assert metrics["quality"] == metrics_of(evaluated)["quality"]
+    assert metrics["settings"]["revision"] == hub.repositories["me/tiny"].find("main").sha
+    assert set(metrics["loss_by_timestep_quartile"]) == {"ema"}  # the raw weights stayed at home
+
+
+# During training
+
+
+def test_epochs_are_evaluated_during_training(run, unbroken):
+    rows = [row for row in read_json_lines(run / "metrics.jsonl") if "kid" in row]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["kid_interval"][0] <= row["kid"] <= row["kid_interval"][1]
+        assert (
+            0
+            <= row["flagged_share_interval"][0]
+            <= row["flagged_share"]
+            <= row["flagged_share_interval"][1]
+            <= 1
+        )
+    assert Image.open(run / "evaluation.png").width > 400
+    assert Image.open(run / "loss.png").width > 400  # is not confused by the new rows
+
+
+# Copies
+
+
+def test_sample_leaves_copies_out_and_says_how_many(run, tmp_path, capsys):
+    """The model draws its own "training scans" first, so that drawing them again from the same seeds is copying."""
+    flags = ["--num_inference_steps", "4", "--batch_size", "50"]
+    cli.main(["sample", str(run), *flags, "--num_images", "120", "--output_dir", str(tmp_path / "drawn")])
+    for path in (tmp_path / "drawn").iterdir():
+        folder = tmp_path / "scans" / path.name.rpartition("-")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    scans = load_scans(
+        train_data_dir=str(tmp_path / "scans"), resolution=16, validation_share=0.25, keep_repeats=True
+    )
+    copycat = shutil.copytree(run, tmp_path / "copycat")
+    (copycat / "manifest.json").write_text(json.dumps(scans.manifest))
+    learned = {Path(f["path"]).name for f in scans.manifest["files"] if f["split"] == "train"}
+
+    rejecting = ["--num_images", "24", "--reject_copies", "--data", str(tmp_path / "scans")]
+    cli.main(["sample", str(copycat), *flags, *rejecting, "--output_dir", str(tmp_path / "kept")])
+    kept = {path.name for path in (tmp_path / "kept").glob("*.png")}
+    assert f"{24 - len(kept)} of 24 images came too close to a training scan" in capsys.readouterr().out
+    assert not kept & learned  # all that it had learned were left out
+    assert len(kept) >= 3  # and most of the quarter that it had not, kept
+
+
+# Refusals
+
+
+def test_refuses_what_cannot_be_evaluated(run, tmp_path, capsys):
+    def message(*args) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["evaluate", *map(str, args)])
+        assert end.value.code == 2
+        return capsys.readouterr().err.split("error: ")[1]
+
+    out = ("--output_dir", tmp_path / "eval")
+    assert "--num_images is 20; take 100 or more" in message(run, "--num_images", 20, *out)
+    assert "there is no such folder" in message(tmp_path / "no" / "run", *out)
+    assert "is no run folder; say by --output_dir" in message(run / "pipeline", "--num_images", 200)
+    bare = shutil.copytree(run / "pipeline", tmp_path / "bare")
+    assert "without the manifest of its training" in message(bare, *out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert "is not an empty folder" in message(run, "--output_dir", tmp_path / "full")
+    assert not (tmp_path / "eval").exists()
+
+
+def test_refuses_scans_that_the_model_has_seen_or_that_are_not_its_own(run, tmp_path):
+    def with_manifest(**changes) -> str:
+        copy = shutil.copytree(run, tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+        return str(copy)
+
+    manifest = json.loads((run / "manifest.json").read_text())
+    seen = [{**file, "split": "train"} for file in manifest["files"]]
+    with pytest.raises(InputError, match="was trained on 32 of the scans that"):
+        evaluate(with_manifest(files=seen), tmp_path / "eval", **FAST)
+    other = [{**file, "sha256": "ab" * 32} for file in manifest["files"]]
+    with pytest.raises(InputError, match="lacks 1 of the 1 scans that the model was trained on"):
+        evaluate(with_manifest(files=other), tmp_path / "eval", **FAST)
+    with pytest.raises(InputError, match="was trained on ward-7; give the folder of these scans by --data"):
+        evaluate(with_manifest(source="ward-7"), tmp_path / "eval", **FAST)
+
+
+def test_counts_are_shared_out_in_proportion():
+    labels = np.repeat(np.arange(3), [50, 30, 21])
+    counts = class_counts(labels, 3, 10)
+    assert counts.tolist() == [5, 3, 2]
+    assert class_counts(labels, 3, 101).tolist() == [50, 30, 21]
+    assert class_counts(np.zeros(7, int), 1, 100).tolist() == [100]
