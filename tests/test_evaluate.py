@@ -16,6 +16,7 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import classifier
 from mri_ddpm.evaluation.evaluate import evaluate
 from mri_ddpm.evaluation.pictures import PLOTS
+from mri_ddpm.evaluation.report import verdicts
 from mri_ddpm.evaluation.subject import class_counts
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository, push_run
@@ -122,6 +123,34 @@ def test_a_model_on_the_hub_is_evaluated_alike(hub, evaluated, tmp_path):
     assert metrics["quality"] == metrics_of(evaluated)["quality"]
     assert metrics["settings"]["revision"] == hub.repositories["me/tiny"].find("main").sha
     assert set(metrics["loss_by_timestep_quartile"]) == {"ema"}  # the raw weights stayed at home
+
+
+def numbers(value: float, low: float, high: float, **more) -> dict:
+    return {"value": value, "interval": [low, high], "n": 500, **more}
+
+
+@pytest.mark.parametrize(
+    ("kid", "gain", "share", "tones"),
+    [
+        ((0.001, -0.01, 0.01), (0.03, 0.01, 0.05), (0.04, 0.02, 0.07), ["good", "good", "good"]),
+        ((0.05, 0.03, 0.07), (0.01, -0.01, 0.03), (0.08, 0.04, 0.13), ["bad", "open", "open"]),
+        ((0.05, 0.03, 0.07), (-0.04, -0.06, -0.01), (0.4, 0.3, 0.5), ["bad", "bad", "bad"]),
+    ],
+)
+def test_a_verdict_says_no_more_than_its_interval(kid, gain, share, tones):
+    metrics = {
+        "quality": {"kid": numbers(*kid, real=0.002)},
+        "quality_by_class": {"no_tumor": {"kid": numbers(*kid, real=0.002)}, "pituitary_tumor": {}},
+        "usefulness": {"held_out": {"real_and_synthetic": {"gain": {"accuracy": numbers(*gain)}}}},
+        "memorisation": {
+            "copies": {"share": numbers(*share), "expected": 0.05, "distinct_training_images": 3}
+        },
+    }
+    found = verdicts(metrics)
+    assert [verdict["tone"] for verdict in found] == tones
+    assert ("no_tumor are told apart" in found[0]["answer"]) == (tones[0] == "bad")
+    metrics["quality"] = {}
+    assert verdicts(metrics)[0]["tone"] == "open"
 
 
 # During training

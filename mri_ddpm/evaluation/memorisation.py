@@ -3,7 +3,25 @@
 For every image the nearest training image is sought by correlation of pixels and, where the caller gives one, in an
 embedding. Slices of one patient resemble each other, so *held-out real images* come near training images too: how
 near is what synthetic images are compared with.
-HOLE
+
+Pixels are compared by the correlation of lightly smoothed images without their margin, at its best over shifts and a
+left-right flip. A limit on it alone fails: at 32 pixels 5 % of held-out scans correlate at over 0.985 with a slice in
+training, but of training scans with noise of sigma 0.05 only 42 % do. Two things mend it:
+
+- the *ratio* of the nearest distance, 1 - correlation, to the mean distance of the 50 nearest (after Carlini et al.
+  2023, arXiv:2301.13188): neighbouring slices come in numbers, a copy is nearer than any. 77 % then;
+- the image's own white noise is allowed for. It is measured by the *median* fine detail of what the best fit leaves,
+  for noise is everywhere, while two slices differ at edges; held-out ratios hardly change. 100 % then.
+
+Measured on the reference set's scans (2438 to train, limits from half of 272 held out) at 32, 44 and 64 pixels, taken
+for copies: training scans as they are, flipped, shifted, with noise of 0.02 to 0.05, blurred by half a pixel, of other
+brightness, contrast or gamma, as JPEG of quality 75 or 50: 100 %; the other half held out: 5.2 % (mean of 200 ways to
+halve them); the published testing part: 5 to 6 %; noise, phantoms: none. Turned by 2 degrees 100 %, enlarged by 2 % 94 to
+98 %, mixed 90:10 with another scan 97 %. *Not seen*: turned by 5 degrees (16 %) or 10 (1 %), enlarged by 5 % (3 to 5 %),
+mixed 70:30 (9 to 12 %) or 50:50 (none), half or the centre of a scan in another (none), upside down (none), noise of 0.15
+at 32 pixels (42 %), a blur of 1 pixel at 32 (6 %) or 44 (61 %). Turned and upside-down images are not searched for: they
+are nearest for 1.5 % of held-out scans and for none of the most suspicious, and the package trains on none.
+
 N: images, M: training images, K: held-out images, P: pixels of a window, D: width of the embedding.
 """
 
@@ -30,6 +48,7 @@ MAX_SIDE = 128  # pixels; larger images are compared at this size
 SHIFT_SHARE = 1 / 22  # of the side, rounded up: 2 pixels at 32 and 44, 3 at 64
 SMOOTHING_SHARE = 1 / 45  # of the side: the standard deviation of a Gaussian
 VERDICT_RATE = 0.05  # of real images never trained on, taken for copies
+MIN_LIMIT = 1e-3  # on the ratio; held-out scans have 0.1, copies of training images 0
 MAX_LOST = 0.1  # of correlation to noise; an image of noise alone would be excused half
 MIN_MEAN_DISTANCE = 1e-3  # 50 copies of one picture have a mean distance of 0, but for rounding
 # The second difference in both directions: of smooth pictures little passes, of white noise its whole variance.
@@ -124,7 +143,12 @@ class Examination:
 
 @dataclass(frozen=True, eq=False)
 class CopyDetector:
-    """Training images, and how near to them held-out real images come; made once by `fit`."""
+    """Training images, and how near to them held-out real images come; made once by `fit`.
+
+    The verdict: in one space or the other, an image's ratio is so low that of held-out images 5 % are as low in any. 5 %
+    and not 1 %, for the 1st percentile of some hundred scans is one or two of them, which may well be copies that
+    de-duplication missed: over halves of the 272 it varies from 0.04 to 0.09 (32 pixels), the 5th from 0.10 to 0.12.
+    """
 
     training: np.ndarray
     embed: Callable[[np.ndarray], np.ndarray] | None
@@ -147,8 +171,16 @@ class CopyDetector:
         Raises `InputError` for images that cannot be compared.
         """
         _check_images(held_out, "held_out", MIN_HELD_OUT)
+        _check_images(training, "training", MIN_TRAINING, held_out)
         features = None if embed is None else embed(training)
-        return cls(training, embed, features, _nearest_in_each(held_out, training, embed, features))
+        found = _nearest_in_each(held_out, training, embed, features)
+        for space, nearest in found.items():
+            if _quantile(nearest.ratio, VERDICT_RATE) < MIN_LIMIT:
+                raise InputError(
+                    f"5 % or more of the held-out images are copies of training images ({space}), so nothing tells"
+                    " copies apart: hold out others."
+                )
+        return cls(training, embed, features, found)
 
     def examine(self, images: np.ndarray) -> Examination:
         """Find the nearest training image of each image (N, 1, H, W) in each space, and pass the verdict."""
@@ -171,8 +203,8 @@ class CopyDetector:
 
     def _relative_ratios(self, nearest: dict[str, Nearest]) -> np.ndarray:
         """Ratios (spaces, N) over the limit of the space, so that those of two spaces can be compared."""
-        limits = {s: max(_quantile(n.ratio, VERDICT_RATE), 1e-6) for s, n in self.held_out.items()}
-        return np.stack([n.ratio / limits[s] for s, n in nearest.items()])
+        limits = {space: _quantile(n.ratio, VERDICT_RATE) for space, n in self.held_out.items()}
+        return np.stack([n.ratio / limits[space] for space, n in nearest.items()])
 
 
 def audit(detector: CopyDetector, images: np.ndarray, examination: Examination | None = None) -> dict:

@@ -50,24 +50,24 @@ def verdicts(metrics: dict) -> list[dict]:
 
 
 def verdict_on_quality(metrics: dict) -> dict:
-    """Whether KID tells the images from real ones, at the number of held-out scans that there are."""
+    """Whether KID, which is unbiased and 0 between two samples of the same kind, tells the images from real ones."""
     question = "Do they look like real scans?"
-    fake = metrics["quality_at_held_out_size"].get("kid")
-    real = metrics["real_against_real"]["held_out"]["all"].get("kid")
-    if not fake or not real:
+    entry = metrics["quality"].get("kid")
+    if not entry or entry["real"] is None:
         return {"question": question, "tone": "open", "answer": "Not measured: too few images."}
-    numbers = f"KID {spell(fake)} against {spell(real)} of held-out real scans"
-    if fake["interval"][0] > real["interval"][1]:
-        return {
-            "question": question,
-            "tone": "bad",
-            "answer": f"Not quite: a classifier's features still tell them apart ({numbers}).",
-        }
-    return {
-        "question": question,
-        "tone": "good",
-        "answer": f"As far as can be told from {fake['n']} images: their distance is that of real ones ({numbers}).",
-    }
+    numbers = f"KID {spell(entry)}, of held-out real scans {entry['real']:.3g}"
+    if not told_apart(entry):
+        answer = f"As far as can be told from {entry['n']} images, they do: {numbers}."
+        return {"question": question, "tone": "good", "answer": answer}
+    classes = [name for name, scores in metrics["quality_by_class"].items() if told_apart(scores.get("kid"))]
+    within = f"; by class, {', '.join(classes)} are told apart too" if classes else ""
+    answer = f"Not quite: a classifier's features tell them apart ({numbers}{within})."
+    return {"question": question, "tone": "bad", "answer": answer}
+
+
+def told_apart(kid: dict | None) -> bool:
+    """Whether a KID is surely over 0, and over what held-out real scans score."""
+    return bool(kid) and kid["interval"][0] > max(0, kid["real"] or 0)
 
 
 def verdict_on_usefulness(metrics: dict) -> list[dict]:
