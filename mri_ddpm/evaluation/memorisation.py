@@ -264,7 +264,7 @@ def worst_pairs_picture(
 
 
 def _nearest_in_each(images, training, embed, training_features) -> dict[str, Nearest]:
-    found = {"pixels": nearest_by_correlation(images, training)}
+    found = {"pixels": nearest_by_correlation(images, training, progress=len(images) > 500)}
     if embed is not None:
         found["embedding"] = nearest_by_embedding(embed(images), training_features)
     return found

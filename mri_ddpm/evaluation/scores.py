@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
@@ -32,7 +33,7 @@ def score_all(real: RealScans, synthetic: Labelled, features: Extractor) -> dict
     few = subset(synthetic, len(real.held_out[1]), max(1, len(real.class_names)))
     parts["synthetic_at_held_out_size"] = few
     scored: dict[str, dict[str, dict]] = {}
-    for part, (images, labels) in parts.items():
+    for part, (images, labels) in tqdm(parts.items(), desc="comparing", unit="part"):
         embedded = features(images)
         chosen = {"all": slice(None)}
         if part != "synthetic_at_held_out_size":
