@@ -12,6 +12,19 @@ from mri_ddpm.files import replace_folder
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
+class Progress:
+    """Optimizer steps taken; saved in every checkpoint. The epoch and the place in it follow from it."""
+
+    def __init__(self):
+        self.step = 0
+
+    def state_dict(self) -> dict:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step = state["step"]
+
+
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
     folders = [path for path in (run_dir / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.training import preparation
-from mri_ddpm.training.checkpoints import find_checkpoint, save_checkpoint
+from mri_ddpm.training.checkpoints import Progress, find_checkpoint, save_checkpoint
 from mri_ddpm.training.epoch_evaluation import EpochEvaluation
 from mri_ddpm.training.interrupt import Interrupt, interrupt_between_steps
 from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, draw_for_batch
@@ -106,19 +107,6 @@ def train(config: TrainingConfig) -> Path:
             print(run.push.finish(run.progress.step))
     accelerator.end_training()
     return run_dir
-
-
-class Progress:
-    """Optimizer steps taken; saved in every checkpoint. The epoch and the place in it follow from it."""
-
-    def __init__(self):
-        self.step = 0
-
-    def state_dict(self) -> dict:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.step = state["step"]
 
 
 @dataclass
@@ -342,15 +330,10 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             folder = self.run_dir / "samples"
             folder.mkdir(exist_ok=True)
-            path = folder / f"epoch-{epoch:05d}-raw.png"
-            draw_grid(self.raw_unet, self.noise_scheduler, self.config, path)
-            with averaged_weights(self.ema, self.raw_unet):
-                draw_grid(
-                    self.raw_unet,
-                    self.noise_scheduler,
-                    self.config,
-                    path.with_name(f"epoch-{epoch:05d}-ema.png"),
-                )
+            for weights in ("raw", "ema"):
+                path = folder / f"epoch-{epoch:05d}-{weights}.png"
+                with averaged_weights(self.ema, self.raw_unet) if weights == "ema" else nullcontext():
+                    draw_grid(self.raw_unet, self.noise_scheduler, self.config, path)
         self.accelerator.wait_for_everyone()
         self.since = time.perf_counter()
 
