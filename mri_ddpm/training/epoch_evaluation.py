@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from scipy.stats import binomtest
 
 from mri_ddpm.evaluation.features import make_extractor
-from mri_ddpm.evaluation.memorisation import CopyDetector
+from mri_ddpm.evaluation.memorisation import VERDICT_RATE, CopyDetector
 from mri_ddpm.evaluation.quality import kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
@@ -39,7 +39,7 @@ class EpochEvaluation:
         run = self.run
         row = {"step": run.progress.step, "epoch": epoch, **self.measure(self.draw())}
         run.metrics.append([row])
-        plot_evaluation(run.metrics.rows, run.run_dir / "evaluation.png")
+        plot_evaluation(run.metrics.rows, run.run_dir / "evaluation.png", expected_share=VERDICT_RATE)
         run.accelerator.log({"kid": row["kid"], "flagged_share": row["flagged_share"]}, step=row["step"])
         run.bar.write(f"epoch {epoch}: KID {row['kid']:.4f}, {row['flagged_share']:.1%} flagged as copies")
 

@@ -60,21 +60,23 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_evaluation(rows: Sequence[dict], path: Path) -> None:
-    """Plot KID and the share flagged as copies against the epoch, one above the other, with their intervals."""
+def plot_evaluation(rows: Sequence[dict], path: Path, expected_share: float) -> None:
+    """Plot KID and the share flagged as copies against the epoch, with intervals and what real scans would score."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if "kid" in row]
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(7, 5), layout="constrained")
-    titles = {"kid": "KID to the training scans", "flagged_share": "flagged as copies"}
-    for axes, (key, title) in zip(figure.subplots(2, sharex=True), titles.items(), strict=True):
+    titles = {"kid": ("KID to the training scans", 0), "flagged_share": ("flagged as copies", expected_share)}
+    for axes, (key, (title, real)) in zip(figure.subplots(2, sharex=True), titles.items(), strict=True):
         value = np.array([row[key] for row in rows])
         low, high = np.array([row[f"{key}_interval"] for row in rows]).T
         axes.errorbar(epochs, value, yerr=np.maximum([value - low, high - value], 0), fmt="o-", capsize=3)
+        axes.axhline(real, color="gray", linestyle=":", label="expected of real scans never trained on")
         axes.set(ylabel=title)
         axes.grid(alpha=0.3)
     axes.set(xlabel="epoch")
+    axes.legend()
     figure.savefig(path, dpi=110)
 
 
