@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from mri_ddpm.data import account_of, format_account
 from mri_ddpm.errors import InputError, exit_on_input_error
 from mri_ddpm.evaluation.features import EXTRACTORS
 from mri_ddpm.hub import export_repository, load_pipeline, png_text, provenance, push_run
+from mri_ddpm.sampling import check_sampling, draw_batches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -63,46 +63,33 @@ def add_sample(commands) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Draw ``--num_images`` images in batches and write each as soon as it is there."""
-    for name, least in (("num_images", 1), ("batch_size", 1), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise InputError(f"--{name} is {getattr(args, name)}; take {least} or more.")
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         raise InputError(f"--output_dir {args.output_dir} is not an empty folder; name a new one.")
     pipeline = load_pipeline(args.pipeline, args.device)
-    pipeline.set_progress_bar_config(disable=True)
     names = [args.class_label] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
     chain = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
-    try:
-        pipeline.check_inputs(labels, args.num_images, *chain.values(), generator=None, output_type="pil")
-        pipeline.class_indices(labels, args.num_images)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    request = {"num_images": args.num_images, "batch_size": args.batch_size, "seed": args.seed, **chain}
+    check_sampling(pipeline, names[0] if names else None, **request)
     detector = None
     if args.reject_copies:
         from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
 
-        detector = fit_copy_detector(args.pipeline, args.data, args.device)
+        detector = fit_copy_detector(pipeline, args.pipeline, args.data)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     source = {**provenance(pipeline), **chain, "num_inference_steps": steps}
     rejected = 0
-    with tqdm(total=args.num_images, desc="sampling", unit="image") as bar:
-        for start in range(0, args.num_images, args.batch_size):
-            indices = range(start, min(start + args.batch_size, args.num_images))
-            batch = labels[indices.start : indices.stop] if labels else None
-            generators = [torch.Generator().manual_seed(args.seed + i) for i in indices]
-            images = pipeline(batch, num_images=len(indices), generator=generators, **chain).images
-            flagged = detector.examine(as_array(images)).flagged if detector else [False] * len(images)
-            rejected += sum(flagged)
-            for i, image, is_copy in zip(indices, images, flagged, strict=True):
-                if not is_copy:
-                    class_name = labels[i] if labels else None
-                    info = png_text({**source, "class": class_name, "seed": args.seed + i})
-                    name = f"{class_name}-{i:05d}.png" if labels else f"{i:05d}.png"
-                    image.save(args.output_dir / name, pnginfo=info)
-            bar.update(len(indices))
+    for numbers, images in draw_batches(pipeline, labels, **request):
+        flagged = detector.examine(as_array(images)).flagged if detector else [False] * len(images)
+        rejected += sum(flagged)
+        for i, image, is_copy in zip(numbers, images, flagged, strict=True):
+            if not is_copy:
+                class_name = labels[i] if labels else None
+                info = png_text({**source, "class": class_name, "seed": args.seed + i})
+                name = f"{class_name}-{i:05d}.png" if labels else f"{i:05d}.png"
+                image.save(args.output_dir / name, pnginfo=info)
     if detector:
         print(f"{rejected} of {args.num_images} images came too close to a training scan and were left out.")
 

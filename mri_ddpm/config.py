@@ -276,9 +276,7 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
     first_look.add_argument("--config")
     first_look.add_argument("--hub_token")
     given, _ = first_look.parse_known_args(args)
-    if (
-        given.hub_token
-    ):  # taken out of the error text of the parser below, which repeats what it does not know
+    if given.hub_token:  # the parser below would repeat it in its error
         raise InputError(
             "--hub_token is not taken, for a command line is seen by others; log in with 'hf auth login' or set HF_TOKEN."
         )

@@ -153,6 +153,17 @@ def test_a_verdict_says_no_more_than_its_interval(kid, gain, share, tones):
     assert verdicts(metrics)[0]["tone"] == "open"
 
 
+def test_a_model_without_classes_is_compared_without_them(tmp_path):
+    """Its scans have classes, its images have none: nothing by class may be made up."""
+    changes = {"phantom_images": 320, "max_train_steps": 4, "class_conditional": False, "validation_steps": 4}
+    run = train_alone(tiny(tmp_path / "run", **changes))
+    metrics = evaluate(str(run), tmp_path / "eval", cache_dir=str(tmp_path / "cache"), **FAST)
+    assert metrics["quality"]["kid"]["n"] == 120
+    assert metrics["quality_by_class"] == {}
+    assert "usefulness" not in metrics
+    assert "the model draws without classes" in (tmp_path / "eval" / "report.html").read_text()
+
+
 # During training
 
 
@@ -211,6 +222,9 @@ def test_refuses_what_cannot_be_evaluated(run, tmp_path, capsys):
     out = ("--output_dir", tmp_path / "eval")
     assert "--num_images is 20; take 100 or more" in message(run, "--num_images", 20, *out)
     assert "there is no such folder" in message(tmp_path / "no" / "run", *out)
+    assert "num_inference_steps is 500" in message(run, "--num_inference_steps", 500, *out)
+    assert "--batch_size is 0" in message(run, "--batch_size", 0, *out)
+    assert "--seed is -1" in message(run, "--seed", -1, *out)
     assert "is no run folder; say by --output_dir" in message(run / "pipeline", "--num_images", 200)
     bare = shutil.copytree(run / "pipeline", tmp_path / "bare")
     assert "without the manifest of its training" in message(bare, *out)

@@ -106,7 +106,7 @@ def test_refuses_a_folder_that_is_taken_and_a_source_that_is_none(unbroken, tmp_
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="is not an empty folder"):
         export_repository(unbroken, tmp_path, "me/tiny")
-    with pytest.raises(InputError, match="holds no pipeline to push"):
+    with pytest.raises(InputError, match="holds no pipeline; name a run folder"):
         export_repository(tmp_path, tmp_path / "new", "me/tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -298,7 +298,7 @@ def test_a_tampered_repository_on_the_hub_is_refused(hub, pushed, tmp_path, caps
     assert words in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "out").exists()
-    assert not list(Path(os.environ["HF_HOME"]).parent.glob("**/escaped*"))
+    assert not list(Path(os.environ["HF_HOME"]).rglob("escaped*"))
 
 
 def test_sample_says_what_is_wrong_with_a_repository(hub, pushed, tmp_path, capsys, monkeypatch):

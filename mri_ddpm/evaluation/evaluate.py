@@ -23,6 +23,7 @@ from mri_ddpm.evaluation.usefulness import usefulness
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import Record, load_pipeline, load_record, provenance
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.sampling import check_sampling
 
 FEWEST_IMAGES = 100  # below it every interval is too wide to say anything
 IMAGES_PER_TIMESTEP = 8  # of T timesteps, for two networks and two parts: the longest wait after sampling
@@ -72,6 +73,9 @@ def evaluate(
         raise InputError(f"--extractor {extractor} is unknown; take one of {', '.join(EXTRACTORS)}.")
     seconds: dict[str, float] = {}
     pipeline, record = load_pipeline(name, device), load_record(name)
+    chain = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "seed": seed}
+    any_class = 0 if pipeline.class_names else None
+    check_sampling(pipeline, any_class, num_images=num_images, batch_size=batch_size, **chain)
     settings = {
         **provenance(pipeline),
         "num_images": num_images,
@@ -82,6 +86,7 @@ def evaluate(
     refuse_other_folder(output_dir, settings)
     real = load_real_scans(record, data, pipeline.unet.config.sample_size, cache_dir)
     features = make_extractor(extractor, *real.training, real.class_names, device, cache_dir)
+    real = real if pipeline.class_names else real.without_classes()
     output_dir.mkdir(parents=True, exist_ok=True)
 
     # Sample
@@ -218,12 +223,10 @@ def progressive_strip(pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Pa
     pictures.save_strip(np.concatenate([images[None, rows], unit]), ["scan", *timesteps], output_dir)
 
 
-def fit_copy_detector(name: str, data: str | None, device: str = "cpu") -> CopyDetector:
-    """A detector of copies of the scans that a model was trained on; arguments and errors as of ``evaluate``."""
-    record = load_record(name)
-    size = load_pipeline(name, device).unet.config.sample_size
-    real = load_real_scans(record, data, size)
-    features = make_extractor("in_domain", *real.training, real.class_names, device)
+def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, data: str | None) -> CopyDetector:
+    """A detector of copies of the scans that a loaded model was trained on; arguments and errors as of ``evaluate``."""
+    real = load_real_scans(load_record(name), data, pipeline.unet.config.sample_size)
+    features = make_extractor("in_domain", *real.training, real.class_names, str(pipeline.device))
     return CopyDetector.fit(real.training[0], real.held_out[0], features)
 
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
 
-from mri_ddpm.data import Scans, load_phantoms, load_scans, to_unit_range
+from mri_ddpm.data import load_phantoms, load_scans, to_unit_range
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
 from mri_ddpm.hub import Record
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.sampling import draw_batches
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,18 @@ class RealScans:
     held_out: Labelled
     test: Labelled | None
     class_names: tuple[str, ...]
-    scans: Scans
 
     @property
     def unseen(self) -> dict[str, Labelled]:
         """The parts that the model never saw, by name."""
         parts = {"held_out": self.held_out, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None and len(part[1])}
+
+    def without_classes(self) -> "RealScans":
+        """The same as one class, for a model that knows none: its images have no class to be compared by."""
+        parts = {"training": self.training, "held_out": self.held_out, "test": self.test}
+        merged = {name: part and (part[0], np.zeros_like(part[1])) for name, part in parts.items()}
+        return RealScans(**merged, class_names=())
 
 
 def load_real_scans(
@@ -75,7 +80,7 @@ def load_real_scans(
         name: None if part is None else as_arrays(part)
         for name, part in (("training", scans.train), ("held_out", scans.validation), ("test", scans.test))
     }
-    return RealScans(**parts, class_names=scans.class_names, scans=scans)
+    return RealScans(**parts, class_names=scans.class_names)
 
 
 def refuse_other_scans(trained: dict, found: dict, data: str | None) -> None:
@@ -105,45 +110,18 @@ def as_arrays(part) -> Labelled:
     return (np.round(to_unit_range(pixels).numpy() * 255) / 255).astype(np.float32), labels.numpy()
 
 
-def draw(
-    pipeline: MRIDDPMPipeline,
-    counts: np.ndarray,
-    *,
-    num_inference_steps: int | None,
-    guidance_scale: float,
-    batch_size: int,
-    seed: int,
-) -> Labelled:
-    """Draw images with the classes in the proportions of the training scans, as the 8-bit pictures a user gets.
-
-    Image i is drawn from seed + i, whatever the batch it is in.
+def draw(pipeline: MRIDDPMPipeline, counts: np.ndarray, **request) -> Labelled:
+    """Draw images of each class, as the 8-bit pictures a user gets.
 
     Args:
         pipeline: the model.
         counts: images wanted of each class, ``(C,)``; ``(1,)`` for a model without classes.
-        num_inference_steps: steps of the reverse chain; all when ``None``.
-        guidance_scale: 1 is none.
-        batch_size: images at once.
-        seed: of the first image.
+        request: ``batch_size``, ``seed``, ``num_inference_steps`` and ``guidance_scale``, as of ``draw_batches``.
     """
     labels = np.repeat(np.arange(len(counts)), counts)
-    pipeline.set_progress_bar_config(disable=True)
-    images = []
-    with tqdm(total=len(labels), desc="sampling", unit="image") as bar:
-        for start in range(0, len(labels), batch_size):
-            batch = labels[start : start + batch_size]
-            generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-            drawn = pipeline(
-                batch.tolist() if pipeline.class_names else None,
-                num_images=len(batch),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=generators,
-                output_type="np",
-            ).images  # (B, H, W)
-            images.append(drawn)
-            bar.update(len(batch))
-    whole = np.concatenate(images)[:, None]  # (N, 1, H, W)
+    asked = labels.tolist() if pipeline.class_names else None
+    batches = draw_batches(pipeline, asked, num_images=len(labels), output_type="np", **request)
+    whole = np.concatenate([images for _, images in batches])[:, None]  # (N, 1, H, W)
     return (np.round(whole * 255) / 255).astype(np.float32), labels
 
 

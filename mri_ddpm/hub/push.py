@@ -104,9 +104,8 @@ def push_folder(folder: Path, repo_id: str, message: str = "") -> Pushed:
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
-    def push(
-        api: HfApi,
-    ) -> Pushed:  # as a whole, so that a commit whose answer was lost is seen the next time
+    # Tried again as a whole, so that a commit whose answer was lost is seen the next time.
+    def push(api: HfApi) -> Pushed:
         there = {
             entry.path: entry
             for entry in api.list_repo_tree(repo_id, recursive=True)

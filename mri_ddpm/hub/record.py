@@ -45,12 +45,10 @@ def read_record(source: Path) -> Record:
         pipeline_dir, papers = source, source.parent if is_of_run else source / "training"
     else:
         raise InputError(
-            f"{source} holds no pipeline to push; name a run folder with a pipeline/ in it, or a saved pipeline."
+            f"{source} holds no pipeline; name a run folder with a pipeline/ in it, or a saved pipeline."
         )
-    grids = [
-        *sorted(papers.glob("samples/epoch-*-ema.png")),
-        papers / GRID,
-    ]  # the one of the run's end counts most
+    # The last that is there counts: of an epoch, or of the run's end.
+    grids = [*sorted(papers.glob("samples/epoch-*-ema.png")), papers / GRID]
     pictures = {GRID: grids, LOSS: [papers / LOSS]}
     return Record(
         pipeline_dir,

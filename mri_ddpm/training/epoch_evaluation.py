@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from diffusers import DDPMScheduler
-from scipy.stats import binomtest
 
 from mri_ddpm.evaluation.features import make_extractor
-from mri_ddpm.evaluation.memorisation import VERDICT_RATE, CopyDetector
+from mri_ddpm.evaluation.memorisation import VERDICT_RATE, CopyDetector, audit
 from mri_ddpm.evaluation.quality import kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
@@ -65,11 +64,10 @@ class EpochEvaluation:
     def measure(self, images: np.ndarray) -> dict:
         """KID and the share of images flagged as copies, each with its 95 % interval."""
         distance = kid(self.features, self.extractor(images))
-        flagged = self.detector.examine(images).flagged
-        share = binomtest(int(flagged.sum()), len(flagged)).proportion_ci(0.95, method="wilson")
+        copies = audit(self.detector, images)["copies"]["share"]
         return {
             "kid": distance.value,
             "kid_interval": [distance.low, distance.high],
-            "flagged_share": float(flagged.mean()),
-            "flagged_share_interval": [share.low, share.high],
+            "flagged_share": copies["value"],
+            "flagged_share_interval": copies["interval"],
         }
