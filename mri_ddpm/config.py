@@ -88,6 +88,9 @@ class TrainingConfig:
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = about(
         "v_prediction", "What the network predicts."
     )
+    rescale_betas_zero_snr: bool = about(
+        False, "Rescale the betas so that the last x_T is nothing but noise; not with epsilon."
+    )
     loss_type: Literal["huber", "l1", "l2"] = about("huber", "Loss.")
     huber_delta: float = about(1.0, "Where the Huber loss turns from square to linear.")
     snr_gamma: float | None = about(None, "Min-SNR weighting of the loss; 5.0 is usual. Off when not given.")
@@ -190,6 +193,11 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
     for name in ("hub_model_id", "hub_public", "hub_license"):
         if getattr(config, name) and not config.push_to_hub:
             raise InputError(f"--{name} is given without --push_to_hub; add it, or leave --{name} out.")
+    if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
+        raise InputError(
+            "--rescale_betas_zero_snr leaves nothing of the scan in the last x_T, where --prediction_type epsilon says "
+            "nothing about it; take --prediction_type v_prediction."
+        )
     if config.train_data_dir and config.dataset_name:
         raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
     if config.num_inference_steps and config.num_inference_steps > config.num_train_timesteps:

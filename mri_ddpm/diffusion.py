@@ -19,10 +19,12 @@ def make_noise_scheduler(
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     prediction_type: str = "epsilon",
+    rescale_betas_zero_snr: bool = False,
 ) -> DDPMScheduler:
     """Make the recipe's scheduler: linear betas (DDPM, section 4), x_0 clipped to [-1, 1], fixed-small variance.
 
-    With trailing spacing a chain of fewer steps still starts at t = T - 1, where there is nothing but noise.
+    With trailing spacing a chain of fewer steps still starts at t = T - 1, where there is nothing but noise: nearly, or
+    exactly with ``rescale_betas_zero_snr`` (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
     """
     return DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
@@ -33,6 +35,7 @@ def make_noise_scheduler(
         variance_type="fixed_small",
         clip_sample=True,
         timestep_spacing="trailing",
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
     )
 
 

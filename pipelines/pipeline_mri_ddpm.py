@@ -10,7 +10,13 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+)
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
@@ -18,6 +24,7 @@ from PIL import Image
 
 UNET_MODULE, UNET_CLASS = "mri_ddpm.models.modeling_attention_unet", "AttentionUNet2DModel"
 INSTALLED = __name__.startswith("mri_ddpm.")  # and not a copy that diffusers took from a repository
+OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 
 
 @dataclass
@@ -25,11 +32,17 @@ class MRIDDPMPipelineOutput(BaseOutput):
     """What a call of the pipeline returns.
 
     Args:
-        images: a list of ``num_images`` 8-bit grey PIL images, or ``(num_images, H, W)`` float32 in [0, 1] as
-            an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``.
+        images: a list of ``num_images`` grey PIL images of 8 or 16 bits, or ``(num_images, H, W)`` float32 in [0, 1]
+            as an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``.
+        x_t: with ``output_trajectory``, what the network saw at each call, ``(calls, num_images, 1, H, W)``.
+        x_0: with ``output_trajectory``, what it took the image to be at each call, of the same shape, in [-1, 1].
+        timesteps: with ``output_trajectory``, the timestep of each call, ``(calls,)``.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
+    x_t: torch.Tensor | None = None
+    x_0: torch.Tensor | None = None
+    timesteps: torch.Tensor | None = None
 
 
 class MRIDDPMPipeline(DiffusionPipeline):
@@ -41,6 +54,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["x_t", "x_0"]
 
     def __init__(self, unet, scheduler):
         super().__init__()
@@ -117,8 +131,19 @@ class MRIDDPMPipeline(DiffusionPipeline):
         width: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        dynamic_thresholding_ratio: float | None = None,
+        image: Image.Image | np.ndarray | torch.Tensor | list | None = None,
+        strength: float | None = None,
+        mask_image: Image.Image | np.ndarray | torch.Tensor | list | None = None,
+        jump_length: int = 10,
+        jump_n_sample: int | None = None,
+        output_trajectory: bool = False,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t",),
     ) -> MRIDDPMPipelineOutput | tuple:
-        """Draw ``num_images`` slices.
+        """Draw ``num_images`` slices, or draw given ones anew, whole or in part.
 
         Args:
             class_labels: a class by name or index, for all images or one an image; ``None`` draws without a class.
@@ -128,78 +153,278 @@ class MRIDDPMPipeline(DiffusionPipeline):
             generator: one for all images, or a list of one an image, which makes an image independent of its batch.
             height: pixels; the size trained at when ``None``.
             width: pixels; the size trained at when ``None``.
-            output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+            output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
             return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
+            guidance_start: share of the whole chain's timesteps after which guidance sets in.
+            guidance_end: and after which it ends; guidance at neither end is often better (Kynkäänniemi et al. 2024,
+                arXiv:2404.07724). Without guidance the network sees each image once a step instead of twice.
+            dynamic_thresholding_ratio: share of each estimate's pixels that must not be clipped, such as 0.995; the
+                rest of the range is scaled down to [-1, 1] (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+            image: a scan to start from, or one an image: PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)``
+                in [0, 1].
+            strength: share of the chain that is run from the noised ``image`` (SDEdit, arXiv:2108.01073), over 0 to 1;
+                0.5 when ``None``, and 1 with a mask.
+            mask_image: where ``image`` is drawn anew: white, or 0.5 and more. All other pixels stay as they are.
+            jump_length: steps that are taken again, with a mask, after going back to the noise before them.
+            jump_n_sample: how often each such stretch is drawn, so that both sides of the mask's edge agree (RePaint,
+                arXiv:2201.09865, section 4.2). With a ``DDPMScheduler`` 10 when ``None``; others cannot go back, and
+                take 1.
+            output_trajectory: return also what was seen and estimated at each step.
+            callback_on_step_end: called after each step as ``f(pipeline, step, timestep, tensors)``; it returns a
+                dictionary of the tensors that it has changed.
+            callback_on_step_end_tensor_inputs: which tensors it is given: ``"x_t"``, ``"x_0"``.
 
         Raises:
-            ValueError: for an unknown class, output type or number; the sentence names it and what there is.
+            ValueError: for what cannot be drawn; the sentence names the argument and what it can be.
         """
         self.check_inputs(
-            class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type
-        )
+            class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type,
+            guidance_start=guidance_start, guidance_end=guidance_end, strength=strength, jump_length=jump_length,
+            dynamic_thresholding_ratio=dynamic_thresholding_ratio, jump_n_sample=jump_n_sample,
+            tensor_inputs=callback_on_step_end_tensor_inputs, image=image, mask_image=mask_image, height=height,
+            width=width,
+        )  # fmt: skip
         labels = self.class_indices(class_labels, num_images)  # (B,) or None
-        guided = labels is not None and guidance_scale != 1.0
-        size = self.unet.config.sample_size
+        shape = self.shape(num_images, height, width)
+        given = None if image is None else self.as_images(image, "image", shape)  # (B, 1, H, W) in [0, 1]
+        redrawn = None if mask_image is None else self.as_images(mask_image, "mask_image", shape) >= 0.5
         device, dtype = self._execution_device, self.unet.dtype
 
-        self.scheduler.set_timesteps(
-            num_inference_steps or self.scheduler.config.num_train_timesteps, device=device
-        )
-        shape = (
+        def draw_noise() -> torch.Tensor:
+            return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+
+        # Timesteps stay on the CPU, where schedulers look them up in every step; the network has its own
+        total = self.scheduler.config.num_train_timesteps
+        steps = num_inference_steps or total
+        scheduler = self.set_timesteps(steps)
+        timesteps, on_device = scheduler.timesteps, scheduler.timesteps.to(device)
+        alpha_bars = alpha_bars_of(scheduler)
+        known = None if given is None else (given * 2 - 1).to(device, dtype)
+        if strength is None:
+            strength = 0.5 if known is not None and redrawn is None else 1.0
+        begin = (steps - max(1, round(strength * steps))) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
+        if known is None:
+            # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
+            x_t = draw_noise() * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars[0] ** -0.5)
+        else:
+            x_t = scheduler.add_noise(known, draw_noise(), timesteps[begin : begin + 1])
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        step_kwargs = {"generator": generator} if takes_generator else {}  # deterministic solvers take none
+
+        calls = range(begin, len(timesteps))
+        if redrawn is not None:
+            redrawn = redrawn.to(device)
+            calls = with_jumps(calls, jump_length, jump_n_sample or (10 if is_ancestral(scheduler) else 1))
+        x_ts, x_0s, before = [], [], begin - 1
+        for step, i in enumerate(self.progress_bar(calls)):
+            t = timesteps[i]
+            if i <= before:  # back over the stretch just drawn: q(x_t | x_s) for s < t
+                later = alpha_bars[before + 1] if before + 1 < len(alpha_bars) else 1.0
+                x_t = (alpha_bars[i] / later) ** 0.5 * x_t + (1 - alpha_bars[i] / later) ** 0.5 * draw_noise()
+            before = i
+            if redrawn is not None:
+                x_t = torch.where(
+                    redrawn, x_t, scheduler.add_noise(known, draw_noise(), timesteps[i : i + 1])
+                )
+            model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
+            inside = guidance_start * total <= total - 1 - float(t) < guidance_end * total
+            scale = guidance_scale if inside else 1.0
+            prediction = self.predict(model_input, on_device[i], labels, scale)
+            prediction, x_0 = self.clip(prediction, model_input, alpha_bars[i], dynamic_thresholding_ratio)
+            x_t = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
+            if i == len(timesteps) - 1 and is_ancestral(scheduler):
+                x_t = x_0  # z = 0 in the last step (algorithm 2), where diffusers draws one unless t is 0
+            if output_trajectory:
+                x_ts.append(model_input.cpu())
+                x_0s.append(x_0.cpu())
+            if callback_on_step_end is not None:
+                tensors = {"x_t": x_t, "x_0": x_0}
+                tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                x_t = (callback_on_step_end(self, step, t, tensors) or {}).get("x_t", x_t)
+
+        unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
+        if redrawn is not None:
+            unit = torch.where(redrawn, unit, given.to(device))
+        output = MRIDDPMPipelineOutput(images=self.to_images(unit, output_type))
+        if output_trajectory:
+            output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)
+            output["timesteps"] = timesteps[list(calls)]
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.to_tuple()
+
+    def shape(self, num_images: int, height: int | None, width: int | None) -> tuple[int, int, int, int]:
+        """``(B, C, H, W)`` of what is drawn; the size trained at where none is given."""
+        size = self.unet.config.sample_size
+        return (
             num_images,
             self.unet.config.in_channels,
             *(size if n is None else n for n in (height, width)),
         )
-        x_t = (
-            randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-            * self.scheduler.init_noise_sigma
-        )
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}  # deterministic solvers take none
 
-        timesteps = self.scheduler.timesteps
-        timesteps = timesteps[timesteps >= 0]  # diffusers rounds 7 or 28 steps of T = 300 to one more, at -1
-        for t in self.progress_bar(timesteps):
-            model_input = self.scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
-            if guided:
-                null = torch.full_like(labels, self.unet.config.num_class_embeds)
-                both = self.unet(
-                    torch.cat([model_input] * 2), t, class_labels=torch.cat([labels, null])
-                ).sample
-                conditional, unconditional = both.chunk(2)
-                prediction = unconditional + guidance_scale * (conditional - unconditional)
-            else:
-                prediction = self.unet(model_input, t, class_labels=labels).sample
-            x_t = self.scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
+    def set_timesteps(self, num_inference_steps: int) -> SchedulerMixin:
+        """The scheduler, set to exactly that many steps; they begin at T - 1, where there is nothing but noise.
 
-        images = self.to_images(x_t, output_type)
-        self.maybe_free_model_hooks()
-        return MRIDDPMPipelineOutput(images=images) if return_dict else (images,)
+        It mends what of diffusers shows at T = 300: "trailing" timesteps come from a range of floats, which for
+        7 or 28 steps has one too many, at -1; and `DDIMScheduler` takes steps of T // num_inference_steps, whatever its
+        timesteps are. Where that is not exact, first-order DPM-Solver++ stands in, which is DDIM (Lu et al. 2022,
+        arXiv:2211.01095, section 4).
+        """
+        scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
+        if isinstance(scheduler, DDIMScheduler) and total % num_inference_steps:
+            scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config, solver_order=1)
+        own_spacing = any(value for name, value in scheduler.config.items() if name.startswith("use_"))
+        takes_timesteps = "timesteps" in inspect.signature(scheduler.set_timesteps).parameters
+        if scheduler.config.timestep_spacing == "trailing" and takes_timesteps and not own_spacing:
+            steps = range(num_inference_steps, 0, -1)
+            scheduler.set_timesteps(timesteps=[round(i * total / num_inference_steps) - 1 for i in steps])
+        else:
+            scheduler.set_timesteps(num_inference_steps)
+        if scheduler.timesteps[-1] < 0:
+            scheduler.timesteps = scheduler.timesteps[:-1]
+            scheduler.num_inference_steps = num_inference_steps
+            if hasattr(scheduler, "sigmas"):  # those of the steps, and the one after the last
+                scheduler.sigmas = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
+        if hasattr(scheduler, "sigmas") and scheduler.sigmas[0] <= scheduler.sigmas[1]:
+            scheduler.sigmas[0] = (
+                2 * scheduler.sigmas[1]
+            )  # diffusers' finite stand-in for zero SNR can be too small
+        return scheduler
+
+    def predict(
+        self, model_input, timestep, labels: torch.Tensor | None, guidance_scale: float
+    ) -> torch.Tensor:
+        """What the network says of ``(B, C, H, W)``; with guidance in one forward of twice the batch."""
+        if labels is None or guidance_scale == 1.0:
+            return self.unet(model_input, timestep, class_labels=labels).sample
+        null = torch.full_like(labels, self.unet.config.num_class_embeds)
+        twice = torch.cat([model_input] * 2)  # (2B, C, H, W)
+        prediction = self.unet(twice, timestep, class_labels=torch.cat([labels, null])).sample
+        conditional, unconditional = prediction.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    def clip(
+        self, prediction, x_t, alpha_bar: float, dynamic_thresholding_ratio: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A prediction whose x_0 lies in the range of images, and that x_0, for any scheduler.
+
+        diffusers' schedulers clip each in its own way or not at all; after this one theirs changes nothing. With a ratio
+        under 1 dynamic thresholding takes the place of clipping.
+        """
+        config, signal, noise = self.scheduler.config, alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        if config.prediction_type == "epsilon":
+            x_0 = (x_t - noise * prediction) / signal  # Ho et al. 2020, equation 15
+        elif config.prediction_type == "v_prediction":
+            x_0 = signal * x_t - noise * prediction  # Salimans & Ho 2022, section 4
+        else:
+            x_0 = prediction
+        if dynamic_thresholding_ratio is not None:
+            largest = x_0.flatten(1).float().abs().quantile(dynamic_thresholding_ratio, dim=1)  # (B,)
+            largest = largest.clamp(min=1).to(x_0.dtype)[:, None, None, None]
+            x_0 = x_0.clamp(-largest, largest) / largest
+        elif config.get("clip_sample", True):
+            limit = config.get("clip_sample_range", 1.0)
+            x_0 = x_0.clamp(-limit, limit)
+        else:
+            return prediction, x_0
+        if config.prediction_type == "epsilon":
+            return (x_t - signal * x_0) / noise, x_0
+        if config.prediction_type == "v_prediction":
+            return (signal * x_t - x_0) / noise, x_0
+        return x_0, x_0
 
     def check_inputs(
-        self, class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type
+        self,
+        class_labels,
+        num_images,
+        num_inference_steps,
+        guidance_scale,
+        generator,
+        output_type,
+        *,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        dynamic_thresholding_ratio: float | None = None,
+        image=None,
+        strength: float | None = None,
+        mask_image=None,
+        jump_length: int = 10,
+        jump_n_sample: int | None = None,
+        tensor_inputs: Sequence[str] = (),
+        height: int | None = None,
+        width: int | None = None,
     ) -> None:
         """Raise a ``ValueError`` whose sentence names the argument that cannot be used and what could."""
         if num_images < 1:
             raise ValueError(f"num_images is {num_images}; ask for at least 1.")
-        steps, max_steps = num_inference_steps, self.scheduler.config.num_train_timesteps
+        config, unet_config = self.scheduler.config, self.unet.config
+        steps, max_steps = num_inference_steps, config.num_train_timesteps
         if steps is not None and not 1 <= steps <= max_steps:
             raise ValueError(
                 f"num_inference_steps is {steps}, but the model was trained with {max_steps} timesteps; "
                 f"take 1 to {max_steps}."
             )
-        if guidance_scale != 1.0 and not self.unet.config.num_class_embeds:
+        if guidance_scale != 1.0 and not unet_config.num_class_embeds:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but the model has no classes to be guided by; leave it at 1."
             )
         if guidance_scale != 1.0 and class_labels is None:
             raise ValueError(f"guidance_scale is {guidance_scale} without class_labels to follow; give them.")
+        if (guidance_scale != 1.0 or class_labels is None) and not unet_config.get("null_class", True):
+            raise ValueError(
+                "the model was trained with the class of every scan (class_dropout_prob 0) and has no null class, which "
+                "guidance and images without a class need; give class_labels, and leave guidance_scale at 1."
+            )
+        if not 0 <= guidance_start < guidance_end <= 1:
+            raise ValueError(
+                f"guidance_start is {guidance_start} and guidance_end {guidance_end}; take shares of the chain between 0 "
+                "and 1, the start before the end."
+            )
+        ratio = dynamic_thresholding_ratio
+        if ratio is not None and not 0 < ratio <= 1:
+            raise ValueError(
+                f"dynamic_thresholding_ratio is {ratio}; take a share over 0 and up to 1, such as 0.995."
+            )
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(
                 f"{len(generator)} generators were given for {num_images} images; give one an image."
             )
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type {output_type!r} is unknown; take 'pil', 'np' or 'pt'.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"output_type {output_type!r} is unknown; take one of {', '.join(map(repr, OUTPUT_TYPES))}."
+            )
+        if image is None and (mask_image is not None or strength is not None):
+            name = "mask_image" if mask_image is not None else "strength"
+            raise ValueError(f"{name} is given without image, the scan to start from; give both.")
+        for name, picture in (("image", image), ("mask_image", mask_image)):
+            if picture is not None:
+                self.as_images(picture, name, self.shape(num_images, height, width))
+        if strength is not None and not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength}; take a share of the chain over 0 and up to 1.")
+        if jump_length < 1 or (jump_n_sample is not None and jump_n_sample < 1):
+            raise ValueError(
+                f"jump_length is {jump_length} and jump_n_sample {jump_n_sample}; take 1 or more."
+            )
+        scheduler_name = type(self.scheduler).__name__
+        if (jump_n_sample or 1) > 1 and not is_ancestral(self.scheduler):
+            raise ValueError(
+                f"jump_n_sample is {jump_n_sample}, but a {scheduler_name} cannot go back; take 1, or a DDPMScheduler."
+            )
+        if (
+            config.get("rescale_betas_zero_snr")
+            and "rescale_betas_zero_snr" not in inspect.signature(type(self.scheduler).__init__).parameters
+        ):
+            raise ValueError(
+                f"the model was trained with rescale_betas_zero_snr, which {scheduler_name} does not know; take a "
+                "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or "
+                "EulerDiscreteScheduler."
+            )
+        for name in tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                raise ValueError(
+                    f"callback_on_step_end_tensor_inputs names {name!r}; there are {self._callback_tensor_inputs}."
+                )
 
     def class_indices(self, class_labels, num_images: int) -> torch.Tensor | None:
         """Turn names and indices into ``(num_images,)`` int64 indices; ``None`` stays ``None``.
@@ -230,16 +455,65 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 raise ValueError(f"class {index!r} is not in the model; its classes are: {known}.")
         return torch.tensor(indices, device=self._execution_device)
 
+    def as_images(self, given, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
+        """Bring a scan or mask, or one an image, to ``shape`` as float32 in [0, 1].
+
+        Raises:
+            ValueError: when it has another size, number or range; nothing is resized, for the size would then be ours.
+        """
+        parts = given if isinstance(given, (list, tuple)) else [given]
+        parts = [part.cpu() if isinstance(part, torch.Tensor) else part for part in parts]
+        in_colour = [isinstance(part, Image.Image) and part.mode not in ("1", "L", "I;16") for part in parts]
+        arrays = [np.asarray(p.convert("L") if rgb else p) for p, rgb in zip(parts, in_colour, strict=True)]
+        if any(array.shape != arrays[0].shape for array in arrays) or arrays[0].ndim < 2:
+            raise ValueError(
+                f"{name} is no grey image, or images of several sizes; give (H, W) or (B, H, W)."
+            )
+        pixels = np.stack(arrays)
+        (count, channels, height, width), size = shape, pixels.shape[-2:]
+        if size != (height, width):
+            raise ValueError(
+                f"{name} is {size[1]}x{size[0]} pixels, but {width}x{height} are drawn; resize it to that first."
+            )
+        pixels = pixels.reshape(-1, channels, height, width)
+        if len(pixels) not in (1, count):
+            raise ValueError(
+                f"{len(pixels)} are given as {name} for {count} images; give 1, or one an image."
+            )
+        full_range = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+        unit = torch.from_numpy(pixels.astype(np.float32) / np.float32(full_range))
+        if not ((unit >= 0) & (unit <= 1)).all():
+            raise ValueError(f"{name} has values outside [0, 1]; scale it to that range, black to white.")
+        return unit.expand(shape)
+
     @staticmethod
-    def to_images(sample: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Bring samples ``(B, 1, H, W)`` in [-1, 1] to images in [0, 1], as ``output_type`` asks."""
-        unit = (sample.float() / 2 + 0.5).clamp(0, 1)
+    def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """Bring images ``(B, 1, H, W)`` in [0, 1] to what ``output_type`` asks for."""
         if output_type == "pt":
             return unit
         array = unit[:, 0].cpu().numpy()  # (B, H, W)
         if output_type == "np":
             return array
-        return [Image.fromarray(image) for image in (array * 255).round().astype(np.uint8)]
+        levels = np.uint16 if output_type == "pil16" else np.uint8
+        return [Image.fromarray(image) for image in (array * np.iinfo(levels).max).round().astype(levels)]
+
+
+def is_ancestral(scheduler: SchedulerMixin) -> bool:
+    """Whether each step depends on nothing but x_t, and leads to a sample of x_{t-1}: only then can one go back."""
+    return isinstance(scheduler, DDPMScheduler)
+
+
+def alpha_bars_of(scheduler: SchedulerMixin) -> list[float]:
+    """The share of the signal's variance at each of the scheduler's timesteps (Ho et al. 2020, equation 4)."""
+    if hasattr(scheduler, "sigmas"):  # noise over signal, of each step
+        return (1 / (1 + scheduler.sigmas[: len(scheduler.timesteps)].double() ** 2)).tolist()
+    return scheduler.alphas_cumprod[scheduler.timesteps].tolist()
+
+
+def with_jumps(calls: range, jump_length: int, jump_n_sample: int) -> list[int]:
+    """The order of steps in which each stretch of ``jump_length`` is taken ``jump_n_sample`` times (RePaint, figure 9)."""
+    stretches = [calls[start : start + jump_length] for start in range(0, len(calls), jump_length)]
+    return [i for stretch in stretches for _ in range(jump_n_sample) for i in stretch]
 
 
 def check_index(index: dict, folder: Path) -> None:

@@ -226,19 +226,17 @@ def test_output_types(make_pipeline):
         assert np.abs(np.asarray(image) / 255 - values).max() <= 0.5 / 255 + 1e-6
 
 
-def test_images_are_the_samples_range_brought_to_0_1():
-    sample = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0]).reshape(1, 1, 1, 7)
-    unit = [0, 0, 0.25, 0.5, 0.75, 1, 1]
-    assert MRIDDPMPipeline.to_images(sample, "np").ravel().tolist() == unit
-    assert np.asarray(MRIDDPMPipeline.to_images(sample, "pil")[0]).ravel().tolist() == [
-        0,
-        0,
-        64,
-        128,
-        191,
-        255,
-        255,
-    ]
+def test_images_are_rounded_to_the_nearest_of_256_or_65536_levels():
+    unit = torch.tensor([0, 0.25, 0.5, 0.75, 1]).reshape(1, 1, 1, 5)
+    assert MRIDDPMPipeline.to_images(unit, "pt") is unit
+    assert MRIDDPMPipeline.to_images(unit, "np").ravel().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    for output_type, mode, levels in (
+        ("pil", "L", [0, 64, 128, 191, 255]),
+        ("pil16", "I;16", [0, 16384, 32768, 49151, 65535]),
+    ):
+        (image,) = MRIDDPMPipeline.to_images(unit, output_type)
+        assert image.mode == mode
+        assert np.asarray(image).ravel().tolist() == levels
 
 
 def test_a_tuple_when_asked_for(make_pipeline):
@@ -342,7 +340,7 @@ def test_a_fresh_process_draws_the_same_images_to_the_bit(make_pipeline, run_fre
         ),
         ({"num_images": 0}, "num_images is 0; ask for at least 1"),
         ({"num_images": 3, "generator": generators(0, 1)}, "2 generators were given for 3 images"),
-        ({"output_type": "jpeg"}, "output_type 'jpeg' is unknown; take 'pil', 'np' or 'pt'"),
+        ({"output_type": "jpeg"}, "output_type 'jpeg' is unknown; take one of 'pil', 'pil16', 'np', 'pt'"),
         ({"height": 15}, r"\(15, 16\) pixels is too small; the least is 16"),
     ],
 )

@@ -130,6 +130,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         num_class_embeds: number of classes, or ``None`` for an unconditional model. The embedding has one index more:
             ``num_class_embeds`` itself means "no class", for guidance.
         class_names: names of the classes by index, kept with the weights so that a sample can be asked for by name.
+        null_class: whether "no class" was seen in training, so that its embedding means something.
 
     Raises:
         ValueError: when a number does not fit another; the sentence names both.
@@ -152,6 +153,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
         class_names: tuple[str, ...] | None = None,
+        null_class: bool = True,
     ):
         super().__init__()
         check_architecture(

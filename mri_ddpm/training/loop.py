@@ -167,7 +167,11 @@ class TrainingRun:
         progress = Progress()
         accelerator.register_for_checkpointing(progress, ema, lr_scheduler)
         noise_scheduler = make_noise_scheduler(
-            config.num_train_timesteps, config.beta_start, config.beta_end, config.prediction_type
+            config.num_train_timesteps,
+            config.beta_start,
+            config.beta_end,
+            config.prediction_type,
+            config.rescale_betas_zero_snr,
         )
         return cls(
             accelerator, config, run_dir, scans, sampler, loader, unet, raw_unet, noise_scheduler, optimizer,

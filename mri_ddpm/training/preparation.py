@@ -107,6 +107,7 @@ def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> Attentio
         dropout=config.dropout,
         num_class_embeds=len(class_names) if conditional else None,
         class_names=tuple(class_names) if conditional else None,
+        null_class=not conditional or config.class_dropout_prob > 0,
     )
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

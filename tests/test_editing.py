@@ -1,0 +1,299 @@
+"""Guidance intervals, thresholding, trajectories, variations of a scan and redrawn regions, by the pipeline itself."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.diffusion import make_noise_scheduler
+
+CLASSES = ("glioma_tumor", "no_tumor")
+
+
+@pytest.fixture
+def make_pipeline(make_unet):
+    def make(scheduler: str = "DDPMScheduler", **config) -> MRIDDPMPipeline:
+        recipe = make_noise_scheduler(prediction_type="v_prediction", **config.pop("schedule", {}))
+        pipeline = MRIDDPMPipeline(
+            make_unet(**{"num_class_embeds": 2, "class_names": CLASSES, **config}),
+            getattr(diffusers, scheduler).from_config(recipe.config),
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(pipeline, *arguments, seed: int = 0, **keywords) -> np.ndarray:
+    keywords = {"num_inference_steps": 6, "output_type": "np", "generator": generator(seed), **keywords}
+    return pipeline(*arguments, **keywords).images
+
+
+def scan_and_mask(side: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    scan = np.random.default_rng(0).random((side, side), dtype=np.float32)
+    mask = np.zeros((side, side), bool)
+    mask[4:12, 3:10] = True
+    return scan, mask
+
+
+# Guidance
+
+
+def batches_by_timestep(pipeline) -> dict[float, int]:
+    calls = {}
+    pipeline.unet.register_forward_pre_hook(
+        lambda module, inputs: calls.update({float(inputs[1]): len(inputs[0])})
+    )
+    return calls
+
+
+def test_guidance_costs_a_second_image_only_inside_its_interval(make_pipeline):
+    pipeline = make_pipeline()
+    calls = batches_by_timestep(pipeline)
+    draw(pipeline, 0, guidance_scale=3.0, guidance_start=1 / 6, guidance_end=0.5)
+    assert calls == {299: 1, 249: 2, 199: 2, 149: 1, 99: 1, 49: 1}
+    calls.clear()
+    draw(pipeline, 0, guidance_scale=3.0)
+    assert set(calls.values()) == {2}
+    calls.clear()
+    draw(pipeline, 0, guidance_scale=1.0)
+    assert set(calls.values()) == {1}
+
+
+def test_outside_its_interval_guidance_changes_nothing(make_pipeline):
+    pipeline = make_pipeline()
+    plain, guided = draw(pipeline, 0), draw(pipeline, 0, guidance_scale=3.0)
+    first_half = draw(pipeline, 0, guidance_scale=3.0, guidance_end=0.5)
+    np.testing.assert_array_equal(
+        draw(pipeline, 0, guidance_scale=3.0, guidance_start=0.95, guidance_end=1.0), plain
+    )
+    assert np.abs(first_half - plain).max() > 0.01
+    assert np.abs(first_half - guided).max() > 0.01
+
+
+def test_a_model_without_a_null_class_takes_no_guidance_and_always_a_class(make_pipeline):
+    pipeline = make_pipeline(null_class=False)
+    for arguments in ({"class_labels": 0, "guidance_scale": 2.0}, {}):
+        with pytest.raises(ValueError, match=r"class_dropout_prob 0\) and has no null class"):
+            draw(pipeline, **arguments)
+    assert draw(pipeline, 1).shape == (1, 16, 16)
+
+
+# Clipping
+
+
+def test_dynamic_thresholding_scales_down_instead_of_clipping(make_pipeline):
+    pipeline = make_pipeline()
+    estimates = torch.tensor([0.0, 0.5, -3.0, 2.0] + [0.1] * 12).reshape(1, 1, 4, 4)
+    alpha_bar = 0.5
+    x_t = torch.randn(1, 1, 4, 4, generator=generator())
+    v = (alpha_bar**0.5 * x_t - estimates) / (1 - alpha_bar) ** 0.5
+    prediction, x_0 = pipeline.clip(v, x_t, alpha_bar, None)
+    torch.testing.assert_close(x_0, estimates.clamp(-1, 1))
+    torch.testing.assert_close(alpha_bar**0.5 * x_t - (1 - alpha_bar) ** 0.5 * prediction, x_0)
+    _, x_0 = pipeline.clip(v, x_t, alpha_bar, 1.0)  # nothing is clipped
+    torch.testing.assert_close(x_0, estimates / 3)
+    _, x_0 = pipeline.clip(v, x_t, alpha_bar, 0.5)  # the median is under 1: clipping as usual
+    torch.testing.assert_close(x_0, estimates.clamp(-1, 1))
+    _, x_0 = pipeline.clip(v, x_t, alpha_bar, 14 / 15)  # all but the largest of 16
+    torch.testing.assert_close(x_0, estimates.clamp(-2, 2) / 2)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "DDPMScheduler",
+        "DDIMScheduler",
+        "DPMSolverMultistepScheduler",
+        "HeunDiscreteScheduler",
+        "EulerDiscreteScheduler",
+    ],
+)
+def test_every_scheduler_draws_within_the_range_of_images(make_pipeline, scheduler):
+    """Without clipping in between, an untrained network leaves [-1, 1]; some schedulers of diffusers never clip."""
+    pipeline = make_pipeline(scheduler)
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.mul_(20)
+    last = []
+    draw(pipeline, 0, callback_on_step_end=lambda pipe, i, t, tensors: last.append(tensors["x_t"]) or {})
+    assert last[-1].abs().max() <= 1 + 1e-5
+    assert (last[-1].abs() > 0.999).float().mean() > 0.1  # it did act
+
+
+# What happened on the way
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["DDPMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"],
+)
+def test_the_trajectory_leads_from_the_noise_to_the_image(make_pipeline, scheduler):
+    pipeline = make_pipeline(scheduler)
+    output = pipeline([0, 1], 2, 6, generator=generator(), output_type="pt", output_trajectory=True)
+    calls = 11 if scheduler.startswith("Heun") else 6
+    assert output.x_t.shape == output.x_0.shape == (calls, 2, 1, 16, 16)
+    assert output.timesteps.tolist()[:2] == [299, 249]
+    noise = torch.randn((2, 1, 16, 16), generator=generator())
+    torch.testing.assert_close(output.x_t[0], noise, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(output.x_0[-1] / 2 + 0.5, output.images, atol=1e-5, rtol=0)
+    assert output.x_0.abs().max() <= 1
+    assert set(pipeline(0, 1, 2).keys()) == {"images"}
+
+
+def test_a_callback_sees_each_step_and_may_change_it(make_pipeline):
+    pipeline = make_pipeline()
+    seen = []
+
+    def watch(pipe, step, timestep, tensors):
+        seen.append((pipe is pipeline, step, int(timestep), sorted(tensors)))
+        return {"x_t": torch.full_like(tensors["x_t"], 0.5)} if step == 5 else {}
+
+    names = ["x_t", "x_0"]
+    images = draw(pipeline, 0, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=names)
+    assert seen == [(True, i, t, ["x_0", "x_t"]) for i, t in enumerate([299, 249, 199, 149, 99, 49])]
+    assert (images == 0.75).all()
+    with pytest.raises(ValueError, match="names 'latents'; there are"):
+        draw(pipeline, 0, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["latents"])
+
+
+# A scan drawn anew
+
+
+SCHEDULERS = [
+    "DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler",
+    "EulerDiscreteScheduler",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_strength_is_the_share_of_the_chain_that_is_run(make_pipeline, scheduler):
+    pipeline = make_pipeline(scheduler)
+    calls = batches_by_timestep(pipeline)
+    scan, _ = scan_and_mask()
+    for strength, timesteps in ((None, [149, 99, 49]), (1.0, [299, 249, 199, 149, 99, 49]), (0.01, [49])):
+        calls.clear()
+        draw(pipeline, 0, image=scan, strength=strength)
+        assert list(calls) == timesteps
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_chain_starts_from_the_noised_scan(make_pipeline, scheduler):
+    pipeline = make_pipeline(scheduler)
+    scan, _ = scan_and_mask()
+    output = pipeline(0, 1, 6, generator=generator(), image=scan, strength=0.5, output_trajectory=True)
+    alpha_bar = pipeline.scheduler.alphas_cumprod[149]
+    noise = torch.randn((1, 1, 16, 16), generator=generator())
+    expected = alpha_bar.sqrt() * (torch.from_numpy(scan) * 2 - 1) + (1 - alpha_bar).sqrt() * noise[0, 0]
+    torch.testing.assert_close(output.x_t[0, 0, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_weaker_variation_stays_closer_to_the_scan(make_pipeline):
+    pipeline = make_pipeline()
+    scan, _ = scan_and_mask()
+    distance = [
+        np.abs(draw(pipeline, 0, image=scan, strength=strength, num_inference_steps=300) - scan).mean()
+        for strength in (0.01, 0.2, 0.8)
+    ]
+    assert distance[0] < 0.1
+    assert distance == sorted(distance)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_pixels_outside_the_mask_stay_to_the_bit(make_pipeline, scheduler, strength):
+    pipeline = make_pipeline(scheduler)
+    scan, mask = scan_and_mask()
+    drawn = draw(pipeline, [0, 1], 2, image=scan, mask_image=mask, strength=strength)
+    for image in drawn:
+        np.testing.assert_array_equal(image[~mask], scan[~mask])
+        assert (image[mask] != scan[mask]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "output_type"), [("L", np.uint8, "pil"), ("I;16", np.uint16, "pil16")]
+)
+def test_pil_images_come_back_in_the_same_levels(make_pipeline, mode, dtype, output_type):
+    levels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (16, 16), dtype=dtype, endpoint=True)
+    _, mask = scan_and_mask()
+    scan = Image.fromarray(levels)
+    assert scan.mode == mode
+    (image,) = draw(make_pipeline(), 0, image=scan, mask_image=Image.fromarray(mask), output_type=output_type)
+    np.testing.assert_array_equal(np.asarray(image)[~mask], levels[~mask])
+
+
+def test_repaint_goes_back_and_draws_each_stretch_again(make_pipeline):
+    pipeline = make_pipeline()
+    scan, mask = scan_and_mask()
+    edit = {"image": scan, "mask_image": mask, "output_trajectory": True, "generator": generator()}
+    jumps = pipeline(0, 1, 4, jump_length=2, jump_n_sample=3, **edit)
+    assert jumps.timesteps.tolist() == 3 * [299, 224] + 3 * [149, 74]
+    assert pipeline(0, 1, 4, jump_n_sample=1, **edit).timesteps.tolist() == [299, 224, 149, 74]
+    assert len(pipeline(0, 1, 4, **edit).timesteps) == 40  # a DDPMScheduler takes RePaint's 10
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    assert len(pipeline(0, 1, 4, **edit).timesteps) == 4
+    with pytest.raises(
+        ValueError, match="jump_n_sample is 10, but a DPMSolverMultistepScheduler cannot go back"
+    ):
+        pipeline(0, 1, 4, jump_n_sample=10, **edit)
+
+
+def test_what_is_known_has_the_noise_of_each_step(make_pipeline):
+    """Outside the mask x_t is the scan with fresh noise of its timestep, also after going back."""
+    pipeline = make_pipeline()
+    mask = np.zeros((16, 16), bool)
+    mask[0, 0] = True
+    scan = np.full((16, 16), 0.75, np.float32)  # 0.5 in the model's range
+    edit = {"image": scan, "mask_image": mask, "output_trajectory": True, "generator": generator()}
+    output = pipeline(0, 40, 5, jump_length=2, jump_n_sample=2, **edit)
+    for t, x_t in zip(output.timesteps, output.x_t, strict=True):
+        alpha_bar = pipeline.scheduler.alphas_cumprod[t]
+        known = x_t[:, 0][:, ~torch.from_numpy(mask)]
+        assert known.mean() == pytest.approx(float(alpha_bar.sqrt() * 0.5), abs=0.04)
+        assert known.std() == pytest.approx(float((1 - alpha_bar).sqrt()), abs=0.04)
+
+
+def test_going_back_adds_the_noise_between_two_timesteps(make_pipeline):
+    """The redrawn part, too, keeps its variance on the way back: v = 0 and fixed-large steps are exact for N(0, I)."""
+    pipeline = make_pipeline()
+    exact = {"clip_sample": False, "variance_type": "fixed_large"}
+    pipeline.scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config, **exact)
+    with torch.no_grad():
+        pipeline.unet.conv_out.weight.zero_()
+        pipeline.unet.conv_out.bias.zero_()
+    scan, mask = np.full((16, 16), 0.5, np.float32), np.ones((16, 16), bool)
+    edit = {"image": scan, "mask_image": mask, "output_trajectory": True, "generator": generator()}
+    output = pipeline(0, 40, 20, jump_length=5, jump_n_sample=4, **edit)
+    spread = output.x_t.std(dim=(1, 2, 3, 4))
+    assert ((spread > 0.97) & (spread < 1.03)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"mask_image": np.ones((16, 16))}, "mask_image is given without image"),
+        ({"strength": 0.3}, "strength is given without image"),
+        ({"image": np.ones((16, 16)), "strength": 0.0}, r"strength is 0\.0; take a share"),
+        ({"image": np.ones((16, 12))}, "image is 12x16 pixels, but 16x16 are drawn; resize it"),
+        ({"image": np.ones((16, 16)), "width": 20}, "image is 16x16 pixels, but 20x16 are drawn"),
+        ({"image": np.ones((3, 16, 16))}, "3 are given as image for 1 images"),
+        ({"image": np.full((16, 16), -1.0)}, r"image has values outside \[0, 1\]"),
+        ({"image": np.full((16, 16), np.nan)}, r"image has values outside \[0, 1\]"),
+        (
+            {"image": [np.ones((16, 16)), np.ones((8, 8))]},
+            "image is no grey image, or images of several sizes",
+        ),
+        ({"image": np.ones((16, 16)), "mask_image": np.ones((8, 8))}, "mask_image is 8x8 pixels"),
+        ({"jump_length": 0}, "jump_length is 0"),
+        ({"guidance_start": 0.5, "guidance_end": 0.5}, r"guidance_start is 0\.5 and guidance_end 0\.5"),
+        ({"dynamic_thresholding_ratio": 0.0}, r"dynamic_thresholding_ratio is 0\.0"),
+    ],
+)
+def test_refusals(make_pipeline, arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        draw(make_pipeline(), 0, **arguments)
