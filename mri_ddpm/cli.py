@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,20 @@ import torch
 from PIL import Image
 
 from mri_ddpm.data import account_of, format_account
+from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, exit_on_input_error
 from mri_ddpm.evaluation.features import EXTRACTORS
-from mri_ddpm.hub import export_repository, load_pipeline, png_text, provenance, push_run
-from mri_ddpm.sampling import check_sampling, draw_batches
+from mri_ddpm.hub import export_repository, load_pipeline, provenance, push_run
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.sampling import SCHEDULERS, check_sampling, set_scheduler
+from mri_ddpm.sampling.folder import SampleFolder
+from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BIT_DEPTHS = {8: "pil", 16: "pil16"}
+CHAIN = (
+    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "dynamic_thresholding_ratio", "strength",
+)  # fmt: skip
 
 
 def main(args: list[str] | None = None) -> None:
@@ -35,11 +44,69 @@ def main(args: list[str] | None = None) -> None:
 def add_sample(commands) -> None:
     """``mri-ddpm sample PIPELINE``: draw images to PNG files."""
     parser = commands.add_parser("sample", help="draw images with a trained pipeline")
+    add_pipeline(parser)
+    parser.add_argument("--class_label", help="class to draw, by name; all classes in turn when not given")
+    parser.add_argument("--num_images", type=int, default=16)
+    add_chain(parser)
+    parser.add_argument(
+        "--dynamic_thresholding_ratio",
+        type=float,
+        help="scale estimates down instead of clipping; such as 0.995",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image i is drawn from seed + i, whatever its batch"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=auto_or_int,
+        default="auto",
+        help="images at once; 'auto' for what fits into memory",
+    )
+    parser.add_argument("--device", default=DEVICE)
+    parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
+    parser.add_argument("--image", type=Path, help="draw variations of this scan; it has the model's size")
+    parser.add_argument(
+        "--strength", type=float, help="share of the chain that --image goes through: 0.5, or 1 with a mask"
+    )
+    parser.add_argument(
+        "--mask_image", type=Path, help="white where --image is drawn anew; the rest stays as it is"
+    )
+    parser.add_argument(
+        "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
+    )
+    parser.add_argument("--data", help="the scans it was trained on, for --reject_copies")
+    parser.add_argument(
+        "--film", action="store_true", help="also show the first images' way from noise: film.png, film.gif"
+    )
+    parser.add_argument(
+        "--noise_strip",
+        type=Path,
+        metavar="IMAGE",
+        help="only show how noise covers this scan: noise_strip.png",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="folder for the PNG files; new, empty, or that of the same request, which is gone on with",
+    )
+    parser.set_defaults(run=sample)
+
+
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """The model, as ``sample`` and ``evaluate`` take it."""
     parser.add_argument(
         "pipeline", help="run folder, such as runs/a, its pipeline folder, or a Hub repository"
     )
-    parser.add_argument("--class_label", help="class to draw, by name; all classes in turn when not given")
-    parser.add_argument("--num_images", type=int, default=16)
+
+
+def add_chain(parser: argparse.ArgumentParser) -> None:
+    """How an image is drawn, as ``sample`` and ``evaluate`` take it."""
+    parser.add_argument(
+        "--scheduler",
+        choices=SCHEDULERS,
+        help="how noise becomes an image; that of the training when not given",
+    )
     parser.add_argument(
         "--num_inference_steps", type=int, help="steps of the reverse chain; all when not given"
     )
@@ -47,56 +114,87 @@ def add_sample(commands) -> None:
         "--guidance_scale", type=float, default=1.0, help="1 is none; more follows the class more"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="image i is drawn from seed + i, whatever its batch"
+        "--guidance_start", type=float, default=0.0, help="share of the chain where it begins"
     )
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--device", default=DEVICE)
-    parser.add_argument(
-        "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
-    )
-    parser.add_argument("--data", help="the scans it was trained on, for --reject_copies")
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="folder for the PNG files; new or empty"
-    )
-    parser.set_defaults(run=sample)
+    parser.add_argument("--guidance_end", type=float, default=1.0, help="share of the chain where it ends")
+
+
+def auto_or_int(value: str) -> int | str:
+    """``--batch_size``: a number or ``auto``."""
+    return value if value == "auto" else int(value)
 
 
 def sample(args: argparse.Namespace) -> None:
     """Draw ``--num_images`` images in batches and write each as soon as it is there."""
-    if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
-        raise InputError(f"--output_dir {args.output_dir} is not an empty folder; name a new one.")
+    if args.output_dir.is_file():
+        raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
     pipeline = load_pipeline(args.pipeline, args.device)
+    if args.noise_strip:
+        show_noise(args.noise_strip, pipeline, args.output_dir)
+        return
+    if args.scheduler:
+        set_scheduler(pipeline, args.scheduler)
     names = [args.class_label] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
-    chain = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    chain = {name: getattr(args, name) for name in CHAIN}
+    edit = {"image": args.image, "mask_image": args.mask_image}
+    edit = {name: read_file(name, path) for name, path in edit.items() if path}
     request = {"num_images": args.num_images, "batch_size": args.batch_size, "seed": args.seed, **chain}
-    check_sampling(pipeline, names[0] if names else None, **request)
-    detector = None
+    check_sampling(pipeline, names[0] if names else None, **request, **edit)
+
+    steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
+    facts = {**provenance(pipeline), **chain, "num_inference_steps": steps}
+    asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
+    asked |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in edit.items()}
+    folder = SampleFolder(args.output_dir, {**facts, **asked, "reject_copies": args.reject_copies})
+    copies = None
     if args.reject_copies:
         from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
 
         detector = fit_copy_detector(pipeline, args.pipeline, args.data)
+        copies = lambda images: detector.examine(as_array(images)).flagged  # noqa: E731
 
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-    source = {**provenance(pipeline), **chain, "num_inference_steps": steps}
-    rejected = 0
-    for numbers, images in draw_batches(pipeline, labels, **request):
-        flagged = detector.examine(as_array(images)).flagged if detector else [False] * len(images)
-        rejected += sum(flagged)
-        for i, image, is_copy in zip(numbers, images, flagged, strict=True):
-            if not is_copy:
-                class_name = labels[i] if labels else None
-                info = png_text({**source, "class": class_name, "seed": args.seed + i})
-                name = f"{class_name}-{i:05d}.png" if labels else f"{i:05d}.png"
-                image.save(args.output_dir / name, pnginfo=info)
-    if detector:
-        print(f"{rejected} of {args.num_images} images came too close to a training scan and were left out.")
+    folder.fill(
+        pipeline,
+        labels,
+        facts=facts,
+        copies=copies,
+        output_type=BIT_DEPTHS[args.bit_depth],
+        **request,
+        **edit,
+    )
+    if args.film:
+        save_film(pipeline, labels, args.num_images, args.seed, args.output_dir, **chain, **edit)
+    if copies:
+        print(
+            f"{len(folder.rejected)} of {args.num_images} images came too close to a training scan and were left out."
+        )
+
+
+def show_noise(scan: Path, pipeline: MRIDDPMPipeline, output_dir: Path) -> None:
+    """``--noise_strip``: the forward process on one scan, brought to the model's size."""
+    target = output_dir / "noise_strip.png"
+    if target.exists():
+        raise InputError(f"--output_dir {output_dir} holds a noise_strip.png already; name another folder.")
+    image = fit_square(read_file("noise_strip", scan), pipeline.unet.config.sample_size, "pad")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    save_noise_strip(image, pipeline.scheduler, target)
+    print(f"written: {target}")
+
+
+def read_file(flag: str, path: Path) -> np.ndarray:
+    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1]."""
+    try:
+        return read_scan(path.read_bytes())
+    except (OSError, BadImageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--{flag} {path}: {reason}; name an image file.") from error
 
 
 def as_array(images: list[Image.Image]) -> np.ndarray:
-    """8-bit pictures as float32 ``(N, 1, H, W)`` in [0, 1]."""
-    return np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])[:, None]
+    """Pictures of 8 or 16 bits as float32 ``(N, 1, H, W)`` in [0, 1]."""
+    levels = np.stack([np.asarray(image) for image in images])[:, None]
+    return levels.astype(np.float32) / np.iinfo(levels.dtype).max
 
 
 def add_data(commands) -> None:
@@ -132,17 +230,12 @@ def add_evaluate(commands) -> None:
     parser = commands.add_parser(
         "evaluate", help="measure a model: quality, usefulness, and whether it copies patients"
     )
-    parser.add_argument(
-        "pipeline", help="run folder, such as runs/a, its pipeline folder, or a Hub repository"
-    )
+    add_pipeline(parser)
     parser.add_argument(
         "--data", help="folder or .zip of the scans it was trained on; none for the phantom's"
     )
     parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to draw")
-    parser.add_argument(
-        "--num_inference_steps", type=int, help="steps of the reverse chain; all when not given"
-    )
-    parser.add_argument("--guidance_scale", type=float, default=1.0)
+    add_chain(parser)
     parser.add_argument(
         "--extractor", choices=EXTRACTORS, default="in_domain", help="what makes the features"
     )
@@ -166,7 +259,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
         if not (Path(args.pipeline) / "pipeline").is_dir():
             raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
         output_dir = Path(args.pipeline) / "evaluation"
-    same_names = ("data", "num_images", "num_inference_steps", "guidance_scale", "extractor", "batch_size", "seed", "device")  # fmt: skip
+    same_names = ("data", "num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "extractor", "batch_size", "seed", "device")  # fmt: skip
     metrics = evaluate(args.pipeline, output_dir, **{name: getattr(args, name) for name in same_names})
     for verdict in metrics["verdicts"]:
         print(f"{verdict['question']} {verdict['answer']}")

@@ -32,7 +32,7 @@ def sample(pipeline_folder, output_dir, *flags) -> dict[str, np.ndarray]:
             *flags,
         ]
     )
-    return {path.name: np.asarray(Image.open(path)) for path in sorted(output_dir.iterdir())}
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(output_dir.glob("*.png"))}
 
 
 def test_sample_writes_one_class_or_all_in_turn(pipeline_folder, tmp_path):

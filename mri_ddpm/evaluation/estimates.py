@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,9 @@ def percentile_interval(replicates: np.ndarray | Sequence[float]) -> tuple[float
     """The 95 % interval between percentiles of a bootstrap's replicates (Efron & Tibshirani 1993, chapter 13)."""
     low, high = np.quantile(replicates, [0.025, 0.975])
     return float(low), float(high)
+
+
+def share(hits: np.ndarray) -> Estimate:
+    """Share of true values in ``(N,)``, with Wilson's score interval (1927)."""
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return Estimate(float(hits.mean()), float(interval.low), float(interval.high), n=len(hits))

@@ -23,10 +23,12 @@ from mri_ddpm.evaluation.usefulness import usefulness
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import Record, load_pipeline, load_record, provenance
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.sampling import check_sampling
+from mri_ddpm.sampling import check_sampling, set_scheduler
+from mri_ddpm.sampling.sheets import sheet
 
 FEWEST_IMAGES = 100  # below it every interval is too wide to say anything
 IMAGES_PER_TIMESTEP = 8  # of T timesteps, for two networks and two parts: the longest wait after sampling
+CHAIN = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "seed")
 PROGRESSIVE_SHARES = (0.1, 0.3, 0.5, 0.7, 0.85, 0.99)  # of T, where the strip shows the x_0 estimate
 
 
@@ -36,8 +38,11 @@ def evaluate(
     *,
     data: str | None = None,
     num_images: int = 2000,
+    scheduler: str | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float = 1.0,
+    guidance_start: float = 0.0,
+    guidance_end: float = 1.0,
     extractor: str = "in_domain",
     batch_size: int = 64,
     seed: int = 0,
@@ -52,8 +57,11 @@ def evaluate(
             samples of the same evaluation, which are taken up again.
         data: folder or .zip of the scans it was trained on; not needed for a model of the phantom.
         num_images: how many to draw, in the classes' training proportions.
+        scheduler: a name of ``SCHEDULERS``; that of the training when ``None``.
         num_inference_steps: steps of the reverse chain; all when ``None``.
         guidance_scale: 1 is none.
+        guidance_start: share of the chain after which guidance sets in.
+        guidance_end: and after which it ends.
         extractor: ``"in_domain"``, ``"dinov2"`` or ``"inception"``.
         batch_size: images at once while sampling.
         seed: of the first image.
@@ -73,14 +81,22 @@ def evaluate(
         raise InputError(f"--extractor {extractor} is unknown; take one of {', '.join(EXTRACTORS)}.")
     seconds: dict[str, float] = {}
     pipeline, record = load_pipeline(name, device), load_record(name)
-    chain = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "seed": seed}
+    noise_scheduler = pipeline.scheduler
+    if scheduler is not None:
+        set_scheduler(pipeline, scheduler)
+    guidance = {
+        "guidance_scale": guidance_scale,
+        "guidance_start": guidance_start,
+        "guidance_end": guidance_end,
+    }
+    chain = {"num_inference_steps": num_inference_steps, "seed": seed, **guidance}
     any_class = 0 if pipeline.class_names else None
     check_sampling(pipeline, any_class, num_images=num_images, batch_size=batch_size, **chain)
     settings = {
         **provenance(pipeline),
         "num_images": num_images,
         "num_inference_steps": num_inference_steps or pipeline.scheduler.config.num_train_timesteps,
-        "guidance_scale": guidance_scale,
+        **guidance,
         "seed": seed,
     }
     refuse_other_folder(output_dir, settings)
@@ -102,6 +118,7 @@ def evaluate(
         pictures.plot_histograms({key: intensity_histogram(x) for key, x in curves.items()}, output_dir)
         pictures.save_side_by_side(real, synthetic, output_dir)
     with timed(seconds, "likelihood"):
+        pipeline.scheduler = noise_scheduler  # losses and bounds are of the chain it was trained for
         metrics |= denoising(pipeline, record, real, output_dir)
 
     # Ask what they are good for
@@ -151,7 +168,7 @@ def samples(
     file = output_dir / "samples.npz"
     if not file.is_file():
         counts = class_counts(real.training[1], max(1, len(real.class_names)), settings["num_images"])
-        chain = {key: settings[key] for key in ("num_inference_steps", "guidance_scale", "seed")}
+        chain = {key: settings[key] for key in CHAIN}
         images, labels = draw(pipeline, counts, batch_size=batch_size, **chain)
         unfinished = file.with_name(".samples.unfinished.npz")
         levels = np.round(images * 255).astype(np.uint8)
@@ -220,7 +237,8 @@ def progressive_strip(pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Pa
     timesteps = [round(share * last) for share in PROGRESSIVE_SHARES]
     estimates = likelihood.progressive_estimates(pipeline.unet, pipeline.scheduler, x_0, y, timesteps)
     unit = (estimates.clamp(-1, 1) / 2 + 0.5).cpu().numpy()  # (K, B, 1, H, W)
-    pictures.save_strip(np.concatenate([images[None, rows], unit]), ["scan", *timesteps], output_dir)
+    titles = ["scan", *(f"t = {t}" for t in timesteps)]
+    sheet(np.concatenate([images[None, rows], unit]), titles).save(output_dir / "progressive.png")
 
 
 def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, data: str | None) -> CopyDetector:

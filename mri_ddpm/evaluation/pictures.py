@@ -1,6 +1,5 @@
 """The plots and picture sheets of the report."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,8 @@ from PIL import Image, ImageDraw
 
 from mri_ddpm.evaluation.classifier import Labelled
 from mri_ddpm.evaluation.subject import RealScans
+from mri_ddpm.sampling.sheets import TILE, tile
 
-TILE = 72  # pixels a side of one image on a sheet
 COLUMNS = 8
 COLOURS = {"synthetic": "tab:red", "training": "tab:blue", "held out": "tab:green"}
 PLOTS = {  # what the report shows, and what it says of it
@@ -108,22 +107,3 @@ def save_side_by_side(real: RealScans, synthetic: Labelled, folder: Path) -> Non
         for j, image in enumerate(images):
             sheet.paste(tile(image), (left + j * TILE, top + 14))
     sheet.save(folder / "side_by_side.png")
-
-
-def save_strip(images: np.ndarray, titles: Sequence, folder: Path) -> None:
-    """Images ``(K, B, 1, H, W)`` as a sheet of B rows and K columns, a title over each column."""
-    k, b = images.shape[:2]
-    sheet = Image.new("L", (k * TILE, b * TILE + 14), 255)
-    write = ImageDraw.Draw(sheet)
-    for column in range(k):
-        title = titles[column] if isinstance(titles[column], str) else f"t = {titles[column]}"
-        write.text((column * TILE + 2, 1), title, fill=0)
-        for row in range(b):
-            sheet.paste(tile(images[column, row]), (column * TILE, row * TILE + 14))
-    sheet.save(folder / "progressive.png")
-
-
-def tile(image: np.ndarray) -> Image.Image:
-    """``(1, H, W)`` in [0, 1] -> a picture of ``TILE`` pixels, enlarged without smoothing."""
-    levels = np.round(np.clip(image[0], 0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(levels).resize((TILE, TILE), Image.Resampling.NEAREST)

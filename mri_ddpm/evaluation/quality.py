@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest, t
+from scipy.stats import t
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.estimates import Estimate, percentile_interval, resampling_counts
+from mri_ddpm.evaluation.estimates import Estimate, percentile_interval, resampling_counts, share
 
 _LEAST_IMAGES = 10  # an interval from fewer says nothing
 _FRECHET_RESAMPLES = 200  # each takes a twentieth of a second at 3000 images and 128 features
@@ -104,10 +104,10 @@ def precision_recall_density_coverage(
     counts = resampling_counts(len(fake), np.random.default_rng(seed))  # (B, N)
     interval = percentile_interval(counts @ density / len(fake))
     return {
-        "precision": _share(balls_around > 0),
-        "recall": _share(reached),
+        "precision": share(balls_around > 0),
+        "recall": share(reached),
         "density": Estimate(float(density.mean()), *interval, n=len(fake)),
-        "coverage": _share(nearest < real_radii),
+        "coverage": share(nearest < real_radii),
     }
 
 
@@ -210,12 +210,6 @@ def _kth_neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
     blocks = _blocks(len(features))
     # An image is its own nearest, at 0.
     return np.concatenate([np.partition(cdist(features[b], features), k, axis=1)[:, k] for b in blocks])
-
-
-def _share(hits: np.ndarray) -> Estimate:
-    """Share of true values in ``(N,)``, with Wilson's score interval (1927)."""
-    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return Estimate(float(hits.mean()), float(interval.low), float(interval.high), n=len(hits))
 
 
 def _ms_ssim_weights(side: int) -> tuple[float, ...]:

@@ -1,14 +1,22 @@
 """Many images in batches: checked before the first, and each the same whatever batch it is in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import torch
+from accelerate.utils import find_executable_batch_size
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+LARGEST_BATCH = {"cpu": 64}  # beyond it a CPU gains nothing
+LARGEST_BATCH_ELSEWHERE = 1024
+AUTO = "auto"
 
 
 def check_sampling(
@@ -16,10 +24,11 @@ def check_sampling(
     class_label: str | int | None,
     *,
     num_images: int,
-    batch_size: int,
+    batch_size: int | str,
     seed: int,
     num_inference_steps: int | None,
     guidance_scale: float,
+    **chain,
 ) -> None:
     """Refuse what ``draw_batches`` cannot draw, before anything long starts.
 
@@ -28,13 +37,16 @@ def check_sampling(
     """
     for name, value, least in (
         ("num_images", num_images, 1),
-        ("batch_size", batch_size, 1),
+        ("batch_size", 1 if batch_size == AUTO else batch_size, 1),
         ("seed", seed, 0),
     ):
         if value < least:
             raise InputError(f"--{name} is {value}; take {least} or more.")
+    chain.pop("output_type", None)
     try:
-        pipeline.check_inputs(class_label, num_images, num_inference_steps, guidance_scale, None, "pil")
+        pipeline.check_inputs(
+            class_label, num_images, num_inference_steps, guidance_scale, None, "pil", **chain
+        )
         pipeline.class_indices(class_label, num_images)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -45,9 +57,9 @@ def draw_batches(
     labels: Sequence[str | int] | None,
     *,
     num_images: int,
-    batch_size: int,
+    batch_size: int | str,
     seed: int,
-    output_type: str = "pil",
+    done: Container[int] = (),
     **chain,
 ) -> Iterator[tuple[range, list[Image.Image] | np.ndarray]]:
     """Draw with a progress bar; image i comes from seed + i, whatever its batch.
@@ -56,22 +68,60 @@ def draw_batches(
         pipeline: the model.
         labels: one class an image; ``None`` draws without.
         num_images: how many.
-        batch_size: how many at once.
+        batch_size: how many at once; ``"auto"`` for as many as fit into memory.
         seed: of the first image.
-        output_type: as of the pipeline.
-        chain: ``num_inference_steps`` and ``guidance_scale``.
+        done: numbers of images that are there already; a batch of nothing else is passed over.
+        chain: further arguments of the pipeline: ``num_inference_steps``, ``guidance_scale``, ``output_type``, ...
 
     Yields:
         The numbers of a batch's images, and the images.
     """
     pipeline.set_progress_bar_config(disable=True)
+    if batch_size == AUTO:
+        batch_size = batch_size_that_fits(pipeline, labels, num_images, **chain)
     with tqdm(total=num_images, desc="sampling", unit="image") as bar:
         for start in range(0, num_images, batch_size):
             numbers = range(start, min(start + batch_size, num_images))
-            batch = labels[numbers.start : numbers.stop] if labels is not None else None
-            generators = [torch.Generator().manual_seed(seed + i) for i in numbers]
-            images = pipeline(
-                batch, num_images=len(numbers), generator=generators, output_type=output_type, **chain
-            ).images
-            yield numbers, images
+            if not all(i in done for i in numbers):
+                batch = labels[numbers.start : numbers.stop] if labels is not None else None
+                yield (
+                    numbers,
+                    pipeline(batch, len(numbers), generator=generators(seed, numbers), **chain).images,
+                )
             bar.update(len(numbers))
+
+
+def generators(seed: int, numbers: Sequence[int]) -> list[torch.Generator]:
+    """One generator an image, of seed + its number."""
+    return [torch.Generator().manual_seed(seed + i) for i in numbers]
+
+
+def batch_size_that_fits(pipeline: MRIDDPMPipeline, labels: Sequence | None, num_images: int, **chain) -> int:
+    """How many images to draw at once: at most half of the free memory by estimate, and fewer where one step fails."""
+    device = pipeline.device.type
+    one = {"generator": generators(0, range(1)), **chain, "num_inference_steps": 1, "output_type": "pt"}
+    with activation_bytes(pipeline.unet) as each:
+        pipeline(labels[:1] if labels else None, 1, **one)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    largest = min(num_images, LARGEST_BATCH.get(device, LARGEST_BATCH_ELSEWHERE), free // (2 * sum(each)))
+
+    @find_executable_batch_size(starting_batch_size=max(1, largest))
+    def try_one_step(batch_size: int) -> int:
+        batch = [labels[0]] * batch_size if labels else None
+        pipeline(batch, batch_size, **{**one, "generator": generators(0, range(batch_size))})
+        return batch_size
+
+    return try_one_step()
+
+
+@contextmanager
+def activation_bytes(network: nn.Module) -> Iterator[list[int]]:
+    """Bytes that each layer of a network gives out while the block runs: in sum more than are ever held at once."""
+    sizes: list[int] = []
+    leaves = [module for module in network.modules() if not list(module.children())]
+    handles = [
+        leaf.register_forward_hook(lambda _, __, output: sizes.append(output.nbytes)) for leaf in leaves
+    ]
+    yield sizes
+    for handle in handles:
+        handle.remove()

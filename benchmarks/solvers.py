@@ -1,0 +1,169 @@
+"""How few steps are enough, by which scheduler, and how much guidance does a class need?
+
+Draws the same number of images from the same noise by every scheduler and step count with a model of real scans, and
+compares each set by KID with the training scans, and with the whole ancestral chain's images. Then draws by several
+guidance scales, and asks a classifier that was trained on real scans whether it sees the class that was asked for.
+
+    python benchmarks/solvers.py --pipeline runs/c --data DIR --output_dir runs/solvers
+
+What is there is not drawn again, so that several processes can share the drawing: --schedulers ddpm in one, the others in
+another, and the command without it for the tables at the end.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from mri_ddpm.evaluation.classifier import predict, train_classifier
+from mri_ddpm.evaluation.estimates import share
+from mri_ddpm.evaluation.features import make_extractor
+from mri_ddpm.evaluation.quality import kid
+from mri_ddpm.evaluation.subject import class_counts, draw, load_real_scans
+from mri_ddpm.files import write_json
+from mri_ddpm.hub import load_pipeline, load_record
+from mri_ddpm.sampling import SCHEDULERS, draw_batches, set_scheduler
+
+STEPS = {
+    "ddpm": (10, 20, 50, 100, 300),
+    "heun": (5, 10, 25),
+}  # heun: twice the network's calls but for the last step
+OTHER_STEPS = (5, 10, 20, 50)
+WHOLE = "ddpm-300"
+GUIDANCE = {"scheduler": "dpmsolver++", "num_inference_steps": 10}
+SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
+INTERVAL = {"guidance_start": 0.2, "guidance_end": 0.8}
+TIMED_IMAGES = 16
+
+
+def requests(schedulers: list[str]) -> dict[str, dict]:
+    """What is drawn, by name: the solvers at their steps, and the guidance scales."""
+    solvers = {
+        f"{name}-{steps}": {"scheduler": name, "num_inference_steps": steps}
+        for name in schedulers
+        if name != "guidance"
+        for steps in STEPS.get(name, OTHER_STEPS)
+    }
+    if "guidance" not in schedulers:
+        return solvers
+    scales = {f"guidance-{scale:g}": {**GUIDANCE, "guidance_scale": scale} for scale in SCALES}
+    limited = {
+        f"guidance-{scale:g}-interval": {**GUIDANCE, "guidance_scale": scale, **INTERVAL}
+        for scale in SCALES
+        if scale != 1
+    }
+    return solvers | scales | limited
+
+
+def images_of(name: str, request: dict, pipeline, counts: np.ndarray, args) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a request and their classes: those of its file, or drawn now."""
+    file = args.output_dir / f"{name}.npz"
+    if not file.exists():
+        chain = dict(request)
+        set_scheduler(pipeline, chain.pop("scheduler"))
+        chain = {"guidance_scale": 1.0, **chain}
+        images, labels = draw(pipeline, counts, batch_size=args.batch_size, seed=args.seed, **chain)
+        np.savez_compressed(file, images=np.round(images * 255).astype(np.uint8), labels=labels)
+    kept = np.load(file)
+    return kept["images"].astype(np.float32) / 255, kept["labels"]
+
+
+def seconds_per_image(pipeline, request: dict) -> float:
+    """One batch, by the clock, after a first step that is not counted."""
+    chain = dict(request)
+    set_scheduler(pipeline, chain.pop("scheduler"))
+    many = {"num_images": TIMED_IMAGES, "batch_size": TIMED_IMAGES, "seed": 0, "output_type": "np"}
+    list(draw_batches(pipeline, [0] * TIMED_IMAGES, **many, num_inference_steps=1))
+    start = time.perf_counter()
+    list(draw_batches(pipeline, [0] * TIMED_IMAGES, **many, **chain))
+    return (time.perf_counter() - start) / TIMED_IMAGES
+
+
+def network_calls(request: dict) -> int:
+    """How often the network sees an image."""
+    steps = request["num_inference_steps"]
+    return 2 * steps - 1 if request["scheduler"] == "heun" else steps
+
+
+def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:
+    """KID against the network's calls, a line a scheduler."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in SCHEDULERS:
+        line = [row for row in rows.values() if row["scheduler"] == name]
+        calls = [row["network_calls"] for row in line]
+        value = np.array([row["kid"]["value"] for row in line])
+        low, high = np.array([row["kid"]["interval"] for row in line]).T
+        error = np.maximum([value - low, high - value], 0)
+        axes.errorbar(calls, value, yerr=error, fmt="o-", capsize=2, markersize=4, label=name)
+    axes.axhspan(*held_out["interval"], color="gray", alpha=0.2, label="held-out scans")
+    axes.set(xlabel="calls of the network an image", ylabel="KID to the training scans", xscale="log")
+    axes.set_yscale("symlog", linthresh=0.05)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pipeline", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/solvers"))
+    parser.add_argument("--schedulers", nargs="+", choices=[*SCHEDULERS, "guidance"], help="only draw these")
+    parser.add_argument("--num_images", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    pipeline = load_pipeline(args.pipeline, "cpu")
+    real = load_real_scans(load_record(args.pipeline), args.data, pipeline.unet.config.sample_size)
+    counts = class_counts(real.training[1], len(real.class_names), args.num_images)
+    wanted = requests(args.schedulers or [*SCHEDULERS, "guidance"])
+    drawn = {name: images_of(name, request, pipeline, counts, args) for name, request in wanted.items()}
+    if args.schedulers:
+        return
+
+    extractor = make_extractor("in_domain", *real.training, real.class_names, "cpu")
+    reference = extractor(real.training[0])
+    features = {name: extractor(images) for name, (images, _) in drawn.items()}
+    held_out = kid(reference, extractor(real.held_out[0])).as_dict()
+    # Another seed than the extractor's, or the classifier would judge by the very features that KID is made of
+    judge = train_classifier(*real.training, len(real.class_names), seed=1, title="classifier")
+    rows = {}
+    for name, request in wanted.items():
+        images, labels = drawn[name]
+        rows[name] = {
+            **request,
+            "network_calls": network_calls(request),
+            "seconds_per_image": seconds_per_image(pipeline, request),
+            "kid": kid(reference, features[name]).as_dict(),
+            "kid_to_whole_chain": kid(features[WHOLE], features[name]).as_dict(),
+            "class_fidelity": share(predict(judge, images) == labels).as_dict(),
+        }
+        print(json.dumps({name: rows[name]}), flush=True)
+    x, y = real.held_out
+    result = {
+        "pipeline": Path(args.pipeline).name,
+        "num_images": args.num_images,
+        "torch_threads": torch.get_num_threads(),
+        "held_out": {
+            "kid": held_out,
+            "class_fidelity": share(predict(judge, x) == y).as_dict(),
+        },
+        "rows": rows,
+    }
+    write_json(args.output_dir / "solvers.json", result)
+    plot(
+        {n: row for n, row in rows.items() if not n.startswith("guidance")},
+        held_out,
+        args.output_dir / "solvers.png",
+    )
+
+
+if __name__ == "__main__":
+    main()

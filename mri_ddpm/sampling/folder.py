@@ -1,0 +1,116 @@
+"""A folder of drawn images that knows what was asked for, so that a drawing cut short goes on where it stopped."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from mri_ddpm.errors import InputError
+from mri_ddpm.files import write_json
+from mri_ddpm.hub import png_text
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.sampling.batches import AUTO, batch_size_that_fits, draw_batches
+
+REQUEST_FILE = "sampling.json"
+
+
+class SampleFolder:
+    """PNG files by number and class, each whole or not there, and ``sampling.json``: the request, and what was left out.
+
+    Args:
+        path: new, empty, or with the images of the same request; more of them may be asked for than before.
+        request: everything that the images depend on but their number; JSON values.
+
+    Raises:
+        InputError: when the folder holds anything else.
+    """
+
+    def __init__(self, path: Path, request: dict):
+        self.path, self.request = path, request
+        self.rejected: set[int] = set()
+        self.batch_size: int | None = None
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return
+        before = read_request(path)
+        other = [
+            key for key in {**before["request"], **request} if before["request"].get(key) != request.get(key)
+        ]
+        if other:
+            raise InputError(
+                f"--output_dir {path} holds images of {other[0]} {before['request'].get(other[0])}, not "
+                f"{request.get(other[0])}; name a new folder."
+            )
+        self.rejected, self.batch_size = set(before["rejected"]), before["batch_size"]
+
+    def fill(
+        self,
+        pipeline: MRIDDPMPipeline,
+        labels: Sequence[str] | None,
+        *,
+        num_images: int,
+        batch_size: int | str,
+        seed: int,
+        facts: dict,
+        copies: Callable[[list[Image.Image]], Sequence[bool]] | None = None,
+        **chain,
+    ) -> None:
+        """Draw what is not there yet, and write each batch as it comes.
+
+        Args:
+            pipeline: the model.
+            labels: one class an image; ``None`` draws without.
+            num_images: how many there are to be in the end.
+            batch_size: as of ``draw_batches``; ``"auto"`` takes that of a drawing that is gone on with.
+            seed: of the first image.
+            facts: what is written into every image.
+            copies: says of each image whether it is to be left out.
+            chain: further arguments of the pipeline.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if batch_size == AUTO:
+            batch_size = self.batch_size or batch_size_that_fits(pipeline, labels, num_images, **chain)
+        self.batch_size = batch_size
+        self.save_request()
+        names = [f"{labels[i]}-{i:05d}.png" if labels else f"{i:05d}.png" for i in range(num_images)]
+        done = self.rejected | {i for i, name in enumerate(names) if (self.path / name).exists()}
+        for numbers, images in draw_batches(
+            pipeline, labels, num_images=num_images, batch_size=batch_size, seed=seed, done=done, **chain
+        ):
+            left_out = copies(images) if copies else [False] * len(images)
+            self.rejected |= {i for i, flag in zip(numbers, left_out, strict=True) if flag}
+            for i, image in zip(numbers, images, strict=True):
+                if i not in self.rejected:
+                    text = {**facts, "class": labels[i] if labels else None, "seed": seed + i}
+                    self.save(image, names[i], text)
+            if self.rejected:
+                self.save_request()
+
+    def save(self, image: Image.Image, name: str, text: dict) -> None:
+        """Write one image under a temporary name and rename it."""
+        unfinished = self.path / ".image.unfinished"
+        image.save(unfinished, format="PNG", pnginfo=png_text(text))
+        os.replace(unfinished, self.path / name)
+
+    def save_request(self) -> None:
+        """Write ``sampling.json``."""
+        rejected = sorted(int(i) for i in self.rejected)
+        write_json(
+            self.path / REQUEST_FILE,
+            {"request": self.request, "batch_size": self.batch_size, "rejected": rejected},
+        )
+
+
+def read_request(path: Path) -> dict:
+    """What was asked for in a folder of images.
+
+    Raises:
+        InputError: when it is no such folder.
+    """
+    try:
+        return json.loads((path / REQUEST_FILE).read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            f"--output_dir {path} is not an empty folder, nor one that 'mri-ddpm sample' drew into; name a new one."
+        ) from None

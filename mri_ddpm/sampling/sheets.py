@@ -1,0 +1,83 @@
+"""Pictures of the process itself: from scan to noise, and from noise to scan."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image, ImageDraw
+
+from mri_ddpm.data import to_model_range, to_unit_range
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.sampling.batches import generators
+
+TILE = 72  # pixels a side of one image on a sheet
+TITLE = 14  # pixels of the line over it
+NOISE_STEPS = 6  # of the forward process, beside the scan
+FILM_COLUMNS = 9
+FILM_ROWS = 4
+FRAMES, FRAME_MS, LAST_FRAME_MS = 60, 60, 2000
+
+
+def save_noise_strip(scan: np.ndarray, scheduler: DDPMScheduler, path: Path, seed: int = 0) -> None:
+    """Draw the forward process on one scan ``(H, W)`` in [0, 1]: x_t at t = 0, T/6, ..., T, all with the same noise.
+
+    Over each stands the share of the scan that is left, sqrt(alpha_bar_t) (Ho et al. 2020, equation 4).
+    """
+    x_0 = torch.from_numpy(to_model_range(scan))[None, None]  # (1, 1, H, W)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
+    last = scheduler.config.num_train_timesteps
+    steps = [round(i * last / NOISE_STEPS) for i in range(1, NOISE_STEPS + 1)]
+    x_t = [scheduler.add_noise(x_0, noise, torch.tensor([t - 1])) for t in steps]
+    signal = scheduler.alphas_cumprod.sqrt()
+    titles = ["t=0  100%"] + [f"t={t}  {signal[t - 1]:.0%}" for t in steps]
+    sheet(to_unit_range(torch.stack([x_0, *x_t])).numpy(), titles).save(path)
+
+
+def save_film(
+    pipeline: MRIDDPMPipeline, labels: Sequence | None, num_images: int, seed: int, folder: Path, **chain
+) -> list[Path]:
+    """Draw the first images' way from noise to scan: ``film.png``, a strip, and ``film.gif``.
+
+    Of each image the upper row is x_t and the lower what the network takes the image to be, its progressive estimate
+    (Ho et al. 2020, section 4.3).
+    """
+    rows = range(min(num_images, FILM_ROWS))
+    chain = {**chain, "generator": generators(seed, rows), "output_type": "pt", "output_trajectory": True}
+    labels = labels[: len(rows)] if labels is not None else None
+    drawn = pipeline(labels, len(rows), **chain)
+    calls = len(drawn.timesteps)
+    both = torch.stack([drawn.x_t, drawn.x_0], dim=2).flatten(1, 2)  # (calls, 2B, 1, H, W)
+    unit = to_unit_range(both.float()).numpy()
+    final = drawn.images.cpu().numpy().repeat(2, axis=0)[None]  # (1, 2B, 1, H, W)
+
+    columns = np.unique(np.linspace(0, calls - 1, FILM_COLUMNS - 1).round().astype(int))
+    titles = [f"t={drawn.timesteps[i] + 1:g}" for i in columns]
+    sheet(np.concatenate([unit[columns], final]), [*titles, "image"]).save(folder / "film.png")
+
+    pairs = np.concatenate([unit, final]).reshape(-1, len(rows), 2, *unit.shape[2:])
+    pairs = pairs.swapaxes(1, 2)  # (calls + 1, 2, B, 1, H, W): a frame is two columns of B rows
+    moments = np.unique(np.linspace(0, calls, FRAMES).round().astype(int))
+    frames = [sheet(pairs[i], ["x_t", "estimate"]) for i in moments]
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return [folder / "film.png", folder / "film.gif"]
+
+
+def sheet(images: np.ndarray, titles: Sequence[str]) -> Image.Image:
+    """Images ``(K, B, 1, H, W)`` in [0, 1] as a picture of B rows and K columns, a title over each column."""
+    k, b = images.shape[:2]
+    picture = Image.new("L", (k * TILE, b * TILE + TITLE), 255)
+    write = ImageDraw.Draw(picture)
+    for column in range(k):
+        write.text((column * TILE + 2, 1), titles[column], fill=0)
+        for row in range(b):
+            picture.paste(tile(images[column, row]), (column * TILE, row * TILE + TITLE))
+    return picture
+
+
+def tile(image: np.ndarray) -> Image.Image:
+    """``(1, H, W)`` in [0, 1] -> a picture of ``TILE`` pixels, enlarged without smoothing."""
+    levels = np.round(np.clip(image[0], 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(levels).resize((TILE, TILE), Image.Resampling.NEAREST)
