@@ -66,7 +66,7 @@ def add_sample(commands) -> None:
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
     parser.add_argument("--image", type=Path, help="draw variations of this scan; it has the model's size")
     parser.add_argument(
-        "--strength", type=float, help="share of the chain that --image goes through: 0.5, or 1 with a mask"
+        "--strength", type=float, help="share of the chain that --image goes through: 0.2, or 1 with a mask"
     )
     parser.add_argument(
         "--mask_image", type=Path, help="white where --image is drawn anew; the rest stays as it is"

@@ -163,7 +163,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
             image: a scan to start from, or one an image: PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)``
                 in [0, 1].
             strength: share of the chain that is run from the noised ``image`` (SDEdit, arXiv:2108.01073), over 0 to 1;
-                0.5 when ``None``, and 1 with a mask.
+                0.2 when ``None``, which at 32 to 64 pixels keeps the head and redraws its inside; 1 with a mask.
             mask_image: where ``image`` is drawn anew: white, or 0.5 and more. All other pixels stay as they are.
             jump_length: steps that are taken again, with a mask, after going back to the noise before them.
             jump_n_sample: how often each such stretch is drawn, so that both sides of the mask's edge agree (RePaint,
@@ -186,52 +186,52 @@ class MRIDDPMPipeline(DiffusionPipeline):
         )  # fmt: skip
         labels = self.class_indices(class_labels, num_images)  # (B,) or None
         shape = self.shape(num_images, height, width)
-        given = None if image is None else self.as_images(image, "image", shape)  # (B, 1, H, W) in [0, 1]
-        redrawn = None if mask_image is None else self.as_images(mask_image, "mask_image", shape) >= 0.5
         device, dtype = self._execution_device, self.unet.dtype
+        total = self.scheduler.config.num_train_timesteps
+        steps = num_inference_steps or total
 
         def draw_noise() -> torch.Tensor:
             return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
 
         # Timesteps stay on the CPU, where schedulers look them up in every step; the network has its own
-        total = self.scheduler.config.num_train_timesteps
-        steps = num_inference_steps or total
         scheduler = self.set_timesteps(steps)
         timesteps, on_device = scheduler.timesteps, scheduler.timesteps.to(device)
         alpha_bars = alpha_bars_of(scheduler)
-        known = None if given is None else (given * 2 - 1).to(device, dtype)
-        if strength is None:
-            strength = 0.5 if known is not None and redrawn is None else 1.0
-        begin = (steps - max(1, round(strength * steps))) * scheduler.order
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(begin)
-        if known is None:
-            # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
-            x_t = draw_noise() * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars[0] ** -0.5)
-        else:
-            x_t = scheduler.add_noise(known, draw_noise(), timesteps[begin : begin + 1])
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}  # deterministic solvers take none
 
-        calls = range(begin, len(timesteps))
+        # From noise, or from the noised scan; a mask keeps its known part at each step's noise
+        given = None if image is None else self.as_images(image, "image", shape).to(device)  # in [0, 1]
+        redrawn = (
+            None if mask_image is None else self.as_images(mask_image, "mask_image", shape).to(device) >= 0.5
+        )
+        if strength is None:
+            strength = 1.0 if given is None or redrawn is not None else 0.2
+        calls = range((steps - max(1, round(strength * steps))) * scheduler.order, len(timesteps))
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(calls[0])
+
+        def noised_scan(i: int) -> torch.Tensor:
+            return scheduler.add_noise((given * 2 - 1).to(dtype), draw_noise(), timesteps[i : i + 1])
+
+        if given is not None:
+            x_t = noised_scan(calls[0])
+        else:  # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
+            x_t = draw_noise() * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars[0] ** -0.5)
         if redrawn is not None:
-            redrawn = redrawn.to(device)
             calls = with_jumps(calls, jump_length, jump_n_sample or (10 if is_ancestral(scheduler) else 1))
-        x_ts, x_0s, before = [], [], begin - 1
+
+        x_ts, x_0s = [], []
         for step, i in enumerate(self.progress_bar(calls)):
             t = timesteps[i]
-            if i <= before:  # back over the stretch just drawn: q(x_t | x_s) for s < t
-                later = alpha_bars[before + 1] if before + 1 < len(alpha_bars) else 1.0
-                x_t = (alpha_bars[i] / later) ** 0.5 * x_t + (1 - alpha_bars[i] / later) ** 0.5 * draw_noise()
-            before = i
+            if step and i <= calls[step - 1]:  # back over the stretch just drawn: q(x_t | x_s) for s < t
+                kept = alpha_bars[i] / [*alpha_bars, 1.0][calls[step - 1] + 1]
+                x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * draw_noise()
             if redrawn is not None:
-                x_t = torch.where(
-                    redrawn, x_t, scheduler.add_noise(known, draw_noise(), timesteps[i : i + 1])
-                )
+                x_t = torch.where(redrawn, x_t, noised_scan(i))
             model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
             inside = guidance_start * total <= total - 1 - float(t) < guidance_end * total
-            scale = guidance_scale if inside else 1.0
-            prediction = self.predict(model_input, on_device[i], labels, scale)
+            prediction = self.predict(model_input, on_device[i], labels, guidance_scale if inside else 1.0)
             prediction, x_0 = self.clip(prediction, model_input, alpha_bars[i], dynamic_thresholding_ratio)
             x_t = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
             if i == len(timesteps) - 1 and is_ancestral(scheduler):
@@ -246,7 +246,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
 
         unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
         if redrawn is not None:
-            unit = torch.where(redrawn, unit, given.to(device))
+            unit = torch.where(redrawn, unit, given)
         output = MRIDDPMPipelineOutput(images=self.to_images(unit, output_type))
         if output_trajectory:
             output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)

@@ -176,7 +176,12 @@ def test_strength_is_the_share_of_the_chain_that_is_run(make_pipeline, scheduler
     pipeline = make_pipeline(scheduler)
     calls = batches_by_timestep(pipeline)
     scan, _ = scan_and_mask()
-    for strength, timesteps in ((None, [149, 99, 49]), (1.0, [299, 249, 199, 149, 99, 49]), (0.01, [49])):
+    for strength, timesteps in (
+        (None, [49]),
+        (0.5, [149, 99, 49]),
+        (1.0, [299, 249, 199, 149, 99, 49]),
+        (0.01, [49]),
+    ):
         calls.clear()
         draw(pipeline, 0, image=scan, strength=strength)
         assert list(calls) == timesteps
