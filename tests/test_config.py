@@ -59,6 +59,10 @@ def test_a_saved_config_gives_the_same_config(tmp_path):
         (["--beta_start", "0.03", "--beta_end", "0.02"], ["--beta_start 0.03", "--beta_end 0.02"]),
         (["--num_inference_steps", "301"], ["--num_inference_steps is 301", "300"]),
         (["--train_data_dir", "a", "--dataset_name", "b"], ["--train_data_dir", "--dataset_name"]),
+        (
+            ["--rescale_betas_zero_snr", "--prediction_type", "epsilon"],
+            ["--rescale_betas_zero_snr", "--prediction_type v_prediction"],
+        ),
         (["--config", "no-such.yaml"], ["no-such.yaml", "No such file"]),
     ],
 )

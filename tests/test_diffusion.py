@@ -47,6 +47,16 @@ def test_terminal_signal_of_both_linear_schedules():
     assert scaled < MAX_TERMINAL_SIGNAL < paper
 
 
+@pytest.mark.parametrize("betas", [PAPER, SCALED])
+def test_rescaled_betas_leave_nothing_in_the_last_x_T(betas):
+    """Lin et al. 2023, algorithm 1: sqrt(alpha_bar) shifted and stretched so that it ends in 0 and starts as it did."""
+    scheduler = make_noise_scheduler(T, *betas, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    signal = np.sqrt(alpha_bars(*betas))
+    expected = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    np.testing.assert_allclose(scheduler.alphas_cumprod.sqrt().numpy(), expected, atol=2e-5)
+    assert terminal_signal(scheduler) == 0
+
+
 @pytest.mark.parametrize("num_inference_steps", [1, 5, 50, T])
 def test_a_shorter_chain_still_starts_in_noise(num_inference_steps):
     scheduler = make_noise_scheduler(T)

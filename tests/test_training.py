@@ -23,6 +23,7 @@ from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.config import PRESETS, TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
+from mri_ddpm.sampling import set_scheduler
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden_tiny.json"
@@ -328,3 +329,25 @@ def test_the_front_door_ends_with_one_sentence_and_exit_code_2(tmp_path):
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert "nowhere" in errors
+
+
+def test_a_run_to_zero_terminal_snr_whose_classes_are_never_dropped(tmp_path):
+    """Min-SNR weights, validation and grids, too, meet a timestep without any signal."""
+    changes = {
+        "rescale_betas_zero_snr": True,
+        "class_dropout_prob": 0.0,
+        "snr_gamma": 5.0,
+        "max_train_steps": 10,
+    }
+    run_dir = train_alone(tiny(tmp_path / "run", **changes))
+    rows = read_json_lines(run_dir / "metrics.jsonl")
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    pipeline = MRIDDPMPipeline.from_pretrained(run_dir / "pipeline")
+    assert pipeline.scheduler.alphas_cumprod[-1] == 0
+    for scheduler in ("dpmsolver++", "dpmsolver++sde", "unipc", "euler", "ddim", "ddpm"):
+        set_scheduler(pipeline, scheduler)
+        images = pipeline("no_tumor", 2, 8, output_type="np").images
+        assert np.isfinite(images).all()
+        assert images.std() > 0.01
+    with pytest.raises(ValueError, match="has no null class"):
+        pipeline("no_tumor", 1, 8, guidance_scale=2.0)
