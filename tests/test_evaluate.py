@@ -22,7 +22,7 @@ from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository, push_run
 
 NAMES = tuple(PHANTOM_CLASS_NAMES)
-FAST = {"num_images": 120, "num_inference_steps": 4}
+FAST = {"num_images": 120, "scheduler": "dpmsolver++", "num_inference_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,8 @@ def test_a_second_evaluation_takes_up_the_samples(evaluated, tmp_path):
     metrics = evaluate(str(evaluated), folder, cache_dir=str(evaluated.parent / "cache"), **FAST)
     assert (folder / "samples.npz").stat().st_mtime_ns == before
     assert metrics["quality"] == metrics_of(evaluated)["quality"]
+    assert metrics["settings"]["scheduler"] == "DPMSolverMultistepScheduler"
+    assert metrics["bits_per_dimension"] == metrics_of(evaluated)["bits_per_dimension"]
     with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5; name a new folder"):
         evaluate(str(evaluated), folder, seed=5, **FAST)
 
@@ -190,7 +192,7 @@ def test_sample_leaves_copies_out_and_says_how_many(run, tmp_path, capsys):
     """The model draws its own "training scans" first, so that drawing them again from the same seeds is copying."""
     flags = ["--num_inference_steps", "4", "--batch_size", "50"]
     cli.main(["sample", str(run), *flags, "--num_images", "120", "--output_dir", str(tmp_path / "drawn")])
-    for path in (tmp_path / "drawn").iterdir():
+    for path in list((tmp_path / "drawn").glob("*.png")):
         folder = tmp_path / "scans" / path.name.rpartition("-")[0]
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)

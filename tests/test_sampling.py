@@ -73,7 +73,7 @@ def test_a_drawing_that_was_killed_goes_on_where_it_stopped(saved, tmp_path):
     assert finished
     for name in finished:
         assert (tmp_path / "out" / name).stat().st_mtime_ns == times[name]
-    assert not list((tmp_path / "out").glob(".*"))
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".sampling.json"]
 
 
 def test_more_images_can_be_asked_for_later_but_no_others(saved, tmp_path, capsys):
@@ -96,7 +96,7 @@ def test_more_images_can_be_asked_for_later_but_no_others(saved, tmp_path, capsy
 
 def test_a_folder_with_somebody_elses_files_is_left_alone(saved, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sampling.json").write_text("{")
+    (tmp_path / "out" / ".sampling.json").write_text("{")
     assert "is not an empty folder, nor one that" in refusal(capsys, saved, tmp_path / "out")
     (tmp_path / "file").write_text("mine")
     assert "is a file; name a folder" in refusal(capsys, saved, tmp_path / "file")
@@ -260,7 +260,7 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         drawn = np.asarray(Image.open(path))
         np.testing.assert_array_equal(drawn[mask == 0], scan[mask == 0])
         assert (drawn[mask > 0] != scan[mask > 0]).mean() > 0.9
-    request = json.loads((tmp_path / "out" / "sampling.json").read_text())["request"]
+    request = json.loads((tmp_path / "out" / ".sampling.json").read_text())["request"]
     assert len(request["image_sha256"]) == len(request["mask_image_sha256"]) == 64
 
 

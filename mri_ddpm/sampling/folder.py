@@ -13,11 +13,11 @@ from mri_ddpm.hub import png_text
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.sampling.batches import AUTO, batch_size_that_fits, draw_batches
 
-REQUEST_FILE = "sampling.json"
+REQUEST_FILE = ".sampling.json"  # hidden, so that the folder is one of images alone, to train on or to load
 
 
 class SampleFolder:
-    """PNG files by number and class, each whole or not there, and ``sampling.json``: the request, and what was left out.
+    """PNG files by number and class, each whole or not there, and ``.sampling.json``: the request, and what was left out.
 
     Args:
         path: new, empty, or with the images of the same request; more of them may be asked for than before.
@@ -94,7 +94,7 @@ class SampleFolder:
         os.replace(unfinished, self.path / name)
 
     def save_request(self) -> None:
-        """Write ``sampling.json``."""
+        """Write ``.sampling.json``."""
         rejected = sorted(int(i) for i in self.rejected)
         write_json(
             self.path / REQUEST_FILE,
