@@ -186,7 +186,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
         )  # fmt: skip
         labels = self.class_indices(class_labels, num_images)  # (B,) or None
         shape = self.shape(num_images, height, width)
-        device, dtype = self._execution_device, self.unet.dtype
+        device = self._execution_device
+        dtype = torch.promote_types(self.unet.dtype, torch.float32)  # bf16 steps would add noise of their own
         total = self.scheduler.config.num_train_timesteps
         steps = num_inference_steps or total
 
@@ -296,11 +297,12 @@ class MRIDDPMPipeline(DiffusionPipeline):
         self, model_input, timestep, labels: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
         """What the network says of ``(B, C, H, W)``; with guidance in one forward of twice the batch."""
+        dtype, model_input = model_input.dtype, model_input.to(self.unet.dtype)
         if labels is None or guidance_scale == 1.0:
-            return self.unet(model_input, timestep, class_labels=labels).sample
+            return self.unet(model_input, timestep, class_labels=labels).sample.to(dtype)
         null = torch.full_like(labels, self.unet.config.num_class_embeds)
         twice = torch.cat([model_input] * 2)  # (2B, C, H, W)
-        prediction = self.unet(twice, timestep, class_labels=torch.cat([labels, null])).sample
+        prediction = self.unet(twice, timestep, class_labels=torch.cat([labels, null])).sample.to(dtype)
         conditional, unconditional = prediction.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 

@@ -126,6 +126,19 @@ def test_every_scheduler_draws_within_the_range_of_images(make_pipeline, schedul
     assert (last[-1].abs() > 0.999).float().mean() > 0.1  # it did act
 
 
+def test_a_network_in_bf16_keeps_the_chain_in_float32(make_pipeline):
+    """x_t of 8 bits would be rounded at each of 300 steps, by more than the network's own error."""
+    pipeline = make_pipeline()
+    many = {"num_images": 8, "num_inference_steps": 300, "output_type": "pt", "output_trajectory": True}
+    exact = pipeline(0, generator=generator(), **many)
+    pipeline.to(torch.bfloat16)
+    coarse = pipeline(0, generator=generator(), **many)
+    assert coarse.x_t.dtype == torch.float32
+    assert coarse.images.dtype == torch.float32
+    assert (coarse.images - exact.images).abs().mean() < 0.02
+    assert exact.images.std() > 0.05
+
+
 # What happened on the way
 
 

@@ -98,6 +98,7 @@ def generators(seed: int, numbers: Sequence[int]) -> list[torch.Generator]:
 
 def batch_size_that_fits(pipeline: MRIDDPMPipeline, labels: Sequence | None, num_images: int, **chain) -> int:
     """How many images to draw at once: at most half of the free memory by estimate, and fewer where one step fails."""
+    pipeline.set_progress_bar_config(disable=True)
     device = pipeline.device.type
     one = {"generator": generators(0, range(1)), **chain, "num_inference_steps": 1, "output_type": "pt"}
     with activation_bytes(pipeline.unet) as each:
