@@ -201,15 +201,17 @@ def test_killed_and_resumed_equals_unbroken_to_the_bit(tmp_path):
     assert losses(whole) == losses(run_dir)
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, signum, exit_code):
+    """Ctrl-C, and the notice before a machine is taken away."""
     run_dir = tmp_path / "run"
     process = start("--output_dir", run_dir, "--max_train_steps", 100_000, launcher=())
     while not (run_dir / "checkpoints" / "step-000010").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == exit_code
     assert "--resume_from_checkpoint latest" in output
     assert "Traceback" not in errors
     step = int(output.split("Stopped after step ")[1].split(".")[0])
@@ -229,6 +231,25 @@ def test_two_processes_take_the_steps_of_one(unbroken, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(unbroken), rtol=1e-4)
     ours, theirs = (read_json_lines(folder / "metrics.jsonl")[-1] for folder in (tmp_path / "run", unbroken))
     assert ours["validation_loss_ema"] == pytest.approx(theirs["validation_loss_ema"], rel=1e-4)
+
+
+def test_two_processes_stop_after_the_same_step(tmp_path):
+    """Ctrl-C reaches the launcher and both of its processes; the launcher then sends them a second signal."""
+    run_dir = tmp_path / "run"
+    process = start(
+        "--output_dir", run_dir, "--train_batch_size", 4, "--max_train_steps", 100_000, "--logging_steps", 3,
+        launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2"), ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    while not (run_dir / "checkpoints" / "step-000010").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert output.count("Stopped after step ") == 1, errors
+    step = int(output.split("Stopped after step ")[1].split(".")[0])
+    assert step % 3 == 0
+    assert (run_dir / "checkpoints" / f"step-{step:06d}").is_dir()
+    assert len(losses(run_dir)) == step
 
 
 def test_accumulated_batches_count_as_one_step(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -90,11 +91,11 @@ def train(config: TrainingConfig) -> Path:
         run.sample(epoch=0)
     with interrupt_between_steps(accelerator) as interrupt:
         run.train(interrupt)
-    if interrupt.is_set and run.progress.step < run.max_steps:
+    if run.progress.step < run.max_steps:
         accelerator.print(
             f"Stopped after step {run.progress.step}. Go on with --resume_from_checkpoint latest."
         )
-        sys.exit(130)
+        sys.exit(128 + (interrupt.signum or signal.SIGINT))
 
     # Leave a pipeline and its samples
     if accelerator.is_main_process:
@@ -186,12 +187,13 @@ class TrainingRun:
         )  # fmt: skip
         self.unet.train()
         self.since = time.perf_counter()
-        while self.progress.step < self.max_steps and not interrupt.is_set:
+        stopping = False
+        while self.progress.step < self.max_steps and not stopping:
             for batches in self.epoch_from_here():
                 self.unlogged.append(self.step(batches))
                 self.progress.step += 1
                 self.bar.update()
-                stopping = interrupt.is_set
+                stopping = self.is_to_stop(interrupt)
                 self.watch_and_keep(stopping)
                 if stopping or self.progress.step == self.max_steps:
                     break
@@ -201,6 +203,12 @@ class TrainingRun:
             if within == 0 and epoch in self.config.evaluate_epochs:
                 self.evaluate(epoch)
         self.bar.close()
+
+    def is_to_stop(self, interrupt: Interrupt) -> bool:
+        """Whether to stop after this step, the same on every process; several of them ask one another now and then."""
+        if interrupt.alone:
+            return interrupt.signum is not None
+        return self.progress.step % self.config.logging_steps == 0 and interrupt.agreed()
 
     def epoch_from_here(self) -> Iterator[list[tuple[int, dict]]]:
         """Yield the rest of the current epoch, an optimizer step's batches at a time, each with its global index."""

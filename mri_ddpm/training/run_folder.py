@@ -16,7 +16,7 @@ from mri_ddpm.errors import InputError
 ARCHITECTURE = (  # a checkpoint fits no other values of these
     "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
     "norm_num_groups", "class_conditional", "num_train_timesteps", "beta_start", "beta_end", "prediction_type",
-    "optimizer",
+    "rescale_betas_zero_snr", "optimizer",
 )  # fmt: skip
 
 
