@@ -14,6 +14,7 @@ from mri_ddpm import cli
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import classifier
+from mri_ddpm.evaluation import evaluate as evaluation
 from mri_ddpm.evaluation.evaluate import evaluate
 from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
@@ -106,6 +107,38 @@ def test_a_second_evaluation_takes_up_the_samples(evaluated, tmp_path):
     assert metrics["bits_per_dimension"] == metrics_of(evaluated)["bits_per_dimension"]
     with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5; name a new folder"):
         evaluate(str(evaluated), folder, seed=5, **FAST)
+
+
+def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "KEEP_SECONDS", 0)
+    again = {
+        "output_dir": tmp_path / "evaluation",
+        "cache_dir": str(evaluated.parent / "cache"),
+        "batch_size": 16,
+    }
+    drawn = []
+
+    class Stopped(Exception):
+        pass
+
+    def count(levels, *arguments):
+        drawn.append(len(levels))
+        save_levels(levels, *arguments)
+        if len(drawn) == 3:
+            raise Stopped
+
+    save_levels = evaluation.save_levels
+    monkeypatch.setattr(evaluation, "save_levels", count)
+    with pytest.raises(Stopped):
+        evaluate(str(evaluated), **again, **FAST)
+    with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5"):
+        evaluate(str(evaluated), **again, seed=5, **FAST)
+    metrics = evaluate(str(evaluated), **again, **FAST)
+    assert drawn == [16, 32, 48, 64, 80, 96, 112, 120, 120]
+    assert metrics["quality"]["kid"]["value"] == pytest.approx(
+        metrics_of(evaluated)["quality"]["kid"]["value"], rel=0.01
+    )
+    assert not list((tmp_path / "evaluation").glob(".*"))
 
 
 def test_the_model_card_shows_it(evaluated, tmp_path):

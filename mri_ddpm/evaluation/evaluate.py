@@ -29,6 +29,8 @@ from mri_ddpm.sampling.sheets import sheet
 FEWEST_IMAGES = 100  # below it every interval is too wide to say anything
 IMAGES_PER_TIMESTEP = 8  # of T timesteps, for two networks and two parts: the longest wait after sampling
 CHAIN = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "seed")
+UNFINISHED = ".samples.unfinished.npz"
+KEEP_SECONDS = 30  # of drawing, at most, are lost when it is cut short
 PROGRESSIVE_SHARES = (0.1, 0.3, 0.5, 0.7, 0.85, 0.99)  # of T, where the strip shows the x_0 estimate
 
 
@@ -54,7 +56,7 @@ def evaluate(
     Args:
         name: run folder, saved pipeline or repository on the Hub; with the manifest of its training.
         output_dir: for ``metrics.json``, ``report.html``, pictures and ``samples.npz``; new or empty, or one that holds the
-            samples of the same evaluation, which are taken up again.
+            samples of the same evaluation, whole or cut short, which are taken up again.
         data: folder or .zip of the scans it was trained on; not needed for a model of the phantom.
         num_images: how many to draw, in the classes' training proportions.
         scheduler: a name of ``SCHEDULERS``; that of the training when ``None``.
@@ -150,9 +152,10 @@ def refuse_other_folder(output_dir: Path, settings: dict) -> None:
     """Refuse a folder that holds anything but an evaluation with the same settings."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
-    if not (output_dir / "samples.npz").is_file():
+    drawn = [output_dir / name for name in ("samples.npz", UNFINISHED) if (output_dir / name).is_file()]
+    if not drawn:
         raise InputError(f"--output_dir {output_dir} is not an empty folder; name a new one.")
-    before = json.loads(str(np.load(output_dir / "samples.npz")["settings"]))
+    before = json.loads(str(np.load(drawn[0])["settings"]))
     other = [key for key in settings if before.get(key) != settings[key]]
     if other:
         raise InputError(
@@ -164,18 +167,32 @@ def refuse_other_folder(output_dir: Path, settings: dict) -> None:
 def samples(
     pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Path, settings: dict, batch_size: int
 ) -> Labelled:
-    """The synthetic images: those of ``samples.npz``, or drawn now and kept there."""
-    file = output_dir / "samples.npz"
+    """The synthetic images: those of ``samples.npz``, or drawn now, from where an earlier start stopped, and kept there."""
+    file, unfinished = output_dir / "samples.npz", output_dir / UNFINISHED
+    counts = class_counts(real.training[1], max(1, len(real.class_names)), settings["num_images"])
+    labels = np.repeat(np.arange(len(counts)), counts)
     if not file.is_file():
-        counts = class_counts(real.training[1], max(1, len(real.class_names)), settings["num_images"])
+        since = time.monotonic()
+
+        def keep(levels: np.ndarray) -> None:
+            nonlocal since
+            if time.monotonic() - since >= KEEP_SECONDS:
+                save_levels(levels, labels, settings, unfinished)
+                since = time.monotonic()
+
         chain = {key: settings[key] for key in CHAIN}
-        images, labels = draw(pipeline, counts, batch_size=batch_size, **chain)
-        unfinished = file.with_name(".samples.unfinished.npz")
-        levels = np.round(images * 255).astype(np.uint8)
-        np.savez_compressed(unfinished, images=levels, labels=labels, settings=json.dumps(settings))
-        unfinished.rename(file)
-    kept = np.load(file)
-    return kept["images"].astype(np.float32) / 255, kept["labels"]
+        kept = np.load(unfinished)["images"] if unfinished.is_file() else None
+        images, _ = draw(pipeline, counts, kept, keep, batch_size=batch_size, **chain)
+        save_levels(np.round(images[:, 0] * 255).astype(np.uint8), labels, settings, file)
+        unfinished.unlink(missing_ok=True)
+    return np.load(file)["images"][:, None].astype(np.float32) / 255, labels
+
+
+def save_levels(levels: np.ndarray, labels: np.ndarray, settings: dict, file: Path) -> None:
+    """Keep the first images ``(N, H, W)`` of 256 levels, their classes, and what they were drawn by, whole or not at all."""
+    writing = file.with_name(".writing.npz")
+    np.savez_compressed(writing, images=levels, labels=labels[: len(levels)], settings=json.dumps(settings))
+    writing.replace(file)
 
 
 def image_counts(real: RealScans, synthetic: Labelled) -> dict:

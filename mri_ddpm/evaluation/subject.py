@@ -1,5 +1,6 @@
 """What is evaluated: a pipeline, the scans it was trained on, and those that it never saw."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,19 +111,35 @@ def as_arrays(part) -> Labelled:
     return (np.round(to_unit_range(pixels).numpy() * 255) / 255).astype(np.float32), labels.numpy()
 
 
-def draw(pipeline: MRIDDPMPipeline, counts: np.ndarray, **request) -> Labelled:
+def draw(
+    pipeline: MRIDDPMPipeline,
+    counts: np.ndarray,
+    kept: np.ndarray | None = None,
+    keep: Callable[[np.ndarray], None] | None = None,
+    **request,
+) -> Labelled:
     """Draw images of each class, as the 8-bit pictures a user gets.
 
     Args:
         pipeline: the model.
         counts: images wanted of each class, ``(C,)``; ``(1,)`` for a model without classes.
-        request: ``batch_size``, ``seed``, ``num_inference_steps`` and ``guidance_scale``, as of ``draw_batches``.
+        kept: the first of them in 256 levels, ``(K, H, W)``, from a drawing that was cut short.
+        keep: is given all that is there after each batch, in the same form.
+        request: ``batch_size``, ``seed``, ``num_inference_steps``, ``guidance_scale``, ..., as of ``draw_batches``.
     """
     labels = np.repeat(np.arange(len(counts)), counts)
     asked = labels.tolist() if pipeline.class_names else None
-    batches = draw_batches(pipeline, asked, num_images=len(labels), output_type="np", **request)
-    whole = np.concatenate([images for _, images in batches])[:, None]  # (N, 1, H, W)
-    return (np.round(whole * 255) / 255).astype(np.float32), labels
+    size = pipeline.unet.config.sample_size
+    levels = np.empty((len(labels), size, size), np.uint8)
+    done = range(0 if kept is None else len(kept))
+    levels[: len(done)] = kept if kept is not None else 0
+    for numbers, images in draw_batches(
+        pipeline, asked, num_images=len(labels), output_type="np", done=done, **request
+    ):
+        levels[numbers.start : numbers.stop] = np.round(images * 255)
+        if keep:
+            keep(levels[: numbers.stop])
+    return levels[:, None].astype(np.float32) / 255, labels  # (N, 1, H, W)
 
 
 def class_counts(labels: np.ndarray, num_classes: int, total: int) -> np.ndarray:
