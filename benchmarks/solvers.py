@@ -84,9 +84,14 @@ def seconds_per_image(pipeline, request: dict) -> float:
 
 
 def network_calls(request: dict) -> int:
-    """How often the network sees an image."""
-    steps = request["num_inference_steps"]
-    return 2 * steps - 1 if request["scheduler"] == "heun" else steps
+    """How often the network sees an image; with guidance twice a step, inside its interval."""
+    steps, guided = request["num_inference_steps"], 0
+    if request.get("guidance_scale", 1) != 1:
+        start, end = (
+            request.get(name, usual) for name, usual in (("guidance_start", 0), ("guidance_end", 1))
+        )
+        guided = sum(start <= i / steps < end for i in range(steps))
+    return (2 * steps - 1 if request["scheduler"] == "heun" else steps) + guided
 
 
 def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:

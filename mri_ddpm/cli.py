@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from mri_ddpm.data import account_of, format_account
@@ -16,7 +17,7 @@ from mri_ddpm.evaluation.features import EXTRACTORS
 from mri_ddpm.hub import export_repository, load_pipeline, provenance, push_run
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.sampling import SCHEDULERS, check_sampling, set_scheduler
-from mri_ddpm.sampling.folder import SampleFolder
+from mri_ddpm.sampling.folder import SampleFolder, writing_to
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,7 +46,7 @@ def add_sample(commands) -> None:
     """``mri-ddpm sample PIPELINE``: draw images to PNG files."""
     parser = commands.add_parser("sample", help="draw images with a trained pipeline")
     add_pipeline(parser)
-    parser.add_argument("--class_label", help="class to draw, by name; all classes in turn when not given")
+    parser.add_argument("--class_label", help="class to draw, by name or index; all in turn when not given")
     parser.add_argument("--num_images", type=int, default=16)
     add_chain(parser)
     parser.add_argument(
@@ -64,7 +65,9 @@ def add_sample(commands) -> None:
     )
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
-    parser.add_argument("--image", type=Path, help="draw variations of this scan; it has the model's size")
+    parser.add_argument(
+        "--image", type=Path, help="draw variations of this scan as --class_label; it has the model's size"
+    )
     parser.add_argument(
         "--strength", type=float, help="share of the chain that --image goes through: 0.2, or 1 with a mask"
     )
@@ -76,7 +79,9 @@ def add_sample(commands) -> None:
     )
     parser.add_argument("--data", help="the scans it was trained on, for --reject_copies")
     parser.add_argument(
-        "--film", action="store_true", help="also show the first images' way from noise: film.png, film.gif"
+        "--film",
+        action="store_true",
+        help="also show the first images' way from noise, beside the folder: DIR-film.png and .gif",
     )
     parser.add_argument(
         "--noise_strip",
@@ -121,6 +126,8 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
 
 def auto_or_int(value: str) -> int | str:
     """``--batch_size``: a number or ``auto``."""
+    if value != "auto" and not value.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{value!r} is neither a number nor 'auto'")
     return value if value == "auto" else int(value)
 
 
@@ -130,11 +137,13 @@ def sample(args: argparse.Namespace) -> None:
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
     pipeline = load_pipeline(args.pipeline, args.device)
     if args.noise_strip:
-        show_noise(args.noise_strip, pipeline, args.output_dir)
+        show_noise(args, pipeline)
         return
     if args.scheduler:
         set_scheduler(pipeline, args.scheduler)
-    names = [args.class_label] if args.class_label else pipeline.class_names
+    if args.image and pipeline.class_names and not args.class_label:
+        raise InputError(f"--image needs the --class_label to draw it as: {', '.join(pipeline.class_names)}.")
+    names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
     chain = {name: getattr(args, name) for name in CHAIN}
     edit = {"image": args.image, "mask_image": args.mask_image}
@@ -145,8 +154,13 @@ def sample(args: argparse.Namespace) -> None:
     steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
     facts = {**provenance(pipeline), **chain, "num_inference_steps": steps}
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
-    asked |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in edit.items()}
+    if edit:  # a given scan is the larger part of what comes out
+        facts["synthetic"] = "in part: a given scan, drawn anew by a diffusion model; not for diagnosis"
+        facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in edit.items()}
     folder = SampleFolder(args.output_dir, {**facts, **asked, "reject_copies": args.reject_copies})
+    films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
+    if args.film and any(film.exists() for film in films):
+        raise InputError(f"--film would write {films[0]} and {films[1]}, of which one exists; remove it.")
     copies = None
     if args.reject_copies:
         from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
@@ -164,28 +178,40 @@ def sample(args: argparse.Namespace) -> None:
         **edit,
     )
     if args.film:
-        save_film(pipeline, labels, args.num_images, args.seed, args.output_dir, **chain, **edit)
+        kept = [i for i in range(args.num_images) if i not in folder.rejected]
+        save_film(pipeline, labels, kept, args.seed, films, **chain, **edit)
+        print(f"written: {films[0]} and {films[1]}")
     if copies:
         print(
             f"{len(folder.rejected)} of {args.num_images} images came too close to a training scan and were left out."
         )
 
 
-def show_noise(scan: Path, pipeline: MRIDDPMPipeline, output_dir: Path) -> None:
+def named_class(label: str, pipeline: MRIDDPMPipeline) -> str | int:
+    """``--class_label``, which may be an index, as a name where the model has names."""
+    names = dict(enumerate(pipeline.class_names))
+    return names.get(int(label), int(label)) if label.isdigit() and label not in names.values() else label
+
+
+def show_noise(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> None:
     """``--noise_strip``: the forward process on one scan, brought to the model's size."""
-    target = output_dir / "noise_strip.png"
+    target = args.output_dir / "noise_strip.png"
     if target.exists():
-        raise InputError(f"--output_dir {output_dir} holds a noise_strip.png already; name another folder.")
-    image = fit_square(read_file("noise_strip", scan), pipeline.unet.config.sample_size, "pad")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    save_noise_strip(image, pipeline.scheduler, target)
+        raise InputError(
+            f"--output_dir {args.output_dir} holds a noise_strip.png already; name another folder."
+        )
+    scan = read_file("noise_strip", args.noise_strip, pipeline.unet.config.sample_size)
+    with writing_to(args.output_dir):
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        save_noise_strip(scan, DDPMScheduler.from_config(pipeline.scheduler.config), target, args.seed)
     print(f"written: {target}")
 
 
-def read_file(flag: str, path: Path) -> np.ndarray:
-    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1]."""
+def read_file(flag: str, path: Path, resolution: int | None = None) -> np.ndarray:
+    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1], padded to a square of so many pixels where given."""
     try:
-        return read_scan(path.read_bytes())
+        scan = read_scan(path.read_bytes())
+        return fit_square(scan, resolution, "pad") if resolution else scan
     except (OSError, BadImageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"--{flag} {path}: {reason}; name an image file.") from error

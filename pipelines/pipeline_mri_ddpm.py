@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from PIL import Image
 
 UNET_MODULE, UNET_CLASS = "mri_ddpm.models.modeling_attention_unet", "AttentionUNet2DModel"
 INSTALLED = __name__.startswith("mri_ddpm.")  # and not a copy that diffusers took from a repository
+DDIM_AS_DPM_SOLVER = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 1,
+    "final_sigmas_type": "zero",
+    "use_karras_sigmas": False,
+    "use_lu_lambdas": False,
+}
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 
 
@@ -170,8 +178,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 arXiv:2201.09865, section 4.2). With a ``DDPMScheduler`` 10 when ``None``; others cannot go back, and
                 take 1.
             output_trajectory: return also what was seen and estimated at each step.
-            callback_on_step_end: called after each step as ``f(pipeline, step, timestep, tensors)``; it returns a
-                dictionary of the tensors that it has changed.
+            callback_on_step_end: called after each step as ``f(pipeline, step, timestep, tensors)``; what it returns as
+                ``{"x_t": ...}`` is gone on with.
             callback_on_step_end_tensor_inputs: which tensors it is given: ``"x_t"``, ``"x_0"``.
 
         Raises:
@@ -184,6 +192,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
             tensor_inputs=callback_on_step_end_tensor_inputs, image=image, mask_image=mask_image, height=height,
             width=width,
         )  # fmt: skip
+        generator = list(generator) if isinstance(generator, tuple) else generator
         labels = self.class_indices(class_labels, num_images)  # (B,) or None
         shape = self.shape(num_images, height, width)
         device = self._execution_device
@@ -273,11 +282,12 @@ class MRIDDPMPipeline(DiffusionPipeline):
         arXiv:2211.01095, section 4).
         """
         scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
-        if isinstance(scheduler, DDIMScheduler) and total % num_inference_steps:
-            scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config, solver_order=1)
+        trailing = scheduler.config.timestep_spacing == "trailing" or num_inference_steps == total
+        if isinstance(scheduler, DDIMScheduler) and (total % num_inference_steps or not trailing):
+            scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config, **DDIM_AS_DPM_SOLVER)
         own_spacing = any(value for name, value in scheduler.config.items() if name.startswith("use_"))
         takes_timesteps = "timesteps" in inspect.signature(scheduler.set_timesteps).parameters
-        if scheduler.config.timestep_spacing == "trailing" and takes_timesteps and not own_spacing:
+        if trailing and takes_timesteps and not own_spacing:
             steps = range(num_inference_steps, 0, -1)
             scheduler.set_timesteps(timesteps=[round(i * total / num_inference_steps) - 1 for i in steps])
         else:
@@ -367,6 +377,13 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 f"num_inference_steps is {steps}, but the model was trained with {max_steps} timesteps; "
                 f"take 1 to {max_steps}."
             )
+        if not (hasattr(self.scheduler, "alphas_cumprod") and hasattr(self.scheduler, "init_noise_sigma")):
+            raise ValueError(
+                f"a {type(self.scheduler).__name__} knows no alphas of a DDPM; take a DDPMScheduler, DDIMScheduler, "
+                "DPMSolverMultistepScheduler, UniPCMultistepScheduler or another of their kind."
+            )
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is {guidance_scale}; take a number, 1 for none.")
         if guidance_scale != 1.0 and not unet_config.num_class_embeds:
             raise ValueError(
                 f"guidance_scale is {guidance_scale}, but the model has no classes to be guided by; leave it at 1."
@@ -388,7 +405,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"dynamic_thresholding_ratio is {ratio}; take a share over 0 and up to 1, such as 0.995."
             )
-        if isinstance(generator, list) and len(generator) != num_images:
+        if isinstance(generator, (list, tuple)) and len(generator) != num_images:
             raise ValueError(
                 f"{len(generator)} generators were given for {num_images} images; give one an image."
             )
@@ -399,9 +416,14 @@ class MRIDDPMPipeline(DiffusionPipeline):
         if image is None and (mask_image is not None or strength is not None):
             name = "mask_image" if mask_image is not None else "strength"
             raise ValueError(f"{name} is given without image, the scan to start from; give both.")
-        for name, picture in (("image", image), ("mask_image", mask_image)):
-            if picture is not None:
-                self.as_images(picture, name, self.shape(num_images, height, width))
+        shape = self.shape(num_images, height, width)
+        if image is not None:
+            self.as_images(image, "image", shape)
+        if mask_image is not None and not (self.as_images(mask_image, "mask_image", shape) >= 0.5).any():
+            raise ValueError(
+                "mask_image has no white pixel, of half its range or more, so nothing would be drawn; paint white what is to "
+                "be drawn anew (of a mask of 0 and 1 in 8 bits, multiply by 255)."
+            )
         if strength is not None and not 0 < strength <= 1:
             raise ValueError(f"strength is {strength}; take a share of the chain over 0 and up to 1.")
         if jump_length < 1 or (jump_n_sample is not None and jump_n_sample < 1):
@@ -447,12 +469,12 @@ class MRIDDPMPipeline(DiffusionPipeline):
             class_labels = [class_labels] * num_images
         if len(class_labels) != num_images:
             raise ValueError(
-                f"{len(class_labels)} class labels were given for {num_images} images; give one an image."
+                f"{len(class_labels)} class labels were given for {num_images} images; give one an image, and num_images."
             )
         by_name = {name: index for index, name in enumerate(self.class_names)}
         indices = [by_name.get(label, label) for label in class_labels]
         for index in indices:
-            if not isinstance(index, int) or not 0 <= index < num_classes:
+            if not isinstance(index, (int, np.integer)) or not 0 <= index < num_classes:
                 known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
                 raise ValueError(f"class {index!r} is not in the model; its classes are: {known}.")
         return torch.tensor(indices, device=self._execution_device)
@@ -463,16 +485,15 @@ class MRIDDPMPipeline(DiffusionPipeline):
         Raises:
             ValueError: when it has another size, number or range; nothing is resized, for the size would then be ours.
         """
-        parts = given if isinstance(given, (list, tuple)) else [given]
-        parts = [part.cpu() if isinstance(part, torch.Tensor) else part for part in parts]
-        in_colour = [isinstance(part, Image.Image) and part.mode not in ("1", "L", "I;16") for part in parts]
-        arrays = [np.asarray(p.convert("L") if rgb else p) for p, rgb in zip(parts, in_colour, strict=True)]
-        if any(array.shape != arrays[0].shape for array in arrays) or arrays[0].ndim < 2:
-            raise ValueError(
-                f"{name} is no grey image, or images of several sizes; give (H, W) or (B, H, W)."
-            )
+        arrays = [as_array(part, name) for part in (given if isinstance(given, (list, tuple)) else [given])]
+        if not arrays or any(array.shape != arrays[0].shape for array in arrays):
+            raise ValueError(f"{name} is no image, or images of several sizes; give (H, W) or (B, H, W).")
         pixels = np.stack(arrays)
         (count, channels, height, width), size = shape, pixels.shape[-2:]
+        if pixels.ndim < 3 or pixels.shape[-1] <= 4 or (arrays[0].ndim == 4 and pixels.shape[-3] != channels):
+            raise ValueError(
+                f"{name} of shape {arrays[0].shape} is not grey; give (H, W), (B, H, W) or (B, 1, H, W)."
+            )
         if size != (height, width):
             raise ValueError(
                 f"{name} is {size[1]}x{size[0]} pixels, but {width}x{height} are drawn; resize it to that first."
@@ -482,8 +503,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{len(pixels)} are given as {name} for {count} images; give 1, or one an image."
             )
-        full_range = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
-        unit = torch.from_numpy(pixels.astype(np.float32) / np.float32(full_range))
+        unit = torch.from_numpy(pixels)
         if not ((unit >= 0) & (unit <= 1)).all():
             raise ValueError(f"{name} has values outside [0, 1]; scale it to that range, black to white.")
         return unit.expand(shape)
@@ -498,6 +518,27 @@ class MRIDDPMPipeline(DiffusionPipeline):
             return array
         levels = np.uint16 if output_type == "pil16" else np.uint8
         return [Image.fromarray(image) for image in (array * np.iinfo(levels).max).round().astype(levels)]
+
+
+def as_array(given: Image.Image | np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """One picture's intensities as float32 in [0, 1] of the range of its type.
+
+    Raises:
+        ValueError: for a type whose range nobody knows.
+    """
+    if isinstance(given, Image.Image):
+        given = given.convert("L") if given.mode in ("RGB", "P") else given
+        if given.mode not in ("1", "L", "I;16"):
+            raise ValueError(
+                f"{name} is a PIL image of mode {given.mode}; convert it to 'L', or to 'I;16' for 16 bits."
+            )
+    if isinstance(given, torch.Tensor):
+        given = (given.float() if given.is_floating_point() else given).cpu()
+    array = np.asarray(given)
+    if array.dtype.kind not in "bf" and array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{name} is of {array.dtype}; give floats in [0, 1], bool, uint8 or uint16.")
+    full_range = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    return array.astype(np.float32) / np.float32(full_range)
 
 
 def is_ancestral(scheduler: SchedulerMixin) -> bool:

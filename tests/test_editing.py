@@ -291,6 +291,27 @@ def test_going_back_adds_the_noise_between_two_timesteps(make_pipeline):
     assert ((spread > 0.97) & (spread < 1.03)).all()
 
 
+def test_a_scheduler_of_another_kind_is_refused(make_pipeline):
+    pipeline = make_pipeline()
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="a FlowMatchEulerDiscreteScheduler knows no alphas of a DDPM"):
+        draw(pipeline, 0)
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"]
+)
+@pytest.mark.parametrize("spacing", ["linspace", "leading"])
+def test_all_300_steps_are_the_same_by_any_spacing(make_pipeline, scheduler, spacing):
+    """diffusers' own lists for 300 steps hold a timestep twice, which divides by 0."""
+    pipeline = make_pipeline(scheduler)
+    expected = draw(pipeline, 0, num_inference_steps=300)
+    pipeline.scheduler = type(pipeline.scheduler).from_config(
+        pipeline.scheduler.config, timestep_spacing=spacing
+    )
+    np.testing.assert_allclose(draw(pipeline, 0, num_inference_steps=300), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -300,11 +321,21 @@ def test_going_back_adds_the_noise_between_two_timesteps(make_pipeline):
         ({"image": np.ones((16, 12))}, "image is 12x16 pixels, but 16x16 are drawn; resize it"),
         ({"image": np.ones((16, 16)), "width": 20}, "image is 16x16 pixels, but 20x16 are drawn"),
         ({"image": np.ones((3, 16, 16))}, "3 are given as image for 1 images"),
+        ({"image": np.ones((1, 3, 16, 16))}, r"image of shape \(1, 3, 16, 16\) is not grey"),
+        ({"image": np.ones((16, 16, 3))}, r"image of shape \(16, 16, 3\) is not grey"),
+        ({"image": np.ones((16, 16), int)}, "image is of int64; give floats"),
+        ({"image": Image.new("F", (16, 16))}, "image is a PIL image of mode F; convert it to 'L'"),
+        ({"image": []}, "image is no image"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf; take a number"),
+        (
+            {"image": np.ones((16, 16)), "mask_image": np.ones((16, 16), np.uint8)},
+            "mask_image has no white pixel",
+        ),
         ({"image": np.full((16, 16), -1.0)}, r"image has values outside \[0, 1\]"),
         ({"image": np.full((16, 16), np.nan)}, r"image has values outside \[0, 1\]"),
         (
             {"image": [np.ones((16, 16)), np.ones((8, 8))]},
-            "image is no grey image, or images of several sizes",
+            "image is no image, or images of several sizes",
         ),
         ({"image": np.ones((16, 16)), "mask_image": np.ones((8, 8))}, "mask_image is 8x8 pixels"),
         ({"jump_length": 0}, "jump_length is 0"),

@@ -1,6 +1,5 @@
 """Folders of drawn images: gone on with, refused, filmed, and never out of memory. The command is run as a user runs it."""
 
-import json
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline, cli
@@ -16,6 +16,7 @@ from mri_ddpm.sampling import SCHEDULERS, batch_size_that_fits, draw_batches, se
 from mri_ddpm.sampling.batches import activation_bytes
 
 NAMES = ("glioma_tumor", "no_tumor")
+CLASS = ("--class_label", "no_tumor")
 
 
 @pytest.fixture
@@ -94,10 +95,41 @@ def test_more_images_can_be_asked_for_later_but_no_others(saved, tmp_path, capsy
     assert pictures(tmp_path / "out") == before
 
 
+def test_an_image_that_is_there_is_not_written_again(saved, tmp_path):
+    sample(saved, tmp_path / "out", "--num_images", 4)
+    (tmp_path / "out" / "no_tumor-00001.png").unlink()
+    marked = tmp_path / "out" / "no_tumor-00003.png"
+    marked.write_bytes(b"mine")
+    sample(saved, tmp_path / "out", "--num_images", 4, "--batch_size", 2)
+    assert (tmp_path / "out" / "no_tumor-00001.png").exists()
+    assert marked.read_bytes() == b"mine"
+
+
+def test_a_class_may_be_asked_for_by_index_and_its_name_leads_nowhere(make_unet, tmp_path):
+    names = (str(tmp_path / "elsewhere"), "T1/T2")
+    unet = make_unet(num_class_embeds=2, class_names=names)
+    MRIDDPMPipeline(unet, make_noise_scheduler()).save_pretrained(tmp_path / "pipeline")
+    sample(tmp_path / "pipeline", tmp_path / "out", "--num_images", 1, "--class_label", 0)
+    sample(tmp_path / "pipeline", tmp_path / "other", "--num_images", 1, "--class_label", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"pipeline", "out", "other"}
+    assert list(pictures(tmp_path / "other")) == ["T1_T2-00000.png"]
+
+
+@pytest.mark.parametrize("where", ["file/out", "link"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(saved, tmp_path, capsys, where):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("/proc/nowhere")
+    assert "cannot be written" in refusal(capsys, saved, tmp_path / where)
+
+
 def test_a_folder_with_somebody_elses_files_is_left_alone(saved, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".sampling.json").write_text("{")
-    assert "is not an empty folder, nor one that" in refusal(capsys, saved, tmp_path / "out")
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    for broken in (None, "{", "{}", "[]"):
+        if broken:
+            (tmp_path / "out" / ".sampling.json").write_text(broken)
+        assert "is not an empty folder, nor one that" in refusal(capsys, saved, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 2
     (tmp_path / "file").write_text("mine")
     assert "is a file; name a folder" in refusal(capsys, saved, tmp_path / "file")
 
@@ -114,8 +146,10 @@ def test_auto_takes_the_batch_that_half_of_the_memory_holds(pipeline, monkeypatc
     memory = type("memory", (), {"available": 21 * sum(each)})
     monkeypatch.setattr(batches.psutil, "virtual_memory", lambda: memory)
     assert batch_size_that_fits(pipeline, [0, 1], 100) == 10
-    assert batch_size_that_fits(pipeline, [0, 1], 3) == 3
-    assert batch_size_that_fits(pipeline, [0, 1], 100, guidance_scale=2.0) == 5
+    assert batch_size_that_fits(pipeline, [0, 1], 3) == 10  # more may be asked for later
+    assert batch_size_that_fits(pipeline, [0, 1], 100, guidance_scale=2.0, guidance_start=0.5) == 5
+    edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16)), "strength": None}
+    assert batch_size_that_fits(pipeline, [0, 1], 100, **edit) == 10  # one step, not RePaint's ten
 
 
 def test_auto_halves_nothing_less_than_what_fails(pipeline):
@@ -163,7 +197,8 @@ def test_every_scheduler_draws_by_name(saved, tmp_path, name):
     sample(saved, tmp_path / "out", "--scheduler", name, "--num_images", 2)
     images = [Image.open(path) for path in sorted((tmp_path / "out").glob("*.png"))]
     assert len(images) == 2
-    assert {image.text["scheduler"] for image in images} == {SCHEDULERS[name][0].__name__}
+    noisy = " algorithm_type=sde-dpmsolver++" if name == "dpmsolver++sde" else ""
+    assert {image.text["scheduler"] for image in images} == {SCHEDULERS[name][0].__name__ + noisy}
     assert all(np.asarray(image).std() > 5 for image in images)
 
 
@@ -186,6 +221,26 @@ def test_a_scheduler_keeps_the_recipes_noise_and_clipping(pipeline):
     )
 
 
+def test_a_scheduler_takes_nothing_over_from_the_one_before(pipeline):
+    """diffusers hands on settings that the next scheduler has no use for, and the one after it has."""
+
+    def draw(name):
+        set_scheduler(pipeline, name)
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(0, 1, 7, generator=generator, output_type="np").images
+
+    fresh = {name: draw(name) for name in ("ddim", *SCHEDULERS)}
+    for before in SCHEDULERS:
+        for name in ("ddim", "dpmsolver++", "unipc"):
+            draw(before)
+            np.testing.assert_array_equal(draw(name), fresh[name])
+    karras = {"use_karras_sigmas": True}
+    scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, **karras)
+    pipeline.scheduler = scheduler
+    np.testing.assert_array_equal(draw("dpmsolver++"), fresh["dpmsolver++"])
+    assert np.abs(fresh["dpmsolver++"] - fresh["dpmsolver++sde"]).max() > 0.01
+
+
 def test_16_bit_images_are_the_8_bit_ones_in_finer_levels(saved, tmp_path):
     sample(saved, tmp_path / "8", "--num_images", 2)
     sample(saved, tmp_path / "16", "--num_images", 2, "--bit_depth", 16)
@@ -201,7 +256,9 @@ def test_16_bit_images_are_the_8_bit_ones_in_finer_levels(saved, tmp_path):
 
 def test_a_film_shows_the_way_from_noise_to_the_image(saved, tmp_path):
     sample(saved, tmp_path / "out", "--film", "--num_images", 5, steps=20)
-    strip, film = Image.open(tmp_path / "out" / "film.png"), Image.open(tmp_path / "out" / "film.gif")
+    strip, film = (Image.open(tmp_path / f"out-film.{end}") for end in ("png", "gif"))
+    assert {path.suffix for path in (tmp_path / "out").glob("[!.]*")} == {".png"}
+    assert len(list((tmp_path / "out").glob("[!.]*"))) == 5  # images alone, to train on
     assert strip.size == (9 * 72, 8 * 72 + 14)  # 8 moments and the image; x_t and its estimate of 4 images
     assert film.n_frames == 21
     assert film.info["loop"] == 0
@@ -260,8 +317,9 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         drawn = np.asarray(Image.open(path))
         np.testing.assert_array_equal(drawn[mask == 0], scan[mask == 0])
         assert (drawn[mask > 0] != scan[mask > 0]).mean() > 0.9
-    request = json.loads((tmp_path / "out" / ".sampling.json").read_text())["request"]
-    assert len(request["image_sha256"]) == len(request["mask_image_sha256"]) == 64
+        text = Image.open(path).text
+        assert text["synthetic"].startswith("in part: a given scan, drawn anew")
+        assert len(text["image_sha256"]) == len(text["mask_image_sha256"]) == 64
 
 
 @pytest.mark.parametrize(
@@ -272,14 +330,26 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         (["--guidance_start", "0.7", "--guidance_end", "0.2"], "guidance_start is 0.7 and guidance_end 0.2"),
         (["--dynamic_thresholding_ratio", "2"], "dynamic_thresholding_ratio is 2.0; take a share over 0"),
         (["--strength", "0.5"], "strength is given without image"),
-        (["--image", "nowhere.png"], "--image nowhere.png: No such file or directory; name an image file."),
-        (["--image", "BIG"], "image is 20x20 pixels, but 16x16 are drawn; resize it to that first."),
-        (["--image", "GOOD", "--mask_image", "BIG"], "mask_image is 20x20 pixels, but 16x16 are drawn"),
+        (["--batch_size", "many"], "'many' is neither a number nor 'auto'"),
+        (["--seed", str(2**63)], f"--seed is {2**63}; with 16 images take at most"),
+        (["--guidance_scale", "nan"], "guidance_scale is nan; take a number, 1 for none."),
+        (["--class_label", "2"], "class 2 is not in the model; its classes are: glioma_tumor, no_tumor."),
+        (["--image", "GOOD"], "--image needs the --class_label to draw it as: glioma_tumor, no_tumor."),
+        (["--image", "GOOD", "--mask_image", "GOOD", *CLASS], "mask_image has no white pixel"),
         (
-            ["--image", "GOOD", "--strength", "1.5"],
+            ["--image", "nowhere.png", *CLASS],
+            "--image nowhere.png: No such file or directory; name an image file.",
+        ),
+        (["--image", "BIG", *CLASS], "image is 20x20 pixels, but 16x16 are drawn; resize it to that first."),
+        (
+            ["--image", "GOOD", "--mask_image", "BIG", *CLASS],
+            "mask_image is 20x20 pixels, but 16x16 are drawn",
+        ),
+        (
+            ["--image", "GOOD", "--strength", "1.5", *CLASS],
             "strength is 1.5; take a share of the chain over 0 and up to 1.",
         ),
-        (["--image", "TEXT"], "is not an image that Pillow can read; name an image file."),
+        (["--image", "TEXT", *CLASS], "is not an image that Pillow can read; name an image file."),
     ],
 )
 def test_refusals_of_one_sentence(saved, tmp_path, capsys, flags, sentence):

@@ -31,7 +31,7 @@ def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
         raise InputError(f"no pipeline could be loaded from {name}: {reason}") from error
     try:
         return pipeline.to(device)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without CUDA
         raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 

@@ -1,14 +1,22 @@
 """Where a synthetic image came from, written into the image itself."""
 
 import hashlib
+import inspect
 import re
 from importlib.metadata import version
 from pathlib import Path
 
 import safetensors.torch
+from diffusers import SchedulerMixin
 from PIL.PngImagePlugin import PngInfo
 
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+SCHEDULER_SETTINGS = (
+    "algorithm_type", "solver_order", "variance_type", "final_sigmas_type", "timestep_spacing", "use_karras_sigmas",
+    "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding",
+)  # fmt: skip
+USUAL = {"variance_type": "fixed_small", "timestep_spacing": "trailing"}  # in our pipelines
 
 
 def provenance(pipeline: MRIDDPMPipeline) -> dict[str, str]:
@@ -32,9 +40,20 @@ def provenance(pipeline: MRIDDPMPipeline) -> dict[str, str]:
         "synthetic": "yes: drawn by a diffusion model, no patient's scan, not for diagnosis",
         "model": name,
         "revision": revision,
-        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler": scheduler_name(pipeline.scheduler),
         "Software": f"mri-ddpm {version('mri-ddpm')}",
     }
+
+
+def scheduler_name(scheduler: SchedulerMixin) -> str:
+    """Its class, and those of its settings that change an image and are not the usual ones."""
+    parameters = inspect.signature(type(scheduler).__init__).parameters
+    told = []
+    for name in SCHEDULER_SETTINGS:
+        usual = (parameters[name].default if name in parameters else None, USUAL.get(name))
+        if name in parameters and scheduler.config[name] not in usual:
+            told.append(f"{name}={scheduler.config[name]}")
+    return " ".join([type(scheduler).__name__, *told])
 
 
 def png_text(facts: dict) -> PngInfo:

@@ -17,6 +17,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 LARGEST_BATCH = {"cpu": 64}  # beyond it a CPU gains nothing
 LARGEST_BATCH_ELSEWHERE = 1024
 AUTO = "auto"
+MAX_SEED = 2**63 - 1
 
 
 def check_sampling(
@@ -42,6 +43,8 @@ def check_sampling(
     ):
         if value < least:
             raise InputError(f"--{name} is {value}; take {least} or more.")
+    if seed + num_images > MAX_SEED:
+        raise InputError(f"--seed is {seed}; with {num_images} images take at most {MAX_SEED - num_images}.")
     chain.pop("output_type", None)
     try:
         pipeline.check_inputs(
@@ -76,10 +79,11 @@ def draw_batches(
     Yields:
         The numbers of a batch's images, and the images.
     """
-    pipeline.set_progress_bar_config(disable=True)
     if batch_size == AUTO:
         batch_size = batch_size_that_fits(pipeline, labels, num_images, **chain)
-    with tqdm(total=num_images, desc="sampling", unit="image") as bar:
+    one_batch = num_images <= batch_size  # then its steps are counted, and else images
+    pipeline.set_progress_bar_config(desc="sampling", unit="step", disable=not one_batch)
+    with tqdm(total=num_images, desc="sampling", unit="image", disable=one_batch) as bar:
         for start in range(0, num_images, batch_size):
             numbers = range(start, min(start + batch_size, num_images))
             if not all(i in done for i in numbers):
@@ -100,16 +104,18 @@ def batch_size_that_fits(pipeline: MRIDDPMPipeline, labels: Sequence | None, num
     """How many images to draw at once: at most half of the free memory by estimate, and fewer where one step fails."""
     pipeline.set_progress_bar_config(disable=True)
     device = pipeline.device.type
-    one = {"generator": generators(0, range(1)), **chain, "num_inference_steps": 1, "output_type": "pt"}
+    dearest = {"num_inference_steps": 1, "output_type": "pt", "guidance_start": 0.0, "guidance_end": 1.0}
+    one = {**chain, **dearest, "jump_n_sample": 1, "generator": generators(0, range(1))}
     with activation_bytes(pipeline.unet) as each:
         pipeline(labels[:1] if labels else None, 1, **one)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    largest = min(num_images, LARGEST_BATCH.get(device, LARGEST_BATCH_ELSEWHERE), free // (2 * sum(each)))
+    largest = min(LARGEST_BATCH.get(device, LARGEST_BATCH_ELSEWHERE), free // (2 * max(1, sum(each))))
 
     @find_executable_batch_size(starting_batch_size=max(1, largest))
     def try_one_step(batch_size: int) -> int:
-        batch = [labels[0]] * batch_size if labels else None
-        pipeline(batch, batch_size, **{**one, "generator": generators(0, range(batch_size))})
+        tried = range(min(batch_size, num_images))
+        batch = [labels[0]] * len(tried) if labels else None
+        pipeline(batch, len(tried), **{**one, "generator": generators(0, tried)})
         return batch_size
 
     return try_one_step()

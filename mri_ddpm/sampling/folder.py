@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -30,8 +32,10 @@ class SampleFolder:
     def __init__(self, path: Path, request: dict):
         self.path, self.request = path, request
         self.rejected: set[int] = set()
-        self.batch_size: int | None = None
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        self.batch_size: dict[
+            str, int
+        ] = {}  # that "auto" found, by device: the same batches give the same bits
+        if not path.exists() or (path.is_dir() and all(file.name == REQUEST_FILE for file in path.iterdir())):
             return
         before = read_request(path)
         other = [
@@ -68,12 +72,18 @@ class SampleFolder:
             copies: says of each image whether it is to be left out.
             chain: further arguments of the pipeline.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing_to(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         if batch_size == AUTO:
-            batch_size = self.batch_size or batch_size_that_fits(pipeline, labels, num_images, **chain)
-        self.batch_size = batch_size
+            device = pipeline.device.type  # a batch that fitted elsewhere says nothing
+            fitted = self.batch_size.get(device) or batch_size_that_fits(
+                pipeline, labels, num_images, **chain
+            )
+            self.batch_size[device] = batch_size = fitted
         self.save_request()
-        names = [f"{labels[i]}-{i:05d}.png" if labels else f"{i:05d}.png" for i in range(num_images)]
+        # A class's name comes with the model, and must not lead out of the folder
+        prefixes = [re.sub(r"[^\w.-]", "_", f"{label}-") for label in labels] if labels else [""] * num_images
+        names = [f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
         done = self.rejected | {i for i, name in enumerate(names) if (self.path / name).exists()}
         for numbers, images in draw_batches(
             pipeline, labels, num_images=num_images, batch_size=batch_size, seed=seed, done=done, **chain
@@ -81,7 +91,7 @@ class SampleFolder:
             left_out = copies(images) if copies else [False] * len(images)
             self.rejected |= {i for i, flag in zip(numbers, left_out, strict=True) if flag}
             for i, image in zip(numbers, images, strict=True):
-                if i not in self.rejected:
+                if i not in done and i not in self.rejected:
                     text = {**facts, "class": labels[i] if labels else None, "seed": seed + i}
                     self.save(image, names[i], text)
             if self.rejected:
@@ -89,9 +99,10 @@ class SampleFolder:
 
     def save(self, image: Image.Image, name: str, text: dict) -> None:
         """Write one image under a temporary name and rename it."""
-        unfinished = self.path / ".image.unfinished"
-        image.save(unfinished, format="PNG", pnginfo=png_text(text))
-        os.replace(unfinished, self.path / name)
+        unfinished = self.path / f".{name}.unfinished"
+        with writing_to(self.path):
+            image.save(unfinished, format="PNG", pnginfo=png_text(text))
+            os.replace(unfinished, self.path / name)
 
     def save_request(self) -> None:
         """Write ``.sampling.json``."""
@@ -102,6 +113,17 @@ class SampleFolder:
         )
 
 
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Say in one sentence what the system has against writing into a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"--output_dir {path} cannot be written: {error.strerror}; name another folder."
+        ) from error
+
+
 def read_request(path: Path) -> dict:
     """What was asked for in a folder of images.
 
@@ -109,8 +131,13 @@ def read_request(path: Path) -> dict:
         InputError: when it is no such folder.
     """
     try:
-        return json.loads((path / REQUEST_FILE).read_text())
-    except (OSError, ValueError):
+        found = json.loads((path / REQUEST_FILE).read_text())
+        return {
+            "request": dict(found["request"]),
+            "batch_size": dict(found["batch_size"]),
+            "rejected": found["rejected"],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"--output_dir {path} is not an empty folder, nor one that 'mri-ddpm sample' drew into; name a new one."
         ) from None

@@ -5,6 +5,8 @@ All end at sigma 0, the image itself; the noise level of the first timestep, whi
 grey levels at T = 300. Clipping is done by the pipeline, the same for all.
 """
 
+import inspect
+
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -17,24 +19,27 @@ from diffusers import (
 from mri_ddpm.errors import InputError
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 
-FINAL = {"final_sigmas_type": "zero"}
+# Given to each that knows them, so that nothing is left of the one before: diffusers hands all settings on
+PLAIN = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "final_sigmas_type": "zero",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+}
 SCHEDULERS = {
     "ddpm": (DDPMScheduler, {}),  # Ho et al. 2020, algorithm 2
     "ddim": (DDIMScheduler, {}),  # Song et al. 2020, arXiv:2010.02502, without noise
-    "dpmsolver++": (  # Lu et al. 2022, arXiv:2211.01095, 2M
-        DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, **FINAL},
-    ),
-    "dpmsolver++sde": (
-        DPMSolverMultistepScheduler,
-        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, **FINAL},
-    ),
-    "unipc": (UniPCMultistepScheduler, {"solver_order": 2, **FINAL}),  # Zhao et al. 2023, arXiv:2302.04867
+    "dpmsolver++": (DPMSolverMultistepScheduler, {}),  # Lu et al. 2022, arXiv:2211.01095, 2M
+    "dpmsolver++sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {}),  # Zhao et al. 2023, arXiv:2302.04867
     "heun": (
         HeunDiscreteScheduler,
         {},
     ),  # Karras et al. 2022, arXiv:2206.00364, algorithm 1; two calls a step
-    "euler": (EulerDiscreteScheduler, FINAL),
+    "euler": (EulerDiscreteScheduler, {}),
 }
 
 
@@ -47,4 +52,6 @@ def set_scheduler(pipeline: MRIDDPMPipeline, name: str) -> None:
     if name not in SCHEDULERS:
         raise InputError(f"--scheduler {name} is unknown; take one of {', '.join(SCHEDULERS)}.")
     scheduler_class, settings = SCHEDULERS[name]
-    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **settings)
+    known = inspect.signature(scheduler_class.__init__).parameters
+    plain = {key: value for key, value in PLAIN.items() if key in known}
+    pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **{**plain, **settings})

@@ -36,16 +36,23 @@ def save_noise_strip(scan: np.ndarray, scheduler: DDPMScheduler, path: Path, see
 
 
 def save_film(
-    pipeline: MRIDDPMPipeline, labels: Sequence | None, num_images: int, seed: int, folder: Path, **chain
-) -> list[Path]:
-    """Draw the first images' way from noise to scan: ``film.png``, a strip, and ``film.gif``.
+    pipeline: MRIDDPMPipeline,
+    labels: Sequence | None,
+    numbers: Sequence[int],
+    seed: int,
+    files: Sequence[Path],
+    **chain,
+) -> None:
+    """Draw the way from noise to scan of the first of these images, to a strip and a film (PNG and GIF).
 
     Of each image the upper row is x_t and the lower what the network takes the image to be, its progressive estimate
     (Ho et al. 2020, section 4.3).
     """
-    rows = range(min(num_images, FILM_ROWS))
+    rows = numbers[:FILM_ROWS]
+    strip, film = files
     chain = {**chain, "generator": generators(seed, rows), "output_type": "pt", "output_trajectory": True}
-    labels = labels[: len(rows)] if labels is not None else None
+    labels = [labels[i] for i in rows] if labels is not None else None
+    pipeline.set_progress_bar_config(desc="film", unit="step", disable=False)
     drawn = pipeline(labels, len(rows), **chain)
     calls = len(drawn.timesteps)
     both = torch.stack([drawn.x_t, drawn.x_0], dim=2).flatten(1, 2)  # (calls, 2B, 1, H, W)
@@ -54,15 +61,14 @@ def save_film(
 
     columns = np.unique(np.linspace(0, calls - 1, FILM_COLUMNS - 1).round().astype(int))
     titles = [f"t={drawn.timesteps[i] + 1:g}" for i in columns]
-    sheet(np.concatenate([unit[columns], final]), [*titles, "image"]).save(folder / "film.png")
+    sheet(np.concatenate([unit[columns], final]), [*titles, "image"]).save(strip)
 
     pairs = np.concatenate([unit, final]).reshape(-1, len(rows), 2, *unit.shape[2:])
     pairs = pairs.swapaxes(1, 2)  # (calls + 1, 2, B, 1, H, W): a frame is two columns of B rows
     moments = np.unique(np.linspace(0, calls, FRAMES).round().astype(int))
     frames = [sheet(pairs[i], ["x_t", "estimate"]) for i in moments]
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-    frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    return [folder / "film.png", folder / "film.gif"]
+    frames[0].save(film, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def sheet(images: np.ndarray, titles: Sequence[str]) -> Image.Image:
