@@ -329,7 +329,7 @@ def test_images_of_a_hub_model_carry_its_commit(hub, pushed, tmp_path):
             str(tmp_path / "out"),
         ]
     )
-    text = Image.open(next((tmp_path / "out").iterdir())).text
+    text = Image.open(next((tmp_path / "out").glob("*.png"))).text
     assert (text["model"], text["revision"]) == (REPO, hub.repositories[REPO].find("main").sha)
 
 
