@@ -69,6 +69,10 @@ def images_of(name: str, request: dict, pipeline, counts: np.ndarray, args) -> t
         images, labels = draw(pipeline, counts, batch_size=args.batch_size, seed=args.seed, **chain)
         np.savez_compressed(file, images=np.round(images * 255).astype(np.uint8), labels=labels)
     kept = np.load(file)
+    if len(kept["labels"]) != args.num_images:
+        raise SystemExit(
+            f"{file} holds {len(kept['labels'])} images, not {args.num_images}; name another --output_dir."
+        )
     return kept["images"].astype(np.float32) / 255, kept["labels"]
 
 

@@ -15,7 +15,7 @@ from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, exit_on_input_error
 from mri_ddpm.evaluation.features import EXTRACTORS
 from mri_ddpm.hub import export_repository, load_pipeline, provenance, push_run
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
 from mri_ddpm.sampling import SCHEDULERS, check_sampling, set_scheduler
 from mri_ddpm.sampling.folder import SampleFolder, writing_to
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
@@ -166,7 +166,9 @@ def sample(args: argparse.Namespace) -> None:
         from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
 
         detector = fit_copy_detector(pipeline, args.pipeline, args.data)
-        copies = lambda images: detector.examine(as_array(images)).flagged  # noqa: E731
+
+        def copies(images: list[Image.Image]) -> np.ndarray:
+            return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
 
     folder.fill(
         pipeline,
@@ -177,8 +179,8 @@ def sample(args: argparse.Namespace) -> None:
         **request,
         **edit,
     )
-    if args.film:
-        kept = [i for i in range(args.num_images) if i not in folder.rejected]
+    kept = [i for i in range(args.num_images) if i not in folder.rejected]
+    if args.film and kept:
         save_film(pipeline, labels, kept, args.seed, films, **chain, **edit)
         print(f"written: {films[0]} and {films[1]}")
     if copies:
@@ -190,7 +192,7 @@ def sample(args: argparse.Namespace) -> None:
 def named_class(label: str, pipeline: MRIDDPMPipeline) -> str | int:
     """``--class_label``, which may be an index, as a name where the model has names."""
     names = dict(enumerate(pipeline.class_names))
-    return names.get(int(label), int(label)) if label.isdigit() and label not in names.values() else label
+    return names.get(int(label), int(label)) if label.isdecimal() and label not in names.values() else label
 
 
 def show_noise(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> None:
@@ -215,12 +217,6 @@ def read_file(flag: str, path: Path, resolution: int | None = None) -> np.ndarra
     except (OSError, BadImageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"--{flag} {path}: {reason}; name an image file.") from error
-
-
-def as_array(images: list[Image.Image]) -> np.ndarray:
-    """Pictures of 8 or 16 bits as float32 ``(N, 1, H, W)`` in [0, 1]."""
-    levels = np.stack([np.asarray(image) for image in images])[:, None]
-    return levels.astype(np.float32) / np.iinfo(levels.dtype).max
 
 
 def add_data(commands) -> None:

@@ -282,7 +282,12 @@ class MRIDDPMPipeline(DiffusionPipeline):
         arXiv:2211.01095, section 4).
         """
         scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
-        trailing = scheduler.config.timestep_spacing == "trailing" or num_inference_steps == total
+        trailing = scheduler.config.timestep_spacing == "trailing"
+        if num_inference_steps == total and not trailing:  # the other spacings hold a timestep twice then
+            scheduler, trailing = (
+                type(scheduler).from_config(scheduler.config, timestep_spacing="trailing"),
+                True,
+            )
         if isinstance(scheduler, DDIMScheduler) and (total % num_inference_steps or not trailing):
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config, **DDIM_AS_DPM_SOLVER)
         own_spacing = any(value for name, value in scheduler.config.items() if name.startswith("use_"))

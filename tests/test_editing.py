@@ -299,7 +299,8 @@ def test_a_scheduler_of_another_kind_is_refused(make_pipeline):
 
 
 @pytest.mark.parametrize(
-    "scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"]
+    "scheduler",
+    ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler"],
 )
 @pytest.mark.parametrize("spacing", ["linspace", "leading"])
 def test_all_300_steps_are_the_same_by_any_spacing(make_pipeline, scheduler, spacing):

@@ -272,16 +272,9 @@ def test_a_noise_strip_shows_one_scan_vanish(saved, tmp_path, capsys):
     scan = np.zeros((30, 20), np.uint8)
     scan[5:25, 5:15] = 200
     Image.fromarray(scan).save(tmp_path / "scan.png")
-    cli.main(
-        [
-            "sample",
-            str(saved),
-            "--noise_strip",
-            str(tmp_path / "scan.png"),
-            "--output_dir",
-            str(tmp_path / "out"),
-        ]
-    )
+    command = ["sample", saved, "--noise_strip", tmp_path / "scan.png", "--output_dir", tmp_path / "out"]
+    command = [str(part) for part in command]
+    cli.main(command)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["noise_strip.png"]
     strip = np.asarray(Image.open(tmp_path / "out" / "noise_strip.png"))[14:]
     tiles = [strip[:, i : i + 72].astype(float).ravel() for i in range(0, strip.shape[1], 72)]
@@ -289,16 +282,8 @@ def test_a_noise_strip_shows_one_scan_vanish(saved, tmp_path, capsys):
     likeness = [np.corrcoef(tiles[0], tile)[0, 1] for tile in tiles]
     assert likeness == sorted(likeness, reverse=True)
     assert likeness[-1] < 0.3
-    again = [
-        "sample",
-        str(saved),
-        "--noise_strip",
-        str(tmp_path / "scan.png"),
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
     with pytest.raises(SystemExit):
-        cli.main(again)
+        cli.main(command)
     assert "holds a noise_strip.png already" in capsys.readouterr().err
 
 

@@ -132,7 +132,8 @@ def draw(
     size = pipeline.unet.config.sample_size
     levels = np.empty((len(labels), size, size), np.uint8)
     done = range(0 if kept is None else len(kept))
-    levels[: len(done)] = kept if kept is not None else 0
+    if kept is not None:
+        levels[: len(kept)] = kept
     for numbers, images in draw_batches(
         pipeline, asked, num_images=len(labels), output_type="np", done=done, **request
     ):

@@ -45,7 +45,6 @@ def check_sampling(
             raise InputError(f"--{name} is {value}; take {least} or more.")
     if seed + num_images > MAX_SEED:
         raise InputError(f"--seed is {seed}; with {num_images} images take at most {MAX_SEED - num_images}.")
-    chain.pop("output_type", None)
     try:
         pipeline.check_inputs(
             class_label, num_images, num_inference_steps, guidance_scale, None, "pil", **chain
@@ -129,6 +128,8 @@ def activation_bytes(network: nn.Module) -> Iterator[list[int]]:
     handles = [
         leaf.register_forward_hook(lambda _, __, output: sizes.append(output.nbytes)) for leaf in leaves
     ]
-    yield sizes
-    for handle in handles:
-        handle.remove()
+    try:
+        yield sizes
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -72,15 +72,14 @@ class SampleFolder:
             copies: says of each image whether it is to be left out.
             chain: further arguments of the pipeline.
         """
-        with writing_to(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self.save_request()  # first: a folder that cannot be written is known before anything is drawn
         if batch_size == AUTO:
             device = pipeline.device.type  # a batch that fitted elsewhere says nothing
             fitted = self.batch_size.get(device) or batch_size_that_fits(
                 pipeline, labels, num_images, **chain
             )
             self.batch_size[device] = batch_size = fitted
-        self.save_request()
+            self.save_request()
         # A class's name comes with the model, and must not lead out of the folder
         prefixes = [re.sub(r"[^\w.-]", "_", f"{label}-") for label in labels] if labels else [""] * num_images
         names = [f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
@@ -107,10 +106,12 @@ class SampleFolder:
     def save_request(self) -> None:
         """Write ``.sampling.json``."""
         rejected = sorted(int(i) for i in self.rejected)
-        write_json(
-            self.path / REQUEST_FILE,
-            {"request": self.request, "batch_size": self.batch_size, "rejected": rejected},
-        )
+        with writing_to(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self.path / REQUEST_FILE,
+                {"request": self.request, "batch_size": self.batch_size, "rejected": rejected},
+            )
 
 
 @contextmanager
