@@ -14,16 +14,9 @@ memory formats. Equal widths are not equal work, so each network's multiply-adds
 
 import argparse
 import functools
-import importlib
-import importlib.metadata
-import importlib.util
 import json
-import math
-import os
-import platform
 import statistics
 import sys
-import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,23 +24,35 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler
+from peers import (
+    DEFAULT,
+    DIFFUSERS,
+    FORMATS,
+    LINEAR,
+    LUCIDRAINS,
+    check_flags,
+    count_flops,
+    describe_machine,
+    diffusers_unet,
+    import_lucidrains,
+    least_seconds,
+    lucidrains_unet,
+    our_unet,
+    randomize_zeros,
+    seconds_of,
+)
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.config import MRIDIFF, TrainingConfig
 from mri_ddpm.diffusion import make_noise_scheduler
-from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.sampling import SCHEDULERS, set_scheduler
 
 T = 300  # timesteps of every chain
 SOLVERS = [name for name in SCHEDULERS if name != "ddpm"]
 OUR_CHAINS = [("ddpm", T), *((solver, steps) for solver in SOLVERS for steps in (10, 20, 50))]
 PEER_CHAINS = [("ddpm", T), ("ddim", 50)]
-DIFFUSERS, LUCIDRAINS = "diffusers", "denoising-diffusion-pytorch"
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass
@@ -61,11 +66,10 @@ class Family:
     mode: str = "channels_last"  # which our pipeline sets itself
 
 
-def ours(args: argparse.Namespace, attention_types: list[str | None], recipe: dict) -> Family:
-    widths, names = args.block_out_channels, ("beta_start", "beta_end", "prediction_type")
+def ours(args: argparse.Namespace, name: str, recipe: dict) -> Family:
+    names = ("beta_start", "beta_end", "prediction_type")
     noise_scheduler = make_noise_scheduler(T, **{name: recipe[name] for name in names})
-    network = {"attention_types": attention_types, "attention_head_dim": math.gcd(32, *widths)}
-    unet = AttentionUNet2DModel(args.resolution, block_out_channels=widths, **network)
+    unet = our_unet(name, args.resolution, args.block_out_channels)
 
     def sampler(solver, steps):
         pipeline = MRIDDPMPipeline(unet, noise_scheduler)
@@ -77,18 +81,7 @@ def ours(args: argparse.Namespace, attention_types: list[str | None], recipe: di
 
 
 def of_diffusers(args: argparse.Namespace) -> Family:
-    widths = args.block_out_channels
-    attention = ["Attn" if i == len(widths) - 2 else "" for i in range(len(widths))]
-    unet = UNet2DModel(
-        args.resolution,
-        in_channels=1,
-        out_channels=1,
-        down_block_types=[f"{name}DownBlock2D" for name in attention],
-        up_block_types=[f"{name}UpBlock2D" for name in reversed(attention)],
-        block_out_channels=widths,
-        layers_per_block=2,
-        norm_num_groups=math.gcd(32, *widths),
-    )
+    unet = diffusers_unet(args.resolution, args.block_out_channels)
 
     def sampler(solver, steps):
         pipeline_class = {"ddpm": DDPMPipeline, "ddim": DDIMPipeline}[solver]
@@ -100,10 +93,7 @@ def of_diffusers(args: argparse.Namespace) -> Family:
 
 
 def of_lucidrains(args: argparse.Namespace, library: types.ModuleType) -> Family:
-    first = args.block_out_channels[0]
-    multiples = [channels // first for channels in args.block_out_channels]
-    flash = args.device == "cpu"  # as in its README, but on GPUs after the A100 that refuses float32
-    unet = library.Unet(dim=first, dim_mults=multiples, channels=1, flash_attn=flash)
+    unet = lucidrains_unet(library, args.block_out_channels, args.device)
 
     def sampler(solver, steps):
         chain = {"timesteps": steps} if solver == "ddpm" else {"timesteps": T, "sampling_timesteps": steps}
@@ -113,37 +103,13 @@ def of_lucidrains(args: argparse.Namespace, library: types.ModuleType) -> Family
     return Family(unet, sampler, PEER_CHAINS)
 
 
-def import_lucidrains() -> types.ModuleType | None:
-    """The module with `Unet` and `GaussianDiffusion`; ``None``, with a sentence, when it cannot be imported.
-
-    Only its trainer, which is not timed, uses torchvision, which we do not need: where that is not installed
-    an empty module stands in for it while the import lasts.
-    """
-    absent = importlib.util.find_spec("torchvision") is None
-    if absent:
-        sys.modules["torchvision"] = types.ModuleType("torchvision")
-        sys.modules["torchvision"].transforms = sys.modules["torchvision"].utils = None
-    try:
-        library = importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
-    except ImportError as error:
-        install = "pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch"
-        print(f"{LUCIDRAINS} is not timed: {error}; run '{install}'.", file=sys.stderr)
-        return None
-    finally:
-        if absent:
-            del sys.modules["torchvision"]
-    library.tqdm = functools.partial(library.tqdm, disable=True)
-    return library
-
-
 def make_families(args: argparse.Namespace) -> dict[str, Family]:
     """Every network in float32, and on a GPU each once more in bfloat16 (autocast) and compiled."""
-    families, levels, library = {}, len(args.block_out_channels), import_lucidrains()
-    default_attention = [*[None] * levels, "linear", "full"][-levels:]
+    families, library = {}, import_lucidrains()
     for suffix in ("", ", bfloat16 and compiled") if args.device == "cuda" else ("",):
         made = {
-            "ours, linear attention": ours(args, ["linear"] * levels, MRIDIFF),
-            "ours, default attention": ours(args, default_attention, vars(TrainingConfig())),
+            LINEAR: ours(args, LINEAR, MRIDIFF),
+            DEFAULT: ours(args, DEFAULT, vars(TrainingConfig())),
             DIFFUSERS: of_diffusers(args),
         }
         if library:
@@ -151,33 +117,23 @@ def make_families(args: argparse.Namespace) -> dict[str, Family]:
         for name, family in made.items():
             families[name + suffix], family.bfloat16 = family, bool(suffix)
             family.network.to(args.device).eval()
-            for parameter in family.network.parameters():
-                if not parameter.any():  # no training leaves such, and a GPU is faster with zeros
-                    nn.init.normal_(parameter, std=0.02)
+            randomize_zeros(family.network)
     return families
 
 
 def draw(family: Family, sample: Callable, args: argparse.Namespace) -> float:
     """Draw all images in batches; returns the seconds. The generator is on the device: no noise is copied."""
     generator = torch.Generator(args.device).manual_seed(0)
-    wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
+    batches = args.num_images // args.batch_size
     with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=family.bfloat16):
-        for _ in range(args.num_images // args.batch_size):
-            sample(args.batch_size, generator)
-    wait()
-    return time.perf_counter() - start
+        return batches * seconds_of(lambda: sample(args.batch_size, generator), args.device, batches)
 
 
 @torch.no_grad()
 def inspect_family(family: Family, args: argparse.Namespace) -> tuple[dict, dict]:
     """The network's size, and the calls of each chain, whole and as timed, counted on an idle network."""
     image, t = torch.zeros(1, 1, args.resolution, args.resolution), torch.zeros(1, dtype=torch.long)
-    with (
-        FlopCounterMode(display=False) as flops,
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # no others are counted on a CPU
+    with count_flops() as flops:
         answer = family.network(image.to(args.device), t.to(args.device))
     parameters = sum(parameter.numel() for parameter in family.network.parameters())
     calls = {}
@@ -192,11 +148,14 @@ def inspect_family(family: Family, args: argparse.Namespace) -> tuple[dict, dict
 def choose_format(family: Family, args: argparse.Namespace) -> None:
     """Leave a peer's network in the memory format in which it is faster here."""
     image = torch.randn(args.batch_size, 1, args.resolution, args.resolution, device=args.device)
-    t, seconds = torch.full((args.batch_size,), T // 2, device=args.device), {name: [] for name in FORMATS}
-    for name in [*FORMATS] * 3:
+    t = torch.full((args.batch_size,), T // 2, device=args.device)
+
+    def seconds(name):
         family.network.to(memory_format=FORMATS[name])
-        seconds[name].append(min(draw(family, lambda *_: family.network(image, t), args) for _ in range(2)))
-    family.mode = min(FORMATS, key=lambda name: min(seconds[name]))
+        return min(draw(family, lambda *_: family.network(image, t), args) for _ in range(2))
+
+    tried = least_seconds(FORMATS, seconds, rounds=3)
+    family.mode = min(tried, key=tried.get)
     family.network.to(memory_format=FORMATS[family.mode])
 
 
@@ -257,19 +216,6 @@ def as_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def describe_machine(args: argparse.Namespace) -> dict:
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.split(": ")[1] for line in cpuinfo.splitlines() if line.startswith("model name")]
-    versions = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-        **{name: versions.get(name) for name in ("torch", DIFFUSERS, LUCIDRAINS)},
-    }
-
-
 def parse_args() -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
@@ -287,15 +233,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     args.num_images = args.num_images or args.batch_size
     args.timed_steps = T if args.whole_chains else args.timed_steps
-    first, *others = args.block_out_channels
     if min(args.batch_size, args.repeats, args.timed_steps) < 1 or args.num_images % args.batch_size:
         parser.error("--num_images is no multiple of --batch_size, or a number is under 1.")
-    if not others or first < 8 or first % 8 or any(c % first for c in others):
-        parser.error("--block_out_channels are two or more multiples of the first, itself a multiple of 8.")
-    if args.resolution < 16 or args.resolution % 2 ** len(others):
-        parser.error(f"--resolution is under 16 or no multiple of {2 ** len(others)}, which the peers want.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, but torch finds no GPU.")
+    check_flags(parser, args)
     return args
 
 
@@ -314,9 +254,10 @@ def main() -> None:
         networks[name]["memory_format"] = family.mode
     rows = make_rows(families, calls, time_chains(families, args), args)
     settings = {**vars(args), "output": str(args.output)}
-    result = {"machine": describe_machine(args), "settings": settings, "networks": networks, "chains": rows}
+    machine = describe_machine(args.device, DIFFUSERS, LUCIDRAINS)
+    result = {"machine": machine, "settings": settings, "networks": networks, "chains": rows}
     args.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result["machine"]))
+    print(json.dumps(machine))
     for name, facts in networks.items():
         gmac = f"{facts['gmac_per_image']:.3g} GMAC an image"
         print(f"{name}: {facts['parameters']:,} parameters, {gmac}, {facts['memory_format']}")

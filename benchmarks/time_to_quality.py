@@ -1,0 +1,531 @@
+"""How soon does our recipe draw scans as good as those of the peers' own recipes?
+
+Trains each on the same scans, as wide, with the same batch size and for the same seconds of training, and draws from it
+at a fifth, three fifths and the whole of that time, by its own DDIM sampler with 25 calls of the network. The images are
+compared with the training scans by KID, in the features of one classifier that was trained on these scans.
+
+    pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch monai
+    python benchmarks/time_to_quality.py --data DIR --output_dir runs/time_to_quality
+
+`ours` is `train_ddpm.py` with the defaults of `TrainingConfig`, classes included, and `ours-in-a-fifth` the same with a
+schedule that ends at a fifth of the time. The peers' recipes, which know no classes, are written out below:
+
+- diffusers: its example `train_unconditional.py`.
+- denoising-diffusion-pytorch: its `Trainer`. That itself reads folders of images through torchvision.
+- monai: its tutorial `2d_ddpm_tutorial`, intensities in [0, 1] and small affine changes included.
+
+Their learning rates (1e-4, 1e-4 and 2.5e-5) are made for many hours of a GPU. So that minutes are enough, every family
+gets one and the same peak rate, and rises to it in the first 5 % of its time, also where a recipe has no warm-up.
+Peers get the faster of two memory formats. Loading, validating, saving and drawing do not count as training.
+
+All are trained before any is drawn from. What is there is not made again; a peer's training that was cut short begins
+anew, and ours goes on. Several processes can share the work by --families, and with none named after it there are only
+the table and the plot of what was drawn so far.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
+from diffusers.training_utils import EMAModel
+from matplotlib.figure import Figure
+from peers import (
+    DIFFUSERS,
+    FORMATS,
+    LUCIDRAINS,
+    MONAI,
+    describe_machine,
+    diffusers_unet,
+    import_lucidrains,
+    least_seconds,
+    lucidrains_unet,
+    monai_unet,
+)
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from mri_ddpm.data import load_scans
+from mri_ddpm.evaluation.features import make_extractor
+from mri_ddpm.evaluation.quality import kid
+from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
+from mri_ddpm.files import read_json_lines, write_json
+from mri_ddpm.hub import load_pipeline
+from mri_ddpm.sampling import set_scheduler
+from mri_ddpm.sampling.sheets import sheet
+
+OURS = {"ours": 1.0, "ours-in-a-fifth": 0.2}  # the share of the time at which the schedule ends
+SHARES = (0.2, 0.6, 1.0)  # of the time, where images are drawn
+WARMUP = 0.05  # share of a schedule
+DRAWING_ORDER = (100, 20, 60)  # percent of the time: what the question is about comes first
+NUM_INFERENCE_STEPS = 25
+TIMED_STEPS = 12  # of ours, to know how many fit into the time
+DRAWN_AT_ONCE = 32
+REPOSITORY = Path(__file__).parents[1]
+
+
+class Recipe:
+    """A peer's network and all that trains it. B: batch, H, W: the resolution."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    cosine_rate = False
+    max_grad_norm = 1.0
+
+    def step(self, images: torch.Tensor, learning_rate: float) -> None:
+        """One optimizer step on scans ``(B, 1, H, W)`` in [0, 1]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.loss(images).backward()
+        if self.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average()
+
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def average(self) -> None:
+        """Bring the averaged weights up to date, in a recipe that has them."""
+
+    def drawing_weights(self) -> dict[str, torch.Tensor]:
+        """The network's state to draw with."""
+        return self.network.state_dict()
+
+    def sample(self, n: int) -> torch.Tensor:
+        """Images ``(n, 1, H, W)`` of the network as it is, in [0, 1] but for what the caller has to cut off."""
+        raise NotImplementedError
+
+
+class OfDiffusers(Recipe):
+    cosine_rate = True
+
+    def __init__(self, args: argparse.Namespace, memory_format: torch.memory_format):
+        self.network = diffusers_unet(args.resolution, args.block_out_channels).to(
+            memory_format=memory_format
+        )
+        self.noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.95, 0.999), weight_decay=1e-6)
+        self.ema = EMAModel(self.network.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75)
+
+    def loss(self, images):
+        x_0 = 2 * mirror(images) - 1
+        noise, timesteps = torch.randn_like(x_0), torch.randint(0, 1000, (len(x_0),))
+        x_t = self.noise_scheduler.add_noise(x_0, noise, timesteps)
+        return F.mse_loss(self.network(x_t, timesteps).sample, noise)
+
+    def average(self):
+        self.ema.step(self.network.parameters())
+
+    def drawing_weights(self):
+        names = [name for name, _ in self.network.named_parameters()]
+        return dict(zip(names, self.ema.shadow_params, strict=True))
+
+    def sample(self, n):
+        pipeline = DDIMPipeline(self.network, DDIMScheduler.from_config(self.noise_scheduler.config))
+        pipeline.set_progress_bar_config(disable=True)
+        drawn = pipeline(n, num_inference_steps=NUM_INFERENCE_STEPS, output_type="np").images  # (n, H, W, 1)
+        return torch.from_numpy(drawn).permute(0, 3, 1, 2)
+
+
+class OfLucidrains(Recipe):
+    def __init__(self, args: argparse.Namespace, memory_format: torch.memory_format):
+        from ema_pytorch import EMA  # it comes with the library
+
+        library = import_lucidrains()
+        self.network = lucidrains_unet(library, args.block_out_channels, "cpu").to(
+            memory_format=memory_format
+        )
+        self.diffusion = library.GaussianDiffusion(  # v-prediction and sigmoid betas
+            self.network, image_size=args.resolution, timesteps=1000, sampling_timesteps=NUM_INFERENCE_STEPS
+        )
+        self.optimizer = torch.optim.Adam(self.diffusion.parameters(), betas=(0.9, 0.99))
+        self.ema = EMA(self.diffusion, beta=0.995, update_every=10)
+
+    def loss(self, images):
+        return self.diffusion(mirror(images))  # it maps to [-1, 1] itself
+
+    def average(self):
+        self.ema.update()
+
+    def drawing_weights(self):
+        return self.ema.ema_model.model.state_dict()
+
+    def sample(self, n):
+        return self.diffusion.sample(batch_size=n)
+
+
+class OfMonai(Recipe):
+    max_grad_norm = 0.0
+
+    def __init__(self, args: argparse.Namespace, memory_format: torch.memory_format):
+        from monai.inferers import DiffusionInferer
+        from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+        from monai.transforms import RandAffine
+
+        self.resolution = args.resolution
+        self.network = monai_unet(args.block_out_channels).to(memory_format=memory_format)
+        self.inferer = DiffusionInferer(DDPMScheduler(num_train_timesteps=1000))
+        self.drawing_scheduler = DDIMScheduler(num_train_timesteps=1000)
+        self.drawing_scheduler.set_timesteps(NUM_INFERENCE_STEPS)
+        self.optimizer = torch.optim.Adam(self.network.parameters())
+        ranges = {"rotate_range": math.pi / 36, "translate_range": 1, "scale_range": 0.05}
+        self.affine = RandAffine(prob=0.5, **ranges, padding_mode="zeros").set_random_state(args.seed)
+
+    def loss(self, images):
+        x_0 = torch.stack([self.affine(image).as_tensor() for image in images])
+        noise, timesteps = torch.randn_like(x_0), torch.randint(0, 1000, (len(x_0),))
+        prediction = self.inferer(
+            inputs=x_0, diffusion_model=self.network, noise=noise, timesteps=timesteps
+        )  # (B, 1, H, W)
+        return F.mse_loss(prediction, noise)
+
+    def sample(self, n):
+        noise = torch.randn(n, 1, self.resolution, self.resolution)
+        scheduler = self.drawing_scheduler
+        return self.inferer.sample(noise, self.network, scheduler=scheduler, verbose=False)
+
+
+PEERS = {DIFFUSERS: OfDiffusers, LUCIDRAINS: OfLucidrains, MONAI: OfMonai}
+FAMILIES = [*OURS, *PEERS]
+
+
+def mirror(images: torch.Tensor) -> torch.Tensor:
+    """Mirror ``(B, 1, H, W)`` left to right, each with probability one half."""
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
+
+
+def batches(images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    """Whole batches of one epoch after another, each in an order of its own."""
+    while True:
+        order = torch.randperm(len(images)).split(batch_size)
+        yield from (images[rows] for rows in order if len(rows) == batch_size)
+
+
+def rate(progress: float, cosine: bool) -> float:
+    """Share of the peak learning rate, at a share of the time."""
+    if progress < WARMUP:
+        return progress / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP))) if cosine else 1.0
+
+
+def faster_format(name: str, images: torch.Tensor, args: argparse.Namespace) -> str:
+    """The memory format in which a peer trains faster here."""
+
+    def seconds(mode: str) -> float:
+        recipe = PEERS[name](args, FORMATS[mode])
+        recipe.step(images, args.learning_rate)
+        start = time.perf_counter()
+        recipe.step(images, args.learning_rate)
+        return time.perf_counter() - start
+
+    times = least_seconds(FORMATS, seconds, rounds=2)
+    return min(times, key=times.get)
+
+
+def train_peer(name: str, images: np.ndarray, folder: Path, args: argparse.Namespace) -> dict:
+    """Train for the whole time, leaving the weights to draw with at each of `SHARES`; returns what is to be known."""
+    images = torch.from_numpy(images)  # (N, 1, H, W) in [0, 1]
+    mode = faster_format(name, images[: max(1, args.train_batch_size // 4)], args)
+    torch.manual_seed(args.seed)
+    recipe = PEERS[name](args, FORMATS[mode])
+    scans, budget, points = batches(images, args.train_batch_size), 60 * args.budget_minutes, []
+    steps, seconds, shares = 0, 0.0, list(SHARES)
+    with tqdm(total=round(budget), desc=name, unit="s", file=sys.stderr) as bar:
+        while shares:
+            start = time.perf_counter()
+            recipe.step(
+                next(scans), args.learning_rate * rate(min(1.0, seconds / budget), recipe.cosine_rate)
+            )
+            seconds += time.perf_counter() - start
+            steps += 1
+            bar.update(min(round(seconds), bar.total) - bar.n)
+            while shares and seconds >= shares[0] * budget:
+                points.append(point(shares.pop(0), steps, seconds, args))
+                weights = recipe.drawing_weights().items()
+                state = {key: value.detach().contiguous() for key, value in weights}
+                save_file(state, folder / f"weights-{points[-1]['percent']}.safetensors")
+    return {"parameters": count(recipe.network), "memory_format": mode, "points": points}
+
+
+def train_ours(name: str, folder: Path, args: argparse.Namespace) -> dict:
+    """Run `train_ddpm.py` for as many steps as fit into the time; the seconds are those that it wrote down itself."""
+    run_dir, share = folder / "run", OURS[name]
+    if (run_dir / "config.json").exists():
+        steps = json.loads((run_dir / "config.json").read_text())["max_train_steps"]
+    else:
+        images = 60 * args.budget_minutes * share * our_images_per_second(folder, args)
+        steps = 5 * max(1, round(images / args.train_batch_size / 5))
+    every = steps // 5  # checkpoints at all of SHARES
+    launch(run_dir, steps, args, checkpointing_steps=every, checkpoints_total_limit=5)
+    seconds = np.cumsum([args.train_batch_size / speed for speed in speeds(run_dir)])
+    wanted = SHARES if share == 1 else (1.0,)
+    points = [
+        point(part * share, round(part * steps), seconds[round(part * steps) - 1], args) for part in wanted
+    ]
+    return {"parameters": count(load_pipeline(str(run_dir), "cpu").unet), "points": points}
+
+
+def our_images_per_second(folder: Path, args: argparse.Namespace) -> float:
+    """Training images a second, the median of a few steps after the first two."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        launch(Path(scratch), TIMED_STEPS, args, logging_steps=1)
+        return statistics.median(speeds(Path(scratch))[2:])
+
+
+def launch(run_dir: Path, steps: int, args: argparse.Namespace, **others: int) -> None:
+    """Run `train_ddpm.py` as a user does, in its own process and with as many threads as the peers get."""
+    levels = len(args.block_out_channels)
+    flags = {
+        "preset": "mri-ddpm-64",  # the defaults
+        "train_data_dir": args.data.resolve(),
+        "output_dir": run_dir.resolve(),
+        "resolution": args.resolution,
+        "block_out_channels": args.block_out_channels,
+        "attention_types": [*["none"] * levels, "linear", "full"][-levels:],
+        "attention_head_dim": math.gcd(32, *args.block_out_channels),
+        "train_batch_size": args.train_batch_size,
+        "learning_rate": args.learning_rate,
+        "max_train_steps": steps,
+        "lr_warmup_steps": max(1, round(WARMUP * steps)),
+        "validation_steps": steps,  # once
+        "num_samples": 1,
+        "num_inference_steps": NUM_INFERENCE_STEPS,
+        "seed": args.seed,
+        "resume_from_checkpoint": "latest",
+        **others,
+    }
+    command = [sys.executable, "train_ddpm.py"]
+    for name, value in flags.items():
+        command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(command, check=True, cwd=REPOSITORY, env=os.environ | threads, stdout=sys.stderr)
+
+
+def speeds(run_dir: Path) -> list[float]:
+    """Training images a second of every step of a run of ours."""
+    rows = read_json_lines(run_dir / "metrics.jsonl")
+    return [row["images_per_second"] for row in rows if "images_per_second" in row]
+
+
+def point(share: float, steps: int, seconds: float, args: argparse.Namespace) -> dict:
+    return {
+        "percent": round(100 * share),  # of the time
+        "steps": steps,
+        "images_seen": steps * args.train_batch_size,
+        "train_seconds": float(seconds),
+    }
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def draw_peer(name: str, training: dict, weights: Path, args: argparse.Namespace) -> np.ndarray:
+    recipe = PEERS[name](args, FORMATS[training["memory_format"]])
+    recipe.network.load_state_dict(load_file(weights))
+    recipe.network.eval()
+    torch.manual_seed(args.seed)
+    starts = tqdm(range(0, args.num_images, DRAWN_AT_ONCE), desc=f"{name}, {weights.stem}", unit="batch")
+    with torch.no_grad():
+        drawn = [recipe.sample(min(DRAWN_AT_ONCE, args.num_images - start)) for start in starts]
+    return torch.cat(drawn).clamp(0, 1).numpy()
+
+
+def draw_ours(run_dir: Path, step: int, class_labels: np.ndarray, args: argparse.Namespace) -> np.ndarray:
+    """Images of the averaged weights in a checkpoint, in the classes' proportions and without guidance."""
+    pipeline = load_pipeline(str(run_dir), "cpu")
+    checkpoint = run_dir / "checkpoints" / f"step-{step:06d}"
+    averaged = torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
+    names = [name for name, _ in pipeline.unet.named_parameters()]
+    pipeline.unet.load_state_dict(dict(zip(names, averaged, strict=True)))
+    set_scheduler(pipeline, "ddim")
+    counts = class_counts(class_labels, max(1, len(pipeline.class_names)), args.num_images)
+    chain = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": 1.0}
+    return draw(pipeline, counts, batch_size=DRAWN_AT_ONCE, seed=args.seed, **chain)[0]
+
+
+def train_family(name: str, images: np.ndarray, args: argparse.Namespace) -> None:
+    """Train a family and leave `training.json`, unless that is there."""
+    folder = args.output_dir / name
+    folder.mkdir(exist_ok=True)
+    if not (folder / "training.json").exists():
+        made = train_ours(name, folder, args) if name in OURS else train_peer(name, images, folder, args)
+        write_json(folder / "training.json", made)
+
+
+def draw_family(name: str, percent: int, class_labels: np.ndarray, args: argparse.Namespace) -> None:
+    """Draw a family's images at one point, and a grid of 64 of them, unless they are there."""
+    folder = args.output_dir / name
+    training = json.loads((folder / "training.json").read_text())
+    file = folder / f"images-{percent}.npz"
+    row = next((row for row in training["points"] if row["percent"] == percent), None)
+    if row is None or file.exists():
+        return
+    if name in OURS:
+        drawn = draw_ours(folder / "run", row["steps"], class_labels, args)
+    else:
+        drawn = draw_peer(name, training, folder / f"weights-{percent}.safetensors", args)
+    spread = np.linspace(0, len(drawn) - 1, 64).round().astype(int)  # over all classes
+    sheet(drawn[spread].reshape(8, 8, *drawn.shape[1:]), [""] * 8).save(file.with_suffix(".png"))
+    np.savez_compressed(file, images=np.round(drawn * 255).astype(np.uint8))
+
+
+def score(scans, args: argparse.Namespace) -> dict:
+    """KID of all that was drawn so far, in this process or in others, and of the held-out scans."""
+    training = as_arrays(scans.train)
+    extractor = make_extractor("in_domain", *training, scans.class_names)
+    reference, families = extractor(training[0]), {}
+    for name in FAMILIES:
+        folder = args.output_dir / name
+        if not any(folder.glob("images-*.npz")):
+            continue
+        family = json.loads((folder / "training.json").read_text())
+        files = {row["percent"]: folder / f"images-{row['percent']}.npz" for row in family["points"]}
+        family["points"] = [row for row in family["points"] if files[row["percent"]].exists()]
+        for row in family["points"]:
+            images = np.load(files[row["percent"]])["images"].astype(np.float32) / 255
+            row["kid"] = kid(reference, extractor(images)).as_dict()
+        families[name] = family
+    held_out = kid(reference, extractor(as_arrays(scans.validation)[0])).as_dict()
+    return {"features": extractor.name, "held_out_kid": held_out, "families": families}
+
+
+def compare(families: dict) -> dict:
+    """Our rows at a fifth of the time beside the best that a peer has at the end of it, as far as they are there.
+
+    ``share_of_its_time`` is by the clock: our steps are planned from a timing, and may take more or less than a fifth.
+    """
+    rows = {(name, row["percent"]): row for name in families for row in families[name]["points"]}
+    finals = {name: rows[name, 100] for name in PEERS if (name, 100) in rows}
+    early = {name: rows[name, 20] for name in OURS if (name, 20) in rows}
+    if not finals or not early:
+        return {}
+    best = min(finals, key=lambda name: finals[name]["kid"]["value"])
+    final = finals[best]
+    ours = {
+        name: {
+            "kid": row["kid"],
+            "share_of_its_time": row["train_seconds"] / final["train_seconds"],
+            "reached": row["kid"]["value"] <= final["kid"]["value"],
+        }
+        for name, row in early.items()
+    }
+    return {"best_peer": best, "its_final_kid": final["kid"], "ours_at_a_fifth": ours}
+
+
+def as_table(result: dict) -> str:
+    lines = ["| recipe | time | training seconds | steps | images seen | KID (95 % interval) |"]
+    lines.append("| --- |" + " ---: |" * 5)
+    for name, family in result["families"].items():
+        for row in family["points"]:
+            cells = [
+                name,
+                f"{row['percent']} %",
+                f"{row['train_seconds']:.0f}",
+                row["steps"],
+                row["images_seen"],
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} | {in_words(row['kid'])} |")
+    return "\n".join([*lines, f"| held-out scans | | | | | {in_words(result['held_out_kid'])} |"])
+
+
+def in_words(estimate: dict) -> str:
+    low, high = estimate["interval"]
+    return f"{estimate['value']:.4f} ({low:.4f} to {high:.4f})"
+
+
+def plot(result: dict, path: Path) -> None:
+    """KID against seconds of training, a line a family."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, family in result["families"].items():
+        seconds = [row["train_seconds"] for row in family["points"]]
+        value = np.array([row["kid"]["value"] for row in family["points"]])
+        low, high = np.array([row["kid"]["interval"] for row in family["points"]]).T
+        error = np.maximum([value - low, high - value], 0)
+        axes.errorbar(seconds, value, yerr=error, fmt="o-", capsize=3, markersize=4, label=name)
+    axes.axhspan(*result["held_out_kid"]["interval"], color="gray", alpha=0.2, label="held-out scans")
+    axes.set(xlabel="seconds of training", ylabel="KID to the training scans", xscale="log")
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def parse_args() -> argparse.Namespace:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    add = functools.partial(parser.add_argument, type=int)
+    add("--data", type=Path, required=True, help="folder of scans, as train_ddpm.py takes it")
+    add("--output_dir", type=Path, default=Path("runs/time_to_quality"), help="(runs/time_to_quality)")
+    add("--budget_minutes", type=float, default=12.0, help="training time of each family (12)")
+    add("--resolution", default=44, help="pixels a side (44)")
+    add("--block_out_channels", nargs="+", default=[32, 64, 96], help="channels of each level (32 64 96)")
+    add("--train_batch_size", default=32, help="scans a step (32)")
+    add("--learning_rate", type=float, default=1e-3, help="peak rate of all (1e-3)")
+    add("--num_images", default=256, help="images drawn at each point (256)")
+    add("--threads", help="threads of torch (its own choice)")
+    add("--seed", default=0)
+    add("--families", type=str, nargs="*", choices=FAMILIES, default=FAMILIES, help="only these")
+    args = parser.parse_args()
+    first, *others = args.block_out_channels
+    if not others or first % 8 or any(c % first for c in others) or args.resolution % 2 ** len(others):
+        parser.error(
+            "--block_out_channels are multiples of the first, itself of 8, and halvings fit --resolution."
+        )
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    names = ("budget_minutes", "resolution", "block_out_channels", "train_batch_size", "learning_rate",
+             "num_images", "seed")  # fmt: skip
+    settings = {"data": args.data.name, **{name: getattr(args, name) for name in names}}
+    file = args.output_dir / "settings.json"
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise SystemExit(f"{file} has other settings; name another --output_dir.")
+    write_json(file, settings)
+
+    scans = load_scans(resolution=args.resolution, train_data_dir=str(args.data), seed=args.seed)
+    images, class_labels = as_arrays(scans.train)
+    for name in args.families:
+        train_family(name, images, args)
+    for percent in DRAWING_ORDER:
+        for name in args.families:
+            draw_family(name, percent, class_labels, args)
+    result = {
+        "environment": describe_machine("cpu", *PEERS),
+        "settings": {
+            **settings,
+            "warmup_share": WARMUP,
+            "num_inference_steps": NUM_INFERENCE_STEPS,
+            "rates": "one peak rate and one warm-up for all; the peers' own rates are 1e-4, 1e-4 and 2.5e-5",
+        },
+        **score(scans, args),
+    }
+    result["comparison"] = compare(result["families"])
+    write_json(args.output_dir / "time_to_quality.json", result)
+    plot(result, args.output_dir / "time_to_quality.png")
+    print(as_table(result) + f"\n\n{json.dumps(result['comparison'])}")
+
+
+if __name__ == "__main__":
+    main()
