@@ -14,10 +14,11 @@ from mri_ddpm.data import account_of, format_account
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, exit_on_input_error
 from mri_ddpm.evaluation.features import EXTRACTORS
+from mri_ddpm.files import writing_to
 from mri_ddpm.hub import export_repository, load_pipeline, provenance, push_run
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
 from mri_ddpm.sampling import SCHEDULERS, check_sampling, set_scheduler
-from mri_ddpm.sampling.folder import SampleFolder, writing_to
+from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,7 +204,7 @@ def show_noise(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> None:
             f"--output_dir {args.output_dir} holds a noise_strip.png already; name another folder."
         )
     scan = read_file("noise_strip", args.noise_strip, pipeline.unet.config.sample_size)
-    with writing_to(args.output_dir):
+    with writing_to(args.output_dir, *REFUSAL):
         args.output_dir.mkdir(parents=True, exist_ok=True)
         save_noise_strip(scan, DDPMScheduler.from_config(pipeline.scheduler.config), target, args.seed)
     print(f"written: {target}")

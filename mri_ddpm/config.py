@@ -18,6 +18,12 @@ from mri_ddpm.errors import InputError
 
 SCALED_BETAS = {"beta_start": 1e-4 * 1000 / 300, "beta_end": 0.02 * 1000 / 300}  # Ho et al.'s, for T = 300
 PAPER_BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
+AUTO = "auto"
+
+
+def number_or_auto(text: str | int) -> int | str:
+    """The type of a flag that takes a whole number or "auto"."""
+    return AUTO if text == AUTO else int(text)
 
 
 def about(default, text: str):
@@ -97,7 +103,9 @@ class TrainingConfig:
 
     # Optimization
     seed: int = about(0, "Seed of everything drawn.")
-    train_batch_size: int = about(64, "Scans a step on each process.")
+    train_batch_size: number_or_auto = about(
+        64, "Scans a step on each process; auto takes as many as fit into memory."
+    )
     gradient_accumulation_steps: int = about(1, "Batches an optimizer step.")
     num_train_epochs: int = about(1000, "Passes over the training scans.")
     max_train_steps: int | None = about(None, "Optimizer steps; overrides --num_train_epochs.")
@@ -112,6 +120,9 @@ class TrainingConfig:
     ] = about("cosine", "Learning rate against the optimizer step, by diffusers.optimization.")
     lr_warmup_steps: int = about(100, "Optimizer steps of warm-up.")
     max_grad_norm: float = about(1.0, "Clip the gradient's norm; 0 is off.")
+    surge_guard: bool = about(
+        True, "Clip and skip outlying updates, and go back to the last checkpoint when the loss surges."
+    )
     ema_max_decay: float = about(0.9999, "Largest decay of the averaged weights.")
     ema_power: float = about(0.75, "Warm-up of that decay: 1 - (1 + step) ** -power.")
 
@@ -173,7 +184,7 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
     """Raise an ``InputError`` naming the flag, its value and what it can be."""
     for name, least in AT_LEAST.items():
         value = getattr(config, name)
-        if value is not None and value < least:
+        if value is not None and value != AUTO and value < least:
             raise InputError(f"--{name} is {value}; take {least} or more.")
     for name in BETWEEN_0_AND_1:
         value = getattr(config, name)
@@ -290,7 +301,7 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
         )
     from_file = read_config_file(given.config) if given.config else {}
     preset = given.preset or from_file.get("preset", TrainingConfig.preset)
-    if preset not in PRESETS:
+    if str(preset) not in PRESETS:
         raise InputError(f"--preset {preset} is unknown; the presets are: {', '.join(PRESETS)}.")
 
     parser = HfArgumentParser(
@@ -324,7 +335,7 @@ def read_config_file(path: str) -> dict:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise InputError(f"--config {path} cannot be read: {error.strerror}; name a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of lists within lists without end
         raise InputError(f"--config {path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no keys; write lines such as 'resolution: 44'.")
@@ -334,4 +345,11 @@ def read_config_file(path: str) -> dict:
         raise InputError(
             f"--config {path} has unknown keys: {', '.join(unknown)}; 'train_ddpm.py --help' lists them all."
         )
+    for f in dataclasses.fields(TrainingConfig):
+        value, takes_list = values.get(f.name), f.default_factory is not dataclasses.MISSING
+        entries = value if isinstance(value, list) and takes_list else [value]
+        if any(isinstance(entry, (dict, list)) or str(entry).startswith("--") for entry in entries):
+            raise InputError(
+                f"--config {path} gives {f.name} {str(value):.60}; write a number or a word, or several for a list."
+            )
     return values

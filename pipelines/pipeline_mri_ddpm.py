@@ -32,6 +32,7 @@ DDIM_AS_DPM_SOLVER = {
     "use_karras_sigmas": False,
     "use_lu_lambdas": False,
 }
+MAX_TIMESTEPS = 100_000  # a number out of a broken config would fill the memory
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 
 
@@ -97,7 +98,12 @@ class MRIDDPMPipeline(DiffusionPipeline):
         Raises:
             ValueError: when it, or a config beside it, names a class that is none of ours.
         """
-        config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        try:
+            config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, RecursionError):  # of numbers and of lists without end
+            if not (Path(pretrained_model_name_or_path) / "model_index.json").is_file():
+                raise
+            config = None
         if not isinstance(config, dict):
             raise ValueError(
                 f"{pretrained_model_name_or_path}/model_index.json holds no mapping; it is not opened."
@@ -183,7 +189,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: which tensors it is given: ``"x_t"``, ``"x_0"``.
 
         Raises:
-            ValueError: for what cannot be drawn; the sentence names the argument and what it can be.
+            ValueError: for what cannot be drawn; the sentence names the argument and what it can be. Also when a network
+                predicts what is not finite.
         """
         self.check_inputs(
             class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type,
@@ -231,7 +238,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
         if redrawn is not None:
             calls = with_jumps(calls, jump_length, jump_n_sample or (10 if is_ancestral(scheduler) else 1))
 
-        x_ts, x_0s = [], []
+        x_ts, x_0s, finite = [], [], torch.tensor(True, device=device)
         for step, i in enumerate(self.progress_bar(calls)):
             t = timesteps[i]
             if step and i <= calls[step - 1]:  # back over the stretch just drawn: q(x_t | x_s) for s < t
@@ -242,6 +249,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
             model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
             inside = guidance_start * total <= total - 1 - float(t) < guidance_end * total
             prediction = self.predict(model_input, on_device[i], labels, guidance_scale if inside else 1.0)
+            finite = finite & prediction.isfinite().all()  # clipping would hide it; read after the loop
             prediction, x_0 = self.clip(prediction, model_input, alpha_bars[i], dynamic_thresholding_ratio)
             x_t = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
             if i == len(timesteps) - 1 and is_ancestral(scheduler):
@@ -254,6 +262,11 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 x_t = (callback_on_step_end(self, step, t, tensors) or {}).get("x_t", x_t)
 
+        if not (finite & x_t.isfinite().all()):
+            raise ValueError(
+                "the network's predictions are not finite numbers; take other weights, of an earlier step or in "
+                "float32, or a lower guidance_scale."
+            )
         unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
         if redrawn is not None:
             unit = torch.where(redrawn, unit, given)
@@ -583,15 +596,27 @@ def check_index(index: dict, folder: Path) -> None:
         wanted = known.get(key, ("no further component",))
         if index.get(key) not in wanted:
             raise ValueError(
-                f"{folder / 'model_index.json'} says {key} is {index.get(key)!r}, where {wanted[0]!r} is wanted; it is not "
+                f"{folder / 'model_index.json'} says {key} is {repr(index.get(key)):.200}, where {wanted[0]!r} is wanted; it is not "
                 "opened."
             )
     check_config(folder / "unet" / "config.json", UNET_CLASS)
-    check_config(folder / "scheduler" / "scheduler_config.json", name, scheduler_class.from_config)
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    check_config(scheduler_file, name, lambda config: rehearse(scheduler_class, config))
     for file in (folder / "unet").glob("*.index*.json"):  # its entries are paths, and could lead anywhere
         raise ValueError(
             f"{file} spreads the weights over several files; save them whole, with a larger max_shard_size."
         )
+
+
+def rehearse(scheduler_class: type[SchedulerMixin], config: dict) -> None:
+    """Build a scheduler and take one step with it, in which a value that it cannot use shows itself."""
+    total = config.get("num_train_timesteps", 1000)
+    if not 1 <= total <= MAX_TIMESTEPS:
+        raise ValueError(f"num_train_timesteps is not from 1 to {MAX_TIMESTEPS}")
+    scheduler, x_t = scheduler_class.from_config(config), torch.zeros(1, 1, 2, 2)
+    if hasattr(scheduler, "alphas_cumprod"):  # else no call of the pipeline will take it
+        scheduler.set_timesteps(min(2, total))
+        scheduler.step(x_t, scheduler.timesteps[0], scheduler.scale_model_input(x_t, scheduler.timesteps[0]))
 
 
 def check_config(file: Path, class_name: str, build: Callable[[dict], object] = dict) -> None:
@@ -606,9 +631,10 @@ def check_config(file: Path, class_name: str, build: Callable[[dict], object] = 
         config = json.loads(file.read_text())
         found = config["_class_name"]
         build(config)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{file} is no config of a {class_name}: {error}.") from error
+    except Exception as error:  # values of any type, or too large for any memory, break anything
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"{file} is no config of a {class_name}: {reason:.300}.") from error
     if found != class_name:
         raise ValueError(
-            f"{file} says _class_name is {found!r}, where {class_name!r} is wanted; it is not opened."
+            f"{file} says _class_name is {repr(found):.200}, where {class_name!r} is wanted; it is not opened."
         )

@@ -1,4 +1,4 @@
-"""Scans as a PyTorch data set, straight from the memory-mapped Arrow table.
+"""Scans as a PyTorch data set, straight from the memory-mapped Arrow table, or held in memory.
 
 B: batch, H, W: the resolution.
 """
@@ -14,7 +14,7 @@ from .intensity import to_model_range
 
 
 class ScanDataset(torch.utils.data.Dataset):
-    """Items {"pixel_values": float32 (1, H, W) in [-1, 1], "class_labels": int}; nothing random happens here.
+    """Items {"pixel_values": float32 (1, H, W) in [-1, 1], "class_labels": int64 ()}; nothing random happens here.
 
     table: has a column "pixels", uint16 (H * W,) in 0..65535, of which the data set shows `rows`.
     class_labels: int64, one for every row shown.
@@ -27,6 +27,7 @@ class ScanDataset(torch.utils.data.Dataset):
         self._starts = np.cumsum([0, *map(len, chunks)])
         # Views into the memory map, (rows of the chunk, H, W): nothing is read before it is asked for.
         self._chunks = [_pixels(chunk) for chunk in chunks]
+        self._held: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __reduce__(self) -> tuple:
         """Worker processes map the table again instead of getting a copy of its pixels."""
@@ -43,16 +44,31 @@ class ScanDataset(torch.utils.data.Dataset):
         pixel_values, labels = self.batch(indices)
         return [
             {"pixel_values": image, "class_labels": label}
-            for image, label in zip(pixel_values, labels.tolist(), strict=True)
+            for image, label in zip(pixel_values, labels, strict=True)
         ]
 
     def batch(self, indices: list[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Images float32 (B, 1, H, W) in [-1, 1] and labels int64 (B,), in the order asked for."""
+        if self._held:
+            images, labels = self._held
+            chosen = torch.as_tensor(indices, device=images.device)
+            return images[chosen], labels[chosen]
         rows = self._rows[indices]
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
         stored = [self._chunks[c][r] for c, r in zip(chunk, rows - self._starts[chunk], strict=True)]
         unit = np.stack(stored)[:, None].astype(np.float32) / DEPTH  # (B, 1, H, W)
         return torch.from_numpy(to_model_range(unit)), torch.from_numpy(self.class_labels[indices])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as float32."""
+        side = self._chunks[0].shape[-1]
+        return len(self) * side * side * 4
+
+    def hold(self, device: torch.device | str) -> None:
+        """Keep all images on a device, from where batches are then taken: for data sets that are small beside it."""
+        images, labels = self.batch(np.arange(len(self)))
+        self._held = images.to(device), labels.to(device)
 
 
 def _pixels(chunk) -> np.ndarray:

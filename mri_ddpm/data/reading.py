@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FITS = ("pad", "crop", "stretch")
+RUN_BY_OTHERS = ("EPS", "WMF")  # Pillow hands these programs to Ghostscript and to Windows
 _ITU_R_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of R, G, B
 
 
@@ -26,7 +27,7 @@ def read_scan(content: bytes) -> np.ndarray:
     - 32-bit integers within 0..65535 are taken as 16-bit, floats within [0, 1] as they are; where values lie
       outside, no full range is agreed on, so the image's own minimum and maximum become 0 and 1.
 
-    Raises `BadImageError` for an empty, truncated, enormous or non-image file.
+    Raises `BadImageError` for an empty, truncated, enormous or non-image file, and for PostScript, which is a program.
     """
     if not content:
         raise BadImageError("is empty")
@@ -34,6 +35,8 @@ def read_scan(content: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
+                if image.format in RUN_BY_OTHERS:
+                    raise BadImageError(f"is a drawing ({image.format}), which is not read: save it as PNG")
                 image.load()
                 return _grey(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

@@ -8,6 +8,7 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.files import write_json, write_json_lines
 from mri_ddpm.hub.card import make_model_card
 from mri_ddpm.hub.record import Record, read_record
+from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 
 
@@ -34,24 +35,38 @@ def export_repository(source: Path, folder: Path, repo_id: str, license: str | N
     record = read_record(source)
     try:
         pipeline = MRIDDPMPipeline.from_pretrained(record.pipeline_dir)
+        for path in variants(record.pipeline_dir / "unet"):
+            AttentionUNet2DModel.from_pretrained(path.parent, variant=path.suffixes[0][1:])
     except (OSError, ValueError) as error:
         raise InputError(f"{record.pipeline_dir} cannot be pushed: {' '.join(str(error).split())}") from error
+
+    try:
+        card = str(make_model_card(record, pipeline, repo_id, license))
+    except Exception as error:  # values of other types than a run writes break anything
+        raise InputError(
+            f"the papers of {source} (config.json, manifest.json, metrics.jsonl, ...) are not as a run writes them: "
+            f"{' '.join(str(error).split()):.300}; move those away that were changed."
+        ) from error
 
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.save_config(folder)
     for part in ("unet", "scheduler"):
         copy_part(record.pipeline_dir / part, folder / part)
     write_papers(record, folder / "training")
-    card = make_model_card(record, pipeline, repo_id, license)
-    (folder / "README.md").write_text(str(card))
+    (folder / "README.md").write_text(card)
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def variants(folder: Path) -> list[Path]:
+    """Weights of other precision beside the main ones, as ``diffusion_pytorch_model.fp16.safetensors``."""
+    return sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
 
 
 def copy_part(source: Path, folder: Path) -> None:
     """Copy the weights, of every variant, to the byte, and the config without the folder it was loaded from."""
     folder.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
-        if path.suffix == ".safetensors":
+        if path.name == "diffusion_pytorch_model.safetensors" or path in variants(source):
             shutil.copyfile(path, folder / path.name)
         elif path.name in ("config.json", "scheduler_config.json"):
             config = json.loads(path.read_text())

@@ -1,9 +1,9 @@
 """What a run wrote down about itself, as far as it may leave the machine."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mri_ddpm import files
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
 
@@ -57,7 +57,7 @@ def read_record(source: Path) -> Record:
         environment=read_json(papers / "environment.json"),
         evaluation=read_json(papers / "evaluation" / "metrics.json"),
         metrics=read_json_lines(papers / "metrics.jsonl"),
-        raw_weights=max(papers.glob("checkpoints/step-*/model.safetensors"), default=None),
+        raw_weights=max(papers.glob("checkpoints/step-*[0-9]/model.safetensors"), default=None, key=by_step),
         pictures={
             name: [p for p in paths if p.is_file()][-1]
             for name, paths in pictures.items()
@@ -66,14 +66,19 @@ def read_record(source: Path) -> Record:
     )
 
 
+def by_step(file: Path) -> tuple[int, str]:
+    """Sorts what is in checkpoints by their steps, whatever their number of digits."""
+    return len(file.parent.name), file.parent.name
+
+
 def read_json(path: Path) -> dict | None:
     """A JSON file without the places on this machine that it names; ``None`` when there is no such file."""
     if not path.is_file():
         return None
     try:
-        return without_places(json.loads(path.read_text()))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); mend it or move it away.") from error
+        return without_places(files.read_json(path))
+    except RecursionError as error:
+        raise InputError(f"{path} holds lists within lists without end; mend it or move it away.") from error
 
 
 def without_places(value):

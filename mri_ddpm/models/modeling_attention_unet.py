@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 MIN_SIZE = 16  # pixels
+MAX_SIZE = 8192  # of a config; any is taken for a single sample
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
 
 
@@ -37,7 +38,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))  # (B, C, H, W)
         scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
-        h = self.norm2(h) * (1 + scale) + shift
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # one pass over memory where "*" and "+" take two
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
 
 
@@ -60,7 +61,7 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
-        h = self.norm(self.depthwise(x)) * (1 + scale) + shift  # (B, C, H, W)
+        h = torch.addcmul(shift, self.norm(self.depthwise(x)), 1 + scale)  # (B, C, H, W)
         return self.shortcut(x) + self.project(self.dropout(F.gelu(self.expand(h))))
 
 
@@ -164,6 +165,11 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
             attention_head_dim,
             norm_num_groups,
         )
+        if not MIN_SIZE <= sample_size <= MAX_SIZE:
+            raise ValueError(f"sample_size is {sample_size}; take {MIN_SIZE} to {MAX_SIZE} pixels.")
+        num_classes = num_class_embeds or 0
+        if class_names is not None and [type(name) for name in class_names] != [str] * num_classes:
+            raise ValueError(f"class_names are not the names of {num_classes} classes.")
         self.gradient_checkpointing = False
         channels, embed_dim = tuple(block_out_channels), 4 * block_out_channels[0]
 
@@ -220,8 +226,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
             kwargs: as in diffusers: ``subfolder``, ``revision``, ``torch_dtype``, ``variant``, ``token``, ...
 
         Raises:
-            ValueError: when a tensor is missing, unknown or of another shape, the file is damaged, or a number in the
-                config fits no network.
+            ValueError: when a tensor is missing, unknown, of another shape or not finite, the file is damaged, or a number
+                in the config fits no network.
         """
         where = "/".join(map(str, filter(None, (pretrained_model_name_or_path, kwargs.get("subfolder")))))
         kwargs["use_safetensors"] = True  # a pickle could run anything
@@ -233,8 +239,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
                 pretrained_model_name_or_path, output_loading_info=True, **kwargs
             )
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-            reason = str(error).split(". ")[0].rstrip(".")
-            raise ValueError(f"the U-Net in {where} cannot be loaded: {reason}.") from error
+            reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+            raise ValueError(f"the U-Net in {where} cannot be loaded: {reason:.300}.") from error
         except OSError as error:
             if not str(error).startswith(
                 "Unable to load weights"
@@ -251,6 +257,12 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
                 f"the weights in {where} do not fit its config.json: {len(wrong)} tensors are missing or unknown, "
                 f"the first is {wrong[0]}."
             )
+        for name, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"the weights in {where} hold numbers that are not finite, the first in {name}; take those of an "
+                    "earlier step."
+                )
         return (model, info) if output_loading_info else model
 
     def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:

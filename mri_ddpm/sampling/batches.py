@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 
 LARGEST_BATCH = {"cpu": 64}  # beyond it a CPU gains nothing
 LARGEST_BATCH_ELSEWHERE = 1024
-AUTO = "auto"
 MAX_SEED = 2**63 - 1
 
 
@@ -77,6 +77,9 @@ def draw_batches(
 
     Yields:
         The numbers of a batch's images, and the images.
+
+    Raises:
+        InputError: when the network's predictions are not finite.
     """
     if batch_size == AUTO:
         batch_size = batch_size_that_fits(pipeline, labels, num_images, **chain)
@@ -87,11 +90,20 @@ def draw_batches(
             numbers = range(start, min(start + batch_size, num_images))
             if not all(i in done for i in numbers):
                 batch = labels[numbers.start : numbers.stop] if labels is not None else None
-                yield (
-                    numbers,
-                    pipeline(batch, len(numbers), generator=generators(seed, numbers), **chain).images,
-                )
+                yield numbers, images_of(pipeline, batch, numbers, seed, **chain)
             bar.update(len(numbers))
+
+
+def images_of(pipeline: MRIDDPMPipeline, labels: Sequence | None, numbers: Sequence[int], seed: int, **chain):
+    """Draw the images of these numbers, image i from seed + i.
+
+    Raises:
+        InputError: for what only drawing shows, such as predictions that are not finite.
+    """
+    try:
+        return pipeline(labels, len(numbers), generator=generators(seed, numbers), **chain).images
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def generators(seed: int, numbers: Sequence[int]) -> list[torch.Generator]:
@@ -104,9 +116,9 @@ def batch_size_that_fits(pipeline: MRIDDPMPipeline, labels: Sequence | None, num
     pipeline.set_progress_bar_config(disable=True)
     device = pipeline.device.type
     dearest = {"num_inference_steps": 1, "output_type": "pt", "guidance_start": 0.0, "guidance_end": 1.0}
-    one = {**chain, **dearest, "jump_n_sample": 1, "generator": generators(0, range(1))}
+    one = {**chain, **dearest, "jump_n_sample": 1}
     with activation_bytes(pipeline.unet) as each:
-        pipeline(labels[:1] if labels else None, 1, **one)
+        images_of(pipeline, labels[:1] if labels else None, range(1), 0, **one)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     largest = min(LARGEST_BATCH.get(device, LARGEST_BATCH_ELSEWHERE), free // (2 * max(1, sum(each))))
 
@@ -114,7 +126,7 @@ def batch_size_that_fits(pipeline: MRIDDPMPipeline, labels: Sequence | None, num
     def try_one_step(batch_size: int) -> int:
         tried = range(min(batch_size, num_images))
         batch = [labels[0]] * len(tried) if labels else None
-        pipeline(batch, len(tried), **{**one, "generator": generators(0, tried)})
+        images_of(pipeline, batch, tried, 0, **one)
         return batch_size
 
     return try_one_step()

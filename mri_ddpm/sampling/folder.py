@@ -1,21 +1,22 @@
 """A folder of drawn images that knows what was asked for, so that a drawing cut short goes on where it stopped."""
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
-from mri_ddpm.files import write_json
+from mri_ddpm.files import whole_file, write_json, writing_to
 from mri_ddpm.hub import png_text
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.sampling.batches import AUTO, batch_size_that_fits, draw_batches
+from mri_ddpm.sampling.batches import batch_size_that_fits, draw_batches
 
 REQUEST_FILE = ".sampling.json"  # hidden, so that the folder is one of images alone, to train on or to load
+# Of a folder that cannot be written: the way out, and the flag that names it
+REFUSAL = ("name another folder.", "--output_dir ")
 
 
 class SampleFolder:
@@ -43,7 +44,7 @@ class SampleFolder:
         ]
         if other:
             raise InputError(
-                f"--output_dir {path} holds images of {other[0]} {before['request'].get(other[0])}, not "
+                f"--output_dir {path} holds images of {other[0]} {str(before['request'].get(other[0])):.100}, not "
                 f"{request.get(other[0])}; name a new folder."
             )
         self.rejected, self.batch_size = set(before["rejected"]), before["batch_size"]
@@ -98,31 +99,18 @@ class SampleFolder:
 
     def save(self, image: Image.Image, name: str, text: dict) -> None:
         """Write one image under a temporary name and rename it."""
-        unfinished = self.path / f".{name}.unfinished"
-        with writing_to(self.path):
+        with writing_to(self.path, *REFUSAL), whole_file(self.path / name) as unfinished:
             image.save(unfinished, format="PNG", pnginfo=png_text(text))
-            os.replace(unfinished, self.path / name)
 
     def save_request(self) -> None:
         """Write ``.sampling.json``."""
         rejected = sorted(int(i) for i in self.rejected)
-        with writing_to(self.path):
+        with writing_to(self.path, *REFUSAL):
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(
                 self.path / REQUEST_FILE,
                 {"request": self.request, "batch_size": self.batch_size, "rejected": rejected},
             )
-
-
-@contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Say in one sentence what the system has against writing into a folder."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"--output_dir {path} cannot be written: {error.strerror}; name another folder."
-        ) from error
 
 
 def read_request(path: Path) -> dict:
@@ -135,10 +123,10 @@ def read_request(path: Path) -> dict:
         found = json.loads((path / REQUEST_FILE).read_text())
         return {
             "request": dict(found["request"]),
-            "batch_size": dict(found["batch_size"]),
-            "rejected": found["rejected"],
+            "batch_size": {device: max(1, int(size)) for device, size in found["batch_size"].items()},
+            "rejected": [int(number) for number in found["rejected"]],
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(
             f"--output_dir {path} is not an empty folder, nor one that 'mri-ddpm sample' drew into; name a new one."
         ) from None
