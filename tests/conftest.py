@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN, HubServer
 
+REPOSITORY = Path(__file__).parents[1]
+
 # The only Hub that tests know, on loopback. The client reads most of this when it is imported, hence here.
 HUB = HubServer()
 HOME = tempfile.TemporaryDirectory(prefix="mri-ddpm-tests-")
@@ -18,9 +20,11 @@ os.environ.update(
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
 
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.files import read_json_lines
 from mri_ddpm.training import train
 
 # Networks this small lose more by sharing out their work than they win: five times the time on two busy cores.
@@ -74,6 +78,47 @@ def train_alone(config: TrainingConfig) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return train(config)
+
+
+def start(
+    *flags,
+    launcher=("-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"),
+    **environment,
+):
+    command = [sys.executable, *launcher, "train_ddpm.py", "--preset", "tiny", *map(str, flags)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, start_new_session=True,
+    )  # fmt: skip
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [row["loss"] for row in read_json_lines(run_dir / "metrics.jsonl") if "loss" in row]
+
+
+def state_of(run_dir: Path, step: int = 20) -> dict:
+    """Weights, EMA, optimizer and schedule of a checkpoint, flat."""
+    folder = run_dir / "checkpoints" / f"step-{step:06d}"
+    state = {"weights": load_file(folder / "model.safetensors")}
+    for name in ("optimizer.bin", *(f"custom_checkpoint_{i}.pkl" for i in range(3))):
+        state[name] = torch.load(folder / name, weights_only=True)
+    return state
+
+
+def assert_same_to_the_bit(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_to_the_bit(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same_to_the_bit(x, y)
+    else:
+        assert a == b
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,8 @@ def refuse_other_scans(trained: dict, found: dict, data: str | None) -> None:
 def as_arrays(part) -> Labelled:
     """A data set as arrays: images in [0, 1], of 256 levels as synthetic ones, and classes."""
     pixels, labels = part.batch(np.arange(len(part)))
-    return (np.round(to_unit_range(pixels).numpy() * 255) / 255).astype(np.float32), labels.numpy()
+    pixels, labels = to_unit_range(pixels).cpu().numpy(), labels.cpu().numpy()  # they may be held on a GPU
+    return (np.round(pixels * 255) / 255).astype(np.float32), labels
 
 
 def draw(
@@ -156,5 +157,14 @@ def raw_unet(pipeline: MRIDDPMPipeline, record: Record) -> AttentionUNet2DModel 
     if record.raw_weights is None:
         return None
     unet = AttentionUNet2DModel.from_config(pipeline.unet.config)
-    unet.load_state_dict(load_file(record.raw_weights))
+    try:
+        weights = load_file(record.raw_weights)
+        unet.load_state_dict(
+            {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+        )  # of DDP
+    except Exception as error:  # a broken file makes its reader raise nearly anything
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{record.raw_weights} cannot be used: {reason:.200}; remove that checkpoint."
+        ) from error
     return unet.eval().to(pipeline.device, memory_format=torch.channels_last)

@@ -1,12 +1,9 @@
-"""The training loop, as titled paragraphs; one optimizer step is ``TrainingRun.step``."""
+"""The training loop; one optimizer step is ``TrainingRun.step``."""
 
-import dataclasses
 import math
-import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,92 +19,25 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
 from mri_ddpm.diffusion import loss_per_sample, make_noise_scheduler, min_snr_weights, training_target
 from mri_ddpm.errors import InputError
-from mri_ddpm.files import replace_folder, write_json
+from mri_ddpm.files import whole_folder
 from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.training import preparation
-from mri_ddpm.training.checkpoints import Progress, find_checkpoint, save_checkpoint
+from mri_ddpm.training.checkpoints import (
+    Progress,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    set_rate,
+    writing_together,
+)
 from mri_ddpm.training.epoch_evaluation import EpochEvaluation
-from mri_ddpm.training.interrupt import Interrupt, interrupt_between_steps
+from mri_ddpm.training.guard import LEAST_RATE_FACTOR, Guard, all_finite
+from mri_ddpm.training.interrupt import Interrupt
 from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, draw_for_batch
 from mri_ddpm.training.records import Metrics, plot_loss
-from mri_ddpm.training.run_folder import check_run_folder, check_same_data, environment
 from mri_ddpm.training.validation import averaged_weights, draw_grid, validation_loss
-
-
-def train(config: TrainingConfig) -> Path:
-    """Train as ``config`` says, in one process or in every process that accelerate started.
-
-    Returns:
-        The run folder: ``config.json``, ``manifest.json``, ``environment.json``, ``metrics.jsonl``, ``loss.png``,
-        ``checkpoints/``, ``samples/``, ``samples.png`` and ``pipeline/`` with the EMA weights.
-
-    Raises:
-        InputError: when the configuration, the scans and the run folder do not go together.
-    """
-    # Refuse what can be refused before any work
-    run_dir = Path(config.output_dir)
-    preparation.check_architecture(config)
-    preparation.check_tracker(config)
-    check_run_folder(run_dir, config)
-    checkpoint = (
-        find_checkpoint(run_dir, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
-    )
-
-    # Scans, network and all that trains it
-    accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.report_to,
-        project_dir=str(run_dir),
-    )
-    preparation.use_all_cores(accelerator)
-    scans = preparation.load(accelerator, config)
-    check_same_data(run_dir, scans.manifest)
-    run = TrainingRun.prepare(accelerator, config, scans, run_dir)
-    if checkpoint:
-        accelerator.load_state(str(checkpoint))
-        run.ema.to(accelerator.device)  # what accelerate does not know is loaded to the CPU
-    if config.push_to_hub and accelerator.is_main_process:
-        run.push = BackgroundPush(
-            run_dir, config.repo_id, config.hub_public, config.hub_license, say=tqdm.write
-        )
-
-    # The run folder, written only now that nothing is left to refuse
-    if accelerator.is_main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / "config.json", dataclasses.asdict(config))  # first: it marks the folder as a run
-        (run_dir / "checkpoints").mkdir(exist_ok=True)
-        write_json(run_dir / "manifest.json", scans.manifest)
-        write_json(run_dir / "environment.json", environment(accelerator))
-        run.metrics = Metrics(run_dir / "metrics.jsonl", run.progress.step)
-    preparation.start_tracker(accelerator, config)
-    preparation.announce(run)
-    if config.resume_from_checkpoint and not checkpoint:
-        accelerator.print(f"{run_dir} has no checkpoint yet: starting from step 0.")
-
-    # Train
-    if run.progress.step == 0 and 0 in config.sample_epochs:
-        run.sample(epoch=0)
-    with interrupt_between_steps(accelerator) as interrupt:
-        run.train(interrupt)
-    if run.progress.step < run.max_steps:
-        accelerator.print(
-            f"Stopped after step {run.progress.step}. Go on with --resume_from_checkpoint latest."
-        )
-        sys.exit(128 + (interrupt.signum or signal.SIGINT))
-
-    # Leave a pipeline and its samples
-    if accelerator.is_main_process:
-        with averaged_weights(run.ema, run.raw_unet):
-            draw_grid(run.raw_unet, run.noise_scheduler, config, run_dir / "samples.png", progress=True)
-        print(
-            f"Pipeline: {run_dir / 'pipeline'}   samples: {run_dir / 'samples.png'}   loss: {run_dir / 'loss.png'}"
-        )
-        if run.push:
-            print(run.push.finish(run.progress.step))
-    accelerator.end_training()
-    return run_dir
 
 
 @dataclass
@@ -126,12 +56,14 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     ema: EMAModel
+    guard: Guard
     progress: Progress
     steps_per_epoch: int
     max_steps: int
     metrics: Metrics | None = None  # on the main process only
     epoch_evaluation: EpochEvaluation | None = None  # there too, from the first of --evaluate_epochs on
     push: BackgroundPush | None = None  # there too, and only with --push_to_hub
+    trouble: str | None = None  # what is wrong with the last steps, in words
     unlogged: list[dict] = field(default_factory=list)
     since: float = 0.0  # when the steps in ``unlogged`` began, in seconds
     bar: tqdm | None = None
@@ -142,12 +74,14 @@ class TrainingRun:
     ) -> "TrainingRun":
         """Build the network, the optimizer and the rest for this process."""
         sampler = EpochSampler(len(scans.train), config.seed)
+        held = preparation.hold_if_small(accelerator, scans)
         loader = DataLoader(
             scans.train,
             batch_size=config.train_batch_size,
             sampler=sampler,
             drop_last=True,
-            num_workers=config.dataloader_num_workers,
+            num_workers=0 if held else config.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda" and not held,
         )
         raw_unet = preparation.build_unet(config, scans.class_names).to(memory_format=torch.channels_last)
         optimizer = preparation.build_optimizer(config, raw_unet)
@@ -166,7 +100,9 @@ class TrainingRun:
             raw_unet.parameters(), decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power
         )
         progress = Progress()
-        accelerator.register_for_checkpointing(progress, ema, lr_scheduler)
+        parameters, fp16 = list(raw_unet.parameters()), accelerator.scaler is not None
+        guard = Guard(optimizer.optimizer, parameters, config.surge_guard, fp16)
+        accelerator.register_for_checkpointing(progress, ema, lr_scheduler, guard)
         noise_scheduler = make_noise_scheduler(
             config.num_train_timesteps,
             config.beta_start,
@@ -176,7 +112,7 @@ class TrainingRun:
         )
         return cls(
             accelerator, config, run_dir, scans, sampler, loader, unet, raw_unet, noise_scheduler, optimizer,
-            lr_scheduler, ema, progress, steps_per_epoch, max_steps,
+            lr_scheduler, ema, guard, progress, steps_per_epoch, max_steps,
         )  # fmt: skip
 
     def train(self, interrupt: Interrupt) -> None:
@@ -185,24 +121,25 @@ class TrainingRun:
             total=self.max_steps, initial=self.progress.step, desc="training", unit="step",
             disable=not self.accelerator.is_main_process, dynamic_ncols=True,
         )  # fmt: skip
-        self.unet.train()
-        self.since = time.perf_counter()
-        stopping = False
-        while self.progress.step < self.max_steps and not stopping:
-            for batches in self.epoch_from_here():
-                self.unlogged.append(self.step(batches))
-                self.progress.step += 1
-                self.bar.update()
-                stopping = self.is_to_stop(interrupt)
-                self.watch_and_keep(stopping)
-                if stopping or self.progress.step == self.max_steps:
-                    break
-            epoch, within = divmod(self.progress.step, self.steps_per_epoch)
-            if within == 0 and epoch in self.config.sample_epochs:
-                self.sample(epoch)
-            if within == 0 and epoch in self.config.evaluate_epochs:
-                self.evaluate(epoch)
-        self.bar.close()
+        with self.bar:
+            self.unet.train()
+            self.since = time.perf_counter()
+            self.show()  # of epoch 0, or what a kill between a checkpoint and this left out
+            stopping = False
+            while self.progress.step < self.max_steps and not stopping:
+                for batches in self.epoch_from_here():
+                    self.unlogged.append(self.step(batches))
+                    self.progress.step += 1
+                    self.bar.update()
+                    stopping = self.is_to_stop(interrupt)
+                    self.watch_and_keep(stopping)
+                    if self.trouble:
+                        self.go_back()
+                        break
+                    if stopping or self.progress.step == self.max_steps:
+                        break
+                if not stopping:
+                    self.show()
 
     def is_to_stop(self, interrupt: Interrupt) -> bool:
         """Whether to stop after this step, the same on every process; several of them ask one another now and then."""
@@ -217,33 +154,35 @@ class TrainingRun:
         self.sampler.epoch = epoch
         skipped = within * accumulation
         loader = self.accelerator.skip_first_batches(self.loader, skipped) if skipped else self.loader
-        first, pending = epoch * len(self.loader) + skipped, []
+        first, last = epoch * len(self.loader) + skipped, (epoch + 1) * len(self.loader) - 1
+        pending = []
         for index, batch in enumerate(loader, start=first):
             pending.append((index, batch))
-            if len(pending) == accumulation:
+            if (
+                len(pending) == accumulation or index == last
+            ):  # once the loader has ended, accelerate would go on gathering
                 yield pending
                 pending = []
-        if pending:
-            yield pending
 
     def step(self, batches: list[tuple[int, dict]]) -> dict:
         """One optimizer step; returns its loss, rate and gradient norm, still on the device."""
-        losses, grad_norm = [], None
+        losses, verdict = [], {}
         for index, batch in batches:
             with self.accelerator.accumulate(self.unet):
                 loss = self.loss(index, batch["pixel_values"], batch["class_labels"])
                 losses.append(loss.detach())
                 self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients and self.config.max_grad_norm:
-                    grad_norm = self.accelerator.clip_grad_norm_(
-                        self.unet.parameters(), self.config.max_grad_norm
-                    )
+                if self.accelerator.sync_gradients:
+                    max_norm = self.config.max_grad_norm or math.inf
+                    grad_norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), max_norm)
+                    verdict = self.guard.judge(grad_norm, max_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         learning_rate = self.lr_scheduler.get_last_lr()[0]
         self.lr_scheduler.step()
         self.ema.step(self.raw_unet.parameters())
-        return {"loss": torch.stack(losses).mean(), "learning_rate": learning_rate, "grad_norm": grad_norm}
+        loss = torch.stack(losses).mean()
+        return {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **verdict}
 
     def loss(self, batch_index: int, x_0: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         """Mean loss of this process's part of a batch: ``(B, 1, H, W)``, ``(B,)`` -> ``()``."""
@@ -275,9 +214,20 @@ class TrainingRun:
         validating, keeping = due(config.validation_steps), stopping or due(config.checkpointing_steps)
         if due(config.logging_steps) or validating or keeping:
             self.log()
+        if (
+            keeping
+            and not self.trouble
+            and not all_finite([*self.raw_unet.parameters(), *self.ema.shadow_params])
+        ):
+            self.trouble = "the weights are no longer finite"
+        if self.trouble:
+            return
         if validating:
             self.validate()
         if keeping:
+            with self.writing():
+                if self.metrics:
+                    self.metrics.sync()
             save_checkpoint(self.accelerator, self.run_dir, step, config.checkpoints_total_limit)
             self.save_pipeline()
             if self.push and not stopping and step < self.max_steps:  # the end has a push of its own
@@ -297,21 +247,51 @@ class TrainingRun:
                 "loss": loss,
                 "learning_rate": row["learning_rate"],
                 "images_per_second": images_per_second,
-                **({} if row["grad_norm"] is None else {"grad_norm": float(row["grad_norm"])}),
+                "grad_norm": float(row["grad_norm"]),
+                **{name: 1 for name in ("clipped", "skipped") if name in row and row[name]},
             }
             for step, (loss, row) in enumerate(zip(losses, self.unlogged, strict=True), start=first)
         ]
         self.unlogged = []
-        if self.metrics:
-            self.metrics.append(rows)
+        with self.writing():
+            if self.metrics:
+                self.metrics.append(rows)
         self.accelerator.log(rows[-1], step=self.progress.step)
         self.bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", images_per_s=f"{images_per_second:.0f}")
-        bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
-        if bad:
+        self.trouble = self.guard.trouble(losses, [bool(row.get("skipped")) for row in rows])
+
+    def go_back(self) -> None:
+        """After a surge: back to the last checkpoint, from which half of the learning rate leads on.
+
+        Raises:
+            InputError: when there is no checkpoint yet, when that has been done too often, or without the guard.
+        """
+        trouble, surged_at, self.trouble = self.trouble, self.progress.step, None
+        rate_factor = self.guard.rate_factor / 2
+        checkpoint = find_checkpoint(self.run_dir, "latest")
+        if not (self.config.surge_guard and checkpoint) or rate_factor < LEAST_RATE_FACTOR:
             raise InputError(
-                f"the loss is {bad['loss']} at step {bad['step']}; resume from the last checkpoint with a lower "
-                f"--learning_rate than {self.config.learning_rate}, or with --max_grad_norm 1."
+                f"{trouble} at step {surged_at}; resume from the last checkpoint, or start again, with a lower "
+                f"--learning_rate than {self.config.learning_rate * self.guard.rate_factor:g}, or with --max_grad_norm 1."
             )
+        load_checkpoint(self, checkpoint)
+        self.guard.rate_factor = rate_factor
+        set_rate(self)
+        step = self.progress.step
+        row = {"step": step, "surge_at_step": surged_at, "learning_rate_factor": rate_factor}
+        with self.writing():
+            if self.metrics:
+                self.metrics.rewind(step)
+                self.metrics.append(
+                    [] if row in self.metrics.rows else [row]
+                )  # there when the surge is met again
+        self.accelerator.log(row, step=surged_at)
+        self.bar.write(
+            f"step {surged_at}: {trouble}; back to step {step} with {rate_factor:g} of the learning rate"
+        )
+        self.bar.n = step
+        self.bar.refresh()
+        self.since = time.perf_counter()
 
     def validate(self) -> None:
         """Held-out loss of raw and EMA weights, to ``metrics.jsonl``, the trackers and ``loss.png``."""
@@ -326,44 +306,58 @@ class TrainingRun:
         with averaged_weights(self.ema, self.raw_unet):
             row["validation_loss_ema"] = validation_loss(*arguments)
         self.accelerator.log(row, step=self.progress.step)
+        with self.writing():
+            if self.metrics:
+                self.metrics.append([row])
+                names = ("loss_type", "prediction_type", "resolution")
+                title = "{} loss, {}, {} px".format(*(getattr(self.config, name) for name in names))
+                plot_loss(self.metrics.rows, self.run_dir / "loss.png", title)
         if self.metrics:
-            self.metrics.append([row])
-            title = (
-                f"{self.config.loss_type} loss, {self.config.prediction_type}, {self.config.resolution} px"
-            )
-            plot_loss(self.metrics.rows, self.run_dir / "loss.png", title)
             self.bar.write(
                 f"step {row['step']}: held-out loss {row['validation_loss']:.4f}, EMA {row['validation_loss_ema']:.4f}"
             )
         self.since = time.perf_counter()  # so that images/s counts training alone
 
+    def show(self) -> None:
+        """Grids and measurements where an epoch ends that has been chosen for them."""
+        epoch, within = divmod(self.progress.step, self.steps_per_epoch)
+        if within == 0 and epoch in self.config.sample_epochs:
+            self.sample(epoch)
+        if within == 0 and epoch in self.config.evaluate_epochs:
+            self.evaluate(epoch)
+
     def sample(self, epoch: int) -> None:
         """Grids of raw and EMA samples at the end of an epoch, from the same noise every time."""
-        if self.accelerator.is_main_process:
-            folder = self.run_dir / "samples"
-            folder.mkdir(exist_ok=True)
-            for weights in ("raw", "ema"):
-                path = folder / f"epoch-{epoch:05d}-{weights}.png"
-                with averaged_weights(self.ema, self.raw_unet) if weights == "ema" else nullcontext():
-                    draw_grid(self.raw_unet, self.noise_scheduler, self.config, path)
-        self.accelerator.wait_for_everyone()
+        with self.writing():
+            if self.accelerator.is_main_process:
+                folder = self.run_dir / "samples"
+                folder.mkdir(exist_ok=True)
+                for weights in ("raw", "ema"):
+                    path = folder / f"epoch-{epoch:05d}-{weights}.png"
+                    with averaged_weights(self.ema, self.raw_unet) if weights == "ema" else nullcontext():
+                        draw_grid(self.raw_unet, self.noise_scheduler, self.config, path)
         self.since = time.perf_counter()
 
     def evaluate(self, epoch: int) -> None:
-        """Quality and copying of EMA samples at the end of an epoch."""
-        if self.accelerator.is_main_process:
-            self.epoch_evaluation = self.epoch_evaluation or EpochEvaluation(self)
-            with averaged_weights(self.ema, self.raw_unet):
-                self.epoch_evaluation.record(epoch)
-        self.accelerator.wait_for_everyone()
+        """Quality and copying of EMA samples at the end of an epoch; no second time when resuming there."""
+        with self.writing():
+            if self.metrics and not any("kid" in row and row["epoch"] == epoch for row in self.metrics.rows):
+                self.epoch_evaluation = self.epoch_evaluation or EpochEvaluation(self)
+                with averaged_weights(self.ema, self.raw_unet):
+                    self.epoch_evaluation.record(epoch)
         self.since = time.perf_counter()
 
     def save_pipeline(self) -> None:
         """Write ``pipeline/`` with the EMA weights, whole or not at all."""
-        if self.accelerator.is_main_process:
-            unfinished = self.run_dir / ".pipeline.unfinished"
-            with averaged_weights(self.ema, self.raw_unet):
-                MRIDDPMPipeline(self.raw_unet, self.noise_scheduler).save_pretrained(unfinished)
-            replace_folder(unfinished, self.run_dir / "pipeline")
-        self.accelerator.wait_for_everyone()
+        with self.writing():
+            if self.accelerator.is_main_process:
+                with (
+                    whole_folder(self.run_dir / "pipeline") as unfinished,
+                    averaged_weights(self.ema, self.raw_unet),
+                ):
+                    MRIDDPMPipeline(self.raw_unet, self.noise_scheduler).save_pretrained(unfinished)
         self.since = time.perf_counter()
+
+    def writing(self) -> AbstractContextManager:
+        """For what is written to the run folder: all processes wait for it, and end together if it fails."""
+        return writing_together(self.accelerator, self.run_dir)

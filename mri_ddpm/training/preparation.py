@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import DistributedType
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from mri_ddpm import data
-from mri_ddpm.config import TrainingConfig
+from mri_ddpm.config import AUTO, TrainingConfig
 from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
 from mri_ddpm.models import modeling_attention_unet
@@ -51,6 +52,19 @@ def check_tracker(config: TrainingConfig) -> None:
     raise InputError(f"--report_to {config.report_to} is unknown; accelerate knows: {', '.join(known)}.")
 
 
+def check_parallelism(accelerator: Accelerator) -> None:
+    """Raise an ``InputError`` for ways to share out a network that is too large for one device; ours are not."""
+    if accelerator.distributed_type in (
+        DistributedType.FSDP,
+        DistributedType.DEEPSPEED,
+        DistributedType.MEGATRON_LM,
+    ):
+        raise InputError(
+            f"{accelerator.distributed_type.value} is not supported, for the network fits every GPU; launch with "
+            "--multi_gpu, and where memory is short take --gradient_checkpointing or --train_batch_size auto."
+        )
+
+
 def use_all_cores(accelerator: Accelerator) -> None:
     """Take the machine's cores where ``accelerate launch`` left a process on a CPU its default of one thread.
 
@@ -77,7 +91,9 @@ def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
                 validation_share=config.validation_share,
                 seed=config.seed,
             )
-    global_batch = config.train_batch_size * accelerator.num_processes
+    global_batch = accelerator.num_processes * (
+        1 if config.train_batch_size == AUTO else config.train_batch_size
+    )
     if global_batch > len(scans.train):
         raise InputError(
             f"--train_batch_size {config.train_batch_size} on {accelerator.num_processes} process(es) is larger than "
@@ -90,6 +106,18 @@ def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
                 f"--no_flip_classes {name} is not a class of the scans; the classes are: {there}."
             )
     return scans
+
+
+def hold_if_small(accelerator: Accelerator, scans: data.Scans) -> bool:
+    """Keep the scans on the device where they take an eighth of its free memory at most; else they stay on disk."""
+    device = accelerator.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    processes_on_it = accelerator.num_processes if device.type == "cpu" else 1
+    small = scans.train.nbytes + scans.validation.nbytes <= free / (8 * processes_on_it)
+    if small:
+        scans.train.hold(device)
+        scans.validation.hold(device)
+    return small
 
 
 def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> AttentionUNet2DModel:
@@ -115,7 +143,7 @@ def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> Attentio
 
 
 def build_optimizer(config: TrainingConfig, unet: AttentionUNet2DModel) -> torch.optim.Optimizer:
-    """Adam as in the recipe, or AdamW."""
+    """Adam as in the recipe, or AdamW; fused, so that the guard can have an update left out without waiting for it."""
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return optimizer_class(
         unet.parameters(),
@@ -123,6 +151,7 @@ def build_optimizer(config: TrainingConfig, unet: AttentionUNet2DModel) -> torch
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         weight_decay=config.adam_weight_decay,
+        fused=True,
     )
 
 

@@ -3,12 +3,16 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
 
-from mri_ddpm.files import read_json_lines, write_json_lines
+from mri_ddpm.files import read_json_lines, sync, whole_file, write_json_lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID_TILE = 96  # pixels; smaller images are enlarged without smoothing
 LABEL_WIDTH = 120  # pixels
@@ -22,14 +26,22 @@ class Metrics:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        self.rows = [row for row in read_json_lines(path) if row["step"] <= step]
-        write_json_lines(path, self.rows)
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after ``step``."""
+        self.rows = [row for row in read_json_lines(self.path) if row["step"] <= step]
+        write_json_lines(self.path, self.rows)
 
     def append(self, rows: Sequence[dict]) -> None:
         """Add rows, each with its ``step``."""
         self.rows += rows
         with self.path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def sync(self) -> None:
+        """Bring the rows to the disk, as is due before a checkpoint that follows them."""
+        sync(self.path)
 
 
 def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
@@ -54,10 +66,14 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
         steps, raw, ema = np.array(held_out).T
         axes.plot(steps, raw, "o-", color="tab:orange", markersize=3, label="held out, raw weights")
         axes.plot(steps, ema, "o-", color="tab:green", markersize=3, label="held out, EMA weights")
+    for number, step in enumerate(row["step"] for row in rows if "surge_at_step" in row):
+        axes.axvline(
+            step, color="tab:red", linestyle=":", label=None if number else "back here after a surge"
+        )
     axes.set(xlabel="optimizer step", ylabel="loss", yscale="log", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def plot_evaluation(rows: Sequence[dict], path: Path, expected_share: float) -> None:
@@ -77,7 +93,13 @@ def plot_evaluation(rows: Sequence[dict], path: Path, expected_share: float) -> 
         axes.grid(alpha=0.3)
     axes.set(xlabel="epoch")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
 
 
 def save_grid(images: Sequence[Image.Image], row_names: Sequence[str], path: Path) -> None:
@@ -94,4 +116,5 @@ def save_grid(images: Sequence[Image.Image], row_names: Sequence[str], path: Pat
     draw = ImageDraw.Draw(labelled)
     for row, name in enumerate(row_names):
         draw.text((6, (row + 0.5) * tiles[0].height), name.replace("_", "\n"), fill=255, anchor="lm")
-    labelled.save(path)
+    with whole_file(path) as unfinished:
+        labelled.save(unfinished, format="PNG")

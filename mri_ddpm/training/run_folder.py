@@ -1,7 +1,6 @@
 """The run folder: what it may not overwrite, and what it records of how it came about."""
 
 import dataclasses
-import json
 import os
 import platform
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import read_json, read_json_lines
 
 ARCHITECTURE = (  # a checkpoint fits no other values of these
     "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
@@ -45,7 +45,8 @@ def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
                 f"--output_dir {run_dir} holds other files and no run to resume; name the run's folder."
             )
         return
-    before, now = json.loads(saved.read_text()), dataclasses.asdict(config)
+    check_metrics(run_dir / "metrics.jsonl")
+    before, now = read_json(saved), dataclasses.asdict(config)
     for name in ARCHITECTURE:
         if name in before and before[name] != now[name]:
             raise InputError(
@@ -54,10 +55,18 @@ def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
             )
 
 
+def check_metrics(path: Path) -> None:
+    """Refuse a curve that could not be gone on with; what a number is, nobody can check."""
+    for row in read_json_lines(path):
+        numbers = [n for value in row.values() for n in (value if isinstance(value, list) else [value])]
+        if type(row.get("step")) is not int or any(isinstance(n, (str, list, dict)) for n in numbers):
+            raise InputError(f"{path} has a row that is not of a step and numbers; mend it or move it away.")
+
+
 def check_same_data(run_dir: Path, manifest: dict) -> None:
     """Refuse to resume on other scans, or on another split of them."""
     path = run_dir / "manifest.json"
-    if path.exists() and json.loads(path.read_text())["content_sha256"] != manifest["content_sha256"]:
+    if path.exists() and read_json(path).get("content_sha256") != manifest["content_sha256"]:
         raise InputError(
             f"the scans of {manifest['source']}, or their split, are not those that {run_dir} was trained on; "
             "resume with the same ones, or name another --output_dir."

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import ScanDataset
 from mri_ddpm.diffusion import loss_per_sample, training_target
+from mri_ddpm.errors import InputError
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.training.randomness import SAMPLES, VALIDATION, make_generator
@@ -84,6 +85,9 @@ def draw_grid(
     labels = [name for name in names for _ in range(columns)] if pipeline.class_names else None
     num_images = columns * len(names)
     generators = [make_generator(config.seed, SAMPLES, i) for i in range(num_images)]
-    images = pipeline(labels, num_images, config.num_inference_steps, generator=generators).images
+    try:
+        images = pipeline(labels, num_images, config.num_inference_steps, generator=generators).images
+    except ValueError as error:  # of predictions that are not finite
+        raise InputError(f"{path} cannot be drawn: {error}") from error
     save_grid(images, names, path)
     unet.train(was_training)

@@ -1,0 +1,149 @@
+"""The guard against loss surges: its arithmetic, what it leaves alone, and a real surge with and without it."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same_to_the_bit, losses, state_of, tiny, train_alone
+
+from mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.errors import InputError
+from mri_ddpm.files import read_json_lines
+from mri_ddpm.training.guard import CLIP_AT, MANY_SKIPPED, SKIP_AT, WINDOW, Guard
+
+# The rate rises to 3 until the network, healthy at first, blows up: within seconds, and every time.
+SURGE = {
+    "learning_rate": 3.0, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 1500, "max_train_steps": 520,
+    "max_grad_norm": 0.0, "prediction_type": "epsilon", "beta_start": 1e-4, "beta_end": 0.02, "validation_steps": 520,
+    "checkpointing_steps": 40, "checkpoints_total_limit": 99,
+}  # fmt: skip
+
+
+def guarded(**settings) -> tuple[torch.nn.Parameter, torch.optim.Adam, Guard]:
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+    return weight, optimizer, Guard(optimizer, [weight], **settings)
+
+
+def update(weight, optimizer, guard, norm: float, max_norm: float = math.inf) -> dict[str, bool]:
+    """One update by a gradient of this norm, clipped to ``max_norm`` as the loop does it."""
+    weight.grad = torch.full((3,), norm / math.sqrt(3), dtype=torch.float64)
+    found = torch.nn.utils.clip_grad_norm_([weight], max_norm)
+    verdict = guard.judge(found, max_norm)
+    optimizer.step()
+    return {name: bool(value) for name, value in verdict.items()}
+
+
+def test_a_gradient_is_clipped_at_ten_times_the_median_of_the_last_hundred():
+    weight, optimizer, guard = guarded()
+    norms = np.random.default_rng(0).uniform(1, 3, WINDOW)
+    for norm in norms:
+        assert not any(update(weight, optimizer, guard, norm).values())
+    median = np.sort(norms)[WINDOW // 2 - 1]  # the lower of the two in the middle
+    assert not update(weight, optimizer, guard, 0.999 * CLIP_AT * median)["clipped"]
+    median = np.sort([*norms[1:], 0.999 * CLIP_AT * median])[WINDOW // 2 - 1]
+    assert update(weight, optimizer, guard, 20 * median) == {"clipped": True, "skipped": False}
+    assert weight.grad.norm().item() == pytest.approx(CLIP_AT * median, rel=1e-6)
+
+
+def test_an_outlier_is_left_out_and_nothing_of_it_stays():
+    weight, optimizer, guard = guarded()
+    for _ in range(WINDOW):
+        update(weight, optimizer, guard, 1.0)
+    for norm in (2 * SKIP_AT, math.inf, math.nan):
+        before = weight.detach().clone(), {k: v.clone() for k, v in optimizer.state[weight].items()}
+        assert update(weight, optimizer, guard, norm) == {"clipped": False, "skipped": True}
+        assert_same_to_the_bit((weight.detach(), dict(optimizer.state[weight])), before)
+    assert guard.norms.isfinite().all()
+    assert guard.norms.max() <= CLIP_AT
+
+
+def test_norms_are_compared_before_the_users_own_clipping():
+    """--max_grad_norm 1 makes gradients of 2 and of 15 alike; only the second is an outlier, and both are clipped to 1."""
+    weight, optimizer, guard = guarded()
+    for _ in range(WINDOW):
+        update(weight, optimizer, guard, 2.0, max_norm=1.0)
+    assert not any(update(weight, optimizer, guard, 15.0, max_norm=1.0).values())
+    assert weight.grad.norm().item() == pytest.approx(1, rel=1e-5)
+    assert update(weight, optimizer, guard, 300.0, max_norm=1.0)["skipped"]
+
+
+def test_a_lasting_rise_becomes_usual():
+    """A change of the task (another rate, a resumed run with other settings) must not stop the updates for good."""
+    weight, optimizer, guard = guarded()
+    for _ in range(WINDOW):
+        update(weight, optimizer, guard, 1.0)
+    verdicts = [update(weight, optimizer, guard, 50.0) for _ in range(2 * WINDOW)]
+    assert verdicts[0]["clipped"]
+    assert not verdicts[-1]["clipped"]
+
+
+def test_words_for_trouble():
+    _, _, guard = guarded()
+    assert guard.trouble([0.03] * 200, [False] * 200) is None
+    assert guard.trouble([0.2], [False]) is None  # one bad batch is no surge
+    assert "0.03 to" in guard.trouble([0.4] * 5, [False] * 5)
+    _, _, guard = guarded()
+    assert guard.trouble([0.03] * 50, [False] * 45 + [True] * MANY_SKIPPED).startswith(
+        "5 of the last 50 gradients"
+    )
+    assert guard.trouble([0.03, math.nan], [False] * 2) == "the loss is nan"
+    _, _, off = guarded(active=False)
+    assert off.trouble([0.03] * 200 + [50.0] * 20, [False] * 220) is None
+    assert off.trouble([math.inf], [False]) == "the loss is inf"
+
+
+def test_a_healthy_run_is_the_same_without_the_guard_to_the_bit(tmp_path):
+    """150 steps, so that the guard compares for 50 of them."""
+    settings = {"max_train_steps": 150, "checkpointing_steps": 150, "validation_steps": 150}
+    guarded = train_alone(tiny(tmp_path / "guarded", **settings))
+    alone = train_alone(tiny(tmp_path / "alone", surge_guard=False, **settings))
+    assert_same_to_the_bit(state_of(guarded, 150), state_of(alone, 150))
+    assert losses(guarded) == losses(alone)
+    assert not any("clipped" in row or "skipped" in row for row in read_json_lines(guarded / "metrics.jsonl"))
+
+
+def test_a_surge_without_the_guard_and_with_it(tmp_path, capsys):
+    with pytest.raises(InputError, match="the loss is nan at step .*--learning_rate than 3"):
+        train_alone(tiny(tmp_path / "alone", surge_guard=False, **SURGE))
+    alone = losses(tmp_path / "alone")
+    assert max(alone[:-10]) > 10 * np.median(alone[:400])
+
+    guarded = train_alone(tiny(tmp_path / "guarded", **SURGE))
+    assert max(losses(guarded)[400:]) < 5 * np.median(losses(guarded)[:400])
+    rows = read_json_lines(guarded / "metrics.jsonl")
+    returns = [row for row in rows if "surge_at_step" in row]
+    assert [row["learning_rate_factor"] for row in returns] == [2.0**-i for i in range(1, len(returns) + 1)]
+    assert all(row["step"] % 40 == 0 and row["surge_at_step"] > row["step"] for row in returns)
+    MRIDDPMPipeline.from_pretrained(guarded / "pipeline")
+
+    # As if killed after its first return, before the next checkpoint: the surge is met again, and all that follows
+    whole, first = state_of(guarded, 520), f"step-{returns[0]['step']:06d}"
+    train_alone(dataclasses.replace(tiny(guarded, **SURGE), resume_from_checkpoint=first))
+    assert_same_to_the_bit(state_of(guarded, 520), whole)
+    assert read_json_lines(guarded / "metrics.jsonl")[-1]["validation_loss"] == rows[-1]["validation_loss"]
+    assert losses(guarded) == [row["loss"] for row in rows if "loss" in row]
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+    """A fault that shows in neither loss nor gradient: the averaged weights overflow."""
+    from mri_ddpm.training import loop
+
+    real, config = loop.TrainingRun.step, tiny(tmp_path / "run", max_train_steps=20)
+
+    def spoil(run, batches):
+        row = real(run, batches)
+        if run.progress.step == 14:
+            run.ema.shadow_params[0].fill_(math.inf)
+        return row
+
+    monkeypatch.setattr(loop.TrainingRun, "step", spoil)
+    with pytest.raises(InputError, match="the weights are no longer finite at step 20"):
+        train_alone(
+            config
+        )  # the same happens at half of the rate, and at half of that, until there is no use
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000010"]
+    unet = MRIDDPMPipeline.from_pretrained(tmp_path / "run" / "pipeline").unet
+    assert all(parameter.isfinite().all() for parameter in unet.parameters())
