@@ -9,10 +9,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import DistributedType
 from conftest import assert_same_to_the_bit, losses, start, state_of, tiny, train_alone
 from PIL import Image
 
@@ -21,6 +23,7 @@ from mri_ddpm.config import PRESETS, TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.sampling import set_scheduler
+from mri_ddpm.training.preparation import check_parallelism
 
 GOLDEN = Path(__file__).parent / "golden_tiny.json"
 
@@ -213,6 +216,14 @@ def test_grids_at_chosen_epochs_and_a_tracker(tmp_path):
 def test_gradient_checkpointing_changes_nothing(unbroken, tmp_path):
     run_dir = train_alone(tiny(tmp_path / "run", gradient_checkpointing=True))
     np.testing.assert_allclose(losses(run_dir), losses(unbroken), rtol=1e-5)
+
+
+def test_sharing_out_the_network_is_refused():
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.FSDP
+    )  # which accelerate grants to GPUs alone
+    with pytest.raises(InputError, match="FSDP is not supported.*--multi_gpu"):
+        check_parallelism(accelerator)
 
 
 @pytest.mark.parametrize(
