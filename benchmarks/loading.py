@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peers import DEFAULT, check_flags, describe_machine, our_unet, seconds_of
+from peers import DEFAULT, check_flags, describe_machine, make_parser, our_unet, seconds_of
 
 from mri_ddpm.data import ScanDataset, load_phantoms
 
@@ -74,17 +74,9 @@ def trained_per_second(args: argparse.Namespace) -> float:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, 80, "loading.json")
     add = functools.partial(parser.add_argument, type=int)
     add("--num_images", default=3264, help="scans in the data set (3264)")
-    add("--resolution", default=44, help="pixels a side (44)")
-    add("--block_out_channels", nargs="+", default=[64, 128, 256], help="channels of each level (64 128 256)")
-    add("--batch_size", default=80, help="images at once (80)")
-    add("--threads", help="threads of torch (its own choice)")
-    add("--device", type=str, choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
-    add("--output", type=Path, default=Path("loading.json"), help="the JSON file (loading.json)")
     args = parser.parse_args()
     check_flags(parser, args)
     if not 1 <= args.batch_size <= args.num_images // 2:

@@ -149,6 +149,19 @@ def least_seconds(options: Iterable, seconds: Callable[..., float], rounds: int)
     return {option: min(times) for option, times in tried.items()}
 
 
+def make_parser(doc: str, batch_size: int, output: str) -> argparse.ArgumentParser:
+    """A parser with the flags that these benchmarks share, and their defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = functools.partial(parser.add_argument, type=int)
+    add("--resolution", default=44, help="pixels a side (44)")
+    add("--block_out_channels", nargs="+", default=[64, 128, 256], help="channels of each level (64 128 256)")
+    add("--batch_size", default=batch_size, help=f"images at once ({batch_size})")
+    add("--threads", help="threads of torch (its own choice)")
+    add("--device", type=str, choices=("cpu", "cuda"), default="cpu", help="where to work (cpu)")
+    add("--output", type=Path, default=Path(output), help=f"the JSON file ({output})")
+    return parser
+
+
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what the networks, this machine or the disk cannot take, before minutes are spent."""
     first, *others = args.block_out_channels

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import nn
 NUM_INFERENCE_STEPS = 25
 
 
-class Recipe:
+class Recipe(ABC):
     """A peer's network and all that trains it. B: batch, H, W: the resolution."""
 
     network: nn.Module
@@ -40,9 +41,11 @@ class Recipe:
         self.optimizer.zero_grad()
         self.average()
 
+    @abstractmethod
     def loss(self, images: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """Of scans ``(B, 1, H, W)`` in [0, 1], ``()``."""
 
+    @abstractmethod
     def average(self) -> None:
         """Bring the averaged weights up to date, in a recipe that has them."""
 
@@ -50,9 +53,9 @@ class Recipe:
         """The network's state to draw with."""
         return self.network.state_dict()
 
+    @abstractmethod
     def sample(self, n: int) -> torch.Tensor:
         """Images ``(n, 1, H, W)`` of the network as it is, in [0, 1] but for what the caller has to cut off."""
-        raise NotImplementedError
 
 
 class OfDiffusers(Recipe):
@@ -137,6 +140,9 @@ class OfMonai(Recipe):
             inputs=x_0, diffusion_model=self.network, noise=noise, timesteps=timesteps
         )  # (B, 1, H, W)
         return F.mse_loss(prediction, noise)
+
+    def average(self):
+        """There is none."""
 
     def sample(self, n):
         noise = torch.randn(n, 1, self.resolution, self.resolution)

@@ -20,7 +20,6 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -38,6 +37,7 @@ from peers import (
     import_lucidrains,
     least_seconds,
     lucidrains_unet,
+    make_parser,
     our_unet,
     randomize_zeros,
     seconds_of,
@@ -217,19 +217,12 @@ def as_table(rows: list[dict]) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = make_parser(__doc__, 16, "sampling.json")
     add = functools.partial(parser.add_argument, type=int)
-    add("--resolution", default=44, help="pixels a side (44)")
-    add("--block_out_channels", nargs="+", default=[64, 128, 256], help="channels of each level (64 128 256)")
-    add("--batch_size", default=16, help="images at once (16)")
     add("--num_images", help="images of one timing (one batch)")
     add("--repeats", default=3, help="timings of each, of which the median counts (3)")
     add("--timed_steps", default=10, help="steps timed of a longer chain (10)")
     parser.add_argument("--whole_chains", action="store_true", help="time every step, which takes hours")
-    add("--threads", help="threads of torch (its own choice)")
-    add("--device", type=str, choices=("cpu", "cuda"), default="cpu", help="where to draw (cpu)")
-    add("--output", type=Path, default=Path("sampling.json"), help="the JSON file (sampling.json)")
     args = parser.parse_args()
     args.num_images = args.num_images or args.batch_size
     args.timed_steps = T if args.whole_chains else args.timed_steps

@@ -10,7 +10,8 @@ Around every network a step is the same: x_t in, forward, Huber loss in float32,
 tried in several modes, and measured in the fastest: memory format, fused Adam, on a GPU bfloat16 (autocast),
 and with --compile torch.compile. A GPU tries them with the whole batch, a CPU with at most 16 images of it.
 Memory is that of a process of its own: the most resident (CPU, on Linux alone) or allocated (GPU) in a step,
-less what was there before the network. Equal widths are not equal work, so operations are counted too.
+less what was there before the network. With
+--keep_freed_memory all of them, the peers too, get what our trainer does about malloc on a CPU. Equal widths are not equal work, so operations are counted too.
 """
 
 import argparse
@@ -41,12 +42,15 @@ from peers import (
     import_lucidrains,
     least_seconds,
     lucidrains_unet,
+    make_parser,
     monai_unet,
     our_unet,
     randomize_zeros,
     seconds_of,
 )
 from torch import nn
+
+from mri_ddpm.training.preparation import keep_freed_memory
 
 FAMILIES = (LINEAR, DEFAULT, DIFFUSERS, LUCIDRAINS, MONAI)
 PEERS = {DIFFUSERS: "diffusers", LUCIDRAINS: "lucidrains", MONAI: "MONAI"}  # as the table has them
@@ -284,22 +288,20 @@ def prepare_torch(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     if args.device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as convolutions are by default
+    if args.keep_freed_memory:
+        keep_freed_memory(torch.device(args.device))
     torch.manual_seed(0)
 
 
 def parse_args() -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = make_parser(__doc__, 80, "training.json")
     add = functools.partial(parser.add_argument, type=int)
-    add("--resolution", default=44, help="pixels a side (44)")
-    add("--block_out_channels", nargs="+", default=[64, 128, 256], help="channels of each level (64 128 256)")
-    add("--batch_size", default=80, help="images of a step (80)")
     add("--steps", help="steps of one timing (1 on a CPU, 20 on a GPU)")
     add("--repeats", default=3, help="timings of each, of which the median counts (3)")
+    parser.add_argument(
+        "--keep_freed_memory", action="store_true", help="malloc as our trainer has it on a CPU"
+    )
     parser.add_argument("--compile", action="store_true", help="try torch.compile too: minutes a network")
-    add("--threads", help="threads of torch (its own choice)")
-    add("--device", type=str, choices=("cpu", "cuda"), default="cpu", help="where to train (cpu)")
-    add("--output", type=Path, default=Path("training.json"), help="the JSON file (training.json)")
     args = parser.parse_args()
     if args.steps is None:
         args.steps = 20 if args.device == "cuda" else 1

@@ -71,7 +71,10 @@ class TrainingConfig:
         None, "Where decoded scans are kept; the datasets library's cache when not given."
     )
     phantom_images: int = about(2048, "Number of phantoms to draw when there are no scans.")
-    dataloader_num_workers: int = about(0, "Loader processes; 0 loads in the training process.")
+    dataloader_num_workers: int = about(
+        0,
+        "Loader processes, for scans that are too many to be held in memory; 0 loads in the training process.",
+    )
 
     # Network
     block_out_channels: list[int] = about([64, 128, 256], "Channels of each level, finest first.")

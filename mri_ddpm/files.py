@@ -17,7 +17,7 @@ from mri_ddpm.errors import InputError
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, renamed when whole, so that a reader never finds half of a file."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = hidden(path, "unfinished")
     try:
         yield unfinished
         sync(unfinished)

@@ -97,7 +97,7 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def state_of(run_dir: Path, step: int = 20) -> dict:
-    """Weights, EMA, optimizer and schedule of a checkpoint, flat."""
+    """Weights, EMA, optimizer, step and guard of a checkpoint, flat."""
     folder = run_dir / "checkpoints" / f"step-{step:06d}"
     state = {"weights": load_file(folder / "model.safetensors")}
     for name in ("optimizer.bin", *(f"custom_checkpoint_{i}.pkl" for i in range(3))):

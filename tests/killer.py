@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from mri_ddpm import MRIDDPMPipeline, files
 from mri_ddpm.config import PRESETS, TrainingConfig
@@ -157,4 +159,7 @@ def main(run_dir: Path, kills: int, seed: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # Progress bars share a lock with forked processes, which a killed one may hold for ever
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

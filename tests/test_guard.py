@@ -110,7 +110,10 @@ def test_a_healthy_run_is_the_same_without_the_guard_to_the_bit(tmp_path):
     settings = {"max_train_steps": 150, "checkpointing_steps": 150, "validation_steps": 150}
     guarded = train_alone(tiny(tmp_path / "guarded", **settings))
     alone = train_alone(tiny(tmp_path / "alone", surge_guard=False, **settings))
-    assert_same_to_the_bit(state_of(guarded, 150), state_of(alone, 150))
+    states = state_of(guarded, 150), state_of(alone, 150)
+    for state in states:
+        del state["custom_checkpoint_2.pkl"]  # what the guard remembers
+    assert_same_to_the_bit(*states)
     assert losses(guarded) == losses(alone)
     assert not any("clipped" in row or "skipped" in row for row in read_json_lines(guarded / "metrics.jsonl"))
 

@@ -13,9 +13,9 @@ from mri_ddpm.errors import InputError
 
 CHECKPOINT_FILES = (
     "model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl", "custom_checkpoint_2.pkl",
-    "custom_checkpoint_3.pkl", "random_states_0.pkl",
+    "random_states_0.pkl",
 )  # fmt: skip
-UNREAD = ("custom_checkpoint_2.pkl", "random_states_0.pkl")
+UNREAD = "random_states_0.pkl"
 RUN_FILES = ("config.json", "manifest.json", "metrics.jsonl")
 
 
@@ -89,6 +89,8 @@ EDITED = {  # well made, and wrong: the file, what is done to it, words of the r
     "average short": ("custom_checkpoint_1.pkl", edit_pickle(lambda s: s["shadow_params"].pop()), "a-run"),
     "step of words": ("custom_checkpoint_0.pkl", edit_pickle(lambda s: s.update(step="20")), "its step is '20'"),
     "step back": ("custom_checkpoint_0.pkl", edit_pickle(lambda s: s.update(step=-1)), "its step is -1"),
+    "guard's rate": ("custom_checkpoint_2.pkl", edit_pickle(lambda s: s.update(rate_factor=1e9)), "the guard's state"),
+    "guard's norms": ("custom_checkpoint_2.pkl", edit_pickle(lambda s: s.update(norms=torch.ones(3))), "the guard's state"),
     "another step": ("custom_checkpoint_0.pkl", edit_pickle(lambda s: s.update(step=19)), "its step is 19"),
 }  # fmt: skip
 
@@ -109,7 +111,6 @@ def test_a_checkpoint_gives_tensors_and_the_step_and_the_configuration_the_rest(
     folder = run_dir / "checkpoints" / "step-000020"
     edit_pickle(lambda s: s["param_groups"][0].update(lr=1e9, amsgrad=True))(folder / "optimizer.bin")
     edit_pickle(lambda s: s.update(inv_gamma=0.0, power="x"))(folder / "custom_checkpoint_1.pkl")
-    edit_pickle(lambda s: s.update(step=5, base_lrs=[1e9]))(folder / "custom_checkpoint_2.pkl")
     config = tiny(
         run_dir,
         resume_from_checkpoint="latest",

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from mri_ddpm.data import load_phantoms, load_scans, to_unit_range
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
-from mri_ddpm.hub import Record
+from mri_ddpm.hub import Record, read_raw_weights
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.sampling import draw_batches
@@ -158,10 +157,7 @@ def raw_unet(pipeline: MRIDDPMPipeline, record: Record) -> AttentionUNet2DModel 
         return None
     unet = AttentionUNet2DModel.from_config(pipeline.unet.config)
     try:
-        weights = load_file(record.raw_weights)
-        unet.load_state_dict(
-            {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-        )  # of DDP
+        unet.load_state_dict(read_raw_weights(record.raw_weights))
     except Exception as error:  # a broken file makes its reader raise nearly anything
         reason = str(error).splitlines()[0]
         raise InputError(

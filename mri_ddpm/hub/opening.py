@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.hub.faults import http_response, hub_sentence, is_network_fault
@@ -49,3 +51,19 @@ def load_record(name: str) -> Record:
         )
     except Exception as error:  # of several HTTP libraries
         raise InputError(hub_sentence(error, name)) from error
+
+
+def read_raw_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The weights in a training checkpoint, by their bare names, without what DDP and torch.compile put before them.
+
+    Raises:
+        ValueError: when a number of them is not finite.
+        Exception: of nearly any kind when the file is damaged.
+    """
+    weights = load_file(file)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    return {
+        name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in weights.items()
+    }

@@ -10,6 +10,7 @@ from accelerate.utils import find_executable_batch_size
 
 from mri_ddpm.config import AUTO, TrainingConfig
 from mri_ddpm.data import Scans
+from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json
 from mri_ddpm.sampling import activation_bytes
 from mri_ddpm.training import preparation
@@ -24,12 +25,19 @@ def settle_batch_size(accelerator: Accelerator, config: TrainingConfig, scans: S
     """Put a number in the place of "auto": that of the run which is gone on with, else one that is found by trying.
 
     Every process takes the number of the one with the least memory.
+
+    Raises:
+        InputError: when that run's ``config.json`` holds none.
     """
     if config.train_batch_size != AUTO:
         return config
     saved = Path(config.output_dir) / "config.json"
     if config.resume_from_checkpoint and saved.exists():
-        number = read_json(saved)["train_batch_size"]
+        number = read_json(saved).get("train_batch_size")
+        if type(number) is not int:
+            raise InputError(
+                f"{saved} has no train_batch_size to go on with; name one by --train_batch_size."
+            )
     else:
         number = batch_size_that_fits(accelerator, config, scans)
         number = int(accelerator.gather(torch.tensor([number], device=accelerator.device)).min())

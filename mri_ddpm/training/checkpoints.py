@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors.torch import load_file
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import hidden, remove_folder, replace_folder, writing_to
+from mri_ddpm.hub import read_raw_weights
 
 if TYPE_CHECKING:
     from mri_ddpm.training.loop import TrainingRun
@@ -131,8 +131,7 @@ def load_checkpoint(run: "TrainingRun", folder: Path) -> None:
         return torch.load(folder / name, map_location="cpu", weights_only=True)
 
     try:
-        weights = load_file(folder / "model.safetensors")
-        weights = {bare(name): tensor for name, tensor in weights.items()}
+        weights = read_raw_weights(folder / "model.safetensors")
         weights = take_tensors(weights, run.raw_unet.state_dict())
 
         parameters = dict(run.raw_unet.named_parameters())
@@ -157,7 +156,7 @@ def load_checkpoint(run: "TrainingRun", folder: Path) -> None:
         run.ema.shadow_params = [tensor.to(run.accelerator.device) for tensor in averaged.values()]
         if scaler:
             run.accelerator.scaler.load_state_dict(scaler)
-        run.guard.load_state_dict(unpickle("custom_checkpoint_3.pkl"))
+        run.guard.load_state_dict(unpickle("custom_checkpoint_2.pkl"))
     except Exception as error:  # a broken file makes its reader raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -176,11 +175,6 @@ def set_rate(run: "TrainingRun") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it looks for the optimizer's step, which an earlier process took
         scheduler.step()
-
-
-def bare(name: str) -> str:
-    """A tensor's name without what DDP and torch.compile put before it."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.")
 
 
 def take_tensors(found: dict, wanted: dict[str, torch.Tensor], what: str = "") -> dict[str, torch.Tensor]:

@@ -56,7 +56,7 @@ def train(config: TrainingConfig) -> Path:
     )
     preparation.check_parallelism(accelerator)
     preparation.use_all_cores(accelerator)
-    preparation.keep_freed_memory(accelerator)
+    preparation.keep_freed_memory(accelerator.device)
     scans = preparation.load(accelerator, config)
     check_same_data(run_dir, scans.manifest)
     config = settle_batch_size(accelerator, config, scans)

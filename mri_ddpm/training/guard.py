@@ -10,7 +10,7 @@ from statistics import fmean, median
 
 import torch
 
-WINDOW = 100  # updates whose gradient norms the next one is compared with; before that many only NaN and inf are refused
+WINDOW = 100  # updates whose gradient norms the next one is compared with; of half as many only NaN and inf are refused
 CLIP_AT = 10.0  # times their median: no healthy run was seen over 5
 SKIP_AT = 100.0
 MANY_SKIPPED = 5  # of the last WINDOW updates
@@ -42,7 +42,9 @@ class Guard:
     ):
         self.parameters, self.active, self.fp16 = parameters, active, fp16
         device = parameters[0].device
-        self.norms = torch.full((WINDOW,), math.nan, device=device)  # a ring
+        self.norms = torch.full(
+            (WINDOW,), math.inf, device=device
+        )  # a ring; with few in it the median is inf
         self.position = 0  # in the ring
         self.refused = torch.zeros((), device=device)
         self.losses: deque[float] = deque(maxlen=LOSSES)
@@ -61,7 +63,7 @@ class Guard:
         """
         if not self.active:
             return {}
-        usual = torch.where(self.norms.isnan().any(), math.inf, self.norms.median())
+        usual = self.norms.median()
         limit, finite = CLIP_AT * usual, norm.isfinite()
         skipped = ~finite | (norm > SKIP_AT * usual)
         clipped = (norm.clamp(max=max_norm) > limit) & ~skipped
@@ -110,6 +112,8 @@ class Guard:
         Raises:
             ValueError: when it is of no guard.
         """
+        if state.keys() != self.state_dict().keys():
+            raise ValueError("it has no state of the guard, as checkpoints of an earlier version")
         norms, position, factor = state["norms"], state["position"], state["rate_factor"]
         if norms.shape != (WINDOW,) or position not in range(WINDOW) or not 0 < factor <= 1:
             raise ValueError("the guard's state is damaged")

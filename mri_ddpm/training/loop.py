@@ -102,7 +102,7 @@ class TrainingRun:
         progress = Progress()
         parameters, fp16 = list(raw_unet.parameters()), accelerator.scaler is not None
         guard = Guard(optimizer.optimizer, parameters, config.surge_guard, fp16)
-        accelerator.register_for_checkpointing(progress, ema, lr_scheduler, guard)
+        accelerator.register_for_checkpointing(progress, ema, guard)  # the rate follows from the step
         noise_scheduler = make_noise_scheduler(
             config.num_train_timesteps,
             config.beta_start,
@@ -158,9 +158,8 @@ class TrainingRun:
         pending = []
         for index, batch in enumerate(loader, start=first):
             pending.append((index, batch))
-            if (
-                len(pending) == accumulation or index == last
-            ):  # once the loader has ended, accelerate would go on gathering
+            # The last batch too from within the loop: once it has ended, accelerate would go on gathering
+            if len(pending) == accumulation or index == last:
                 yield pending
                 pending = []
 
@@ -214,11 +213,8 @@ class TrainingRun:
         validating, keeping = due(config.validation_steps), stopping or due(config.checkpointing_steps)
         if due(config.logging_steps) or validating or keeping:
             self.log()
-        if (
-            keeping
-            and not self.trouble
-            and not all_finite([*self.raw_unet.parameters(), *self.ema.shadow_params])
-        ):
+        weights = [*self.raw_unet.parameters(), *self.ema.shadow_params]
+        if keeping and not self.trouble and not all_finite(weights):
             self.trouble = "the weights are no longer finite"
         if self.trouble:
             return
@@ -235,7 +231,11 @@ class TrainingRun:
 
     def log(self) -> None:
         """Bring the losses since the last time to ``metrics.jsonl``, the trackers and the progress bar."""
-        losses = self.accelerator.reduce(torch.stack([row["loss"] for row in self.unlogged]), "mean").tolist()
+        rates = [row.pop("learning_rate") for row in self.unlogged]
+        on_device = {key: torch.stack([row[key] for row in self.unlogged]) for key in self.unlogged[0]}
+        on_device["loss"] = self.accelerator.reduce(on_device["loss"], "mean")
+        values = {key: tensor.tolist() for key, tensor in on_device.items()}  # the one wait for the device
+        losses, skipped = values["loss"], values.get("skipped", [False] * len(rates))
         first = self.progress.step - len(losses) + 1
         seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
         images_per_step = self.config.train_batch_size * self.config.gradient_accumulation_steps
@@ -245,12 +245,12 @@ class TrainingRun:
                 "step": step,
                 "epoch": (step - 1) // self.steps_per_epoch,
                 "loss": loss,
-                "learning_rate": row["learning_rate"],
+                "learning_rate": rates[i],
                 "images_per_second": images_per_second,
-                "grad_norm": float(row["grad_norm"]),
-                **{name: 1 for name in ("clipped", "skipped") if name in row and row[name]},
+                "grad_norm": values["grad_norm"][i],
+                **{name: 1 for name in ("clipped", "skipped") if name in values and values[name][i]},
             }
-            for step, (loss, row) in enumerate(zip(losses, self.unlogged, strict=True), start=first)
+            for i, (step, loss) in enumerate(enumerate(losses, start=first))
         ]
         self.unlogged = []
         with self.writing():
@@ -258,7 +258,7 @@ class TrainingRun:
                 self.metrics.append(rows)
         self.accelerator.log(rows[-1], step=self.progress.step)
         self.bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", images_per_s=f"{images_per_second:.0f}")
-        self.trouble = self.guard.trouble(losses, [bool(row.get("skipped")) for row in rows])
+        self.trouble = self.guard.trouble(losses, skipped)
 
     def go_back(self) -> None:
         """After a surge: back to the last checkpoint, from which half of the learning rate leads on.
@@ -282,9 +282,8 @@ class TrainingRun:
         with self.writing():
             if self.metrics:
                 self.metrics.rewind(step)
-                self.metrics.append(
-                    [] if row in self.metrics.rows else [row]
-                )  # there when the surge is met again
+                if row not in self.metrics.rows:  # it is there when a resumed run meets its surge again
+                    self.metrics.append([row])
         self.accelerator.log(row, step=surged_at)
         self.bar.write(
             f"step {surged_at}: {trouble}; back to step {step} with {rate_factor:g} of the learning rate"

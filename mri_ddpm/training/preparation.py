@@ -78,14 +78,14 @@ def use_all_cores(accelerator: Accelerator) -> None:
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
 
 
-def keep_freed_memory(accelerator: Accelerator) -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """On a CPU have glibc keep the memory of a step for the next one, instead of handing it back and asking again.
 
     Tensors over 32 MB are else mapped anew each time, and the system clears every page of them at its first use, which at
     44 px and batches of 80 took as long as the arithmetic. Another C library is left as it is.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # of <malloc.h>
-    if accelerator.device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -3,7 +3,6 @@
 All processes are started anew with the first command line, and go on from the latest checkpoint by themselves.
 """
 
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import psutil
 from accelerate import InitProcessGroupKwargs
 from torch.distributed import PrefixStore, Store, register_rendezvous_handler, rendezvous
 
-from mri_ddpm.files import write_json
+from mri_ddpm.files import read_json, write_json
 
 LAUNCHER_FILE = ".launcher.json"
 STARTS = "TORCHELASTIC_RESTART_COUNT"  # set by torchrun, and by accelerate launch where it starts several processes
@@ -30,7 +29,7 @@ def restarted(run_dir: Path) -> bool:
     if os.environ.get("GROUP_RANK", "0") != "0":
         return True
     mark = run_dir / LAUNCHER_FILE
-    return mark.exists() and json.loads(mark.read_text()) == launcher()
+    return mark.exists() and read_json(mark) == launcher()
 
 
 def mark_launcher(run_dir: Path) -> None:
