@@ -81,24 +81,15 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C), a view when x is channels-last
-        h = self.full(tokens) if self.kind == "full" else self.linear(tokens)
-        return x + self.to_out(h).transpose(1, 2).unflatten(2, x.shape[-2:])  # (B, C, H, W)
-
-    def full(self, tokens: torch.Tensor) -> torch.Tensor:
         qkv = self.to_qkv(tokens).unflatten(-1, (3, -1, self.head_dim))  # (B, N, 3, heads, head_dim)
-        h = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))  # (B, heads, N, head_dim)
-        return h.transpose(1, 2).flatten(2)
-
-    def linear(self, tokens: torch.Tensor) -> torch.Tensor:
-        """All heads in one product, of which what lies between two heads is thrown away.
-
-        That is more arithmetic than a product a head, but little beside the convolutions, and no copy of q, k or v.
-        """
-        q, k, v = (F.linear(tokens, weight) for weight in self.to_qkv.weight.chunk(3))  # (B, N, C) each
-        q = q.unflatten(-1, (-1, self.head_dim)).softmax(dim=-1).flatten(2)
-        context = k.softmax(dim=1).transpose(1, 2) @ v  # (B, C, C)
-        head = torch.arange(q.shape[-1], device=q.device) // self.head_dim  # (C,)
-        return q @ (context * (head[:, None] == head))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim) each
+        if self.kind == "full":
+            h = F.scaled_dot_product_attention(q, k, v)
+        else:
+            context = k.softmax(dim=-2).transpose(-2, -1) @ v  # (B, heads, head_dim, head_dim)
+            h = q.softmax(dim=-1) @ context
+        h = self.to_out(h.transpose(1, 2).flatten(2))  # (B, N, C)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[-2:])  # (B, C, H, W)
 
 
 class Upsample(nn.Module):
