@@ -9,6 +9,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The message is one sentence naming it and the way out."""
 
 
+class SurgeError(InputError):
+    """A training whose loss ran away, beyond what the guard could mend."""
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """End a command with the error's one sentence on stderr and exit code 2, and on Ctrl-C with 130; no traceback."""

@@ -105,6 +105,15 @@ def test_words_for_trouble():
     assert off.trouble([math.inf], [False]) == "the loss is inf"
 
 
+def test_a_young_run_is_held_against_what_it_has_reached():
+    """One that falls from 0.4 to 0.04 and dies at 0.4 again, at the loss of a network that predicts nothing."""
+    _, _, guard = guarded()
+    falling = (0.4 * 0.1 ** np.linspace(0, 1, 120)).tolist()
+    assert guard.trouble(falling, [False] * 120) is None
+    words = guard.trouble([0.42] * 10, [False] * 10)
+    assert words == f"the loss rose from {np.median(falling[-50:]):.4g} to 0.42"
+
+
 def test_a_healthy_run_is_the_same_without_the_guard_to_the_bit(tmp_path):
     """150 steps, so that the guard compares for 50 of them."""
     settings = {"max_train_steps": 150, "checkpointing_steps": 150, "validation_steps": 150}

@@ -14,7 +14,7 @@ WINDOW = 100  # updates whose gradient norms the next one is compared with; of h
 CLIP_AT = 10.0  # times their median: no healthy run was seen over 5
 SKIP_AT = 100.0
 MANY_SKIPPED = 5  # of the last WINDOW updates
-LOSSES = 500  # whose median the mean of the newest is compared with
+LOSSES, RECENT = 500, 50  # the lower of their medians is what the mean of the newest is compared with
 NEWEST = 10
 LEAST_RATE_FACTOR = 1 / 32  # of the learning rate; a run that surges even then needs other settings
 SURGE_AT = 5.0  # times; single healthy losses reach 5, means of 10 under 3
@@ -95,8 +95,12 @@ class Guard:
             return (
                 f"{sum(self.skipped)} of the last {len(self.skipped)} gradients were too large or not finite"
             )
-        if len(before) >= WINDOW and fmean(newest) > SURGE_AT * median(before):
-            return f"the loss rose from {median(before):.4g} to {fmean(newest):.4g}"
+        if len(before) < WINDOW:
+            return None
+        # A young run's first losses are far over its last
+        usual = min(median(before), median(before[-RECENT:]))
+        if fmean(newest) > SURGE_AT * usual:
+            return f"the loss rose from {usual:.4g} to {fmean(newest):.4g}"
         return None
 
     def state_dict(self) -> dict:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
 from mri_ddpm.diffusion import loss_per_sample, make_noise_scheduler, min_snr_weights, training_target
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import SurgeError
 from mri_ddpm.files import whole_folder
 from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
@@ -264,13 +264,13 @@ class TrainingRun:
         """After a surge: back to the last checkpoint, from which half of the learning rate leads on.
 
         Raises:
-            InputError: when there is no checkpoint yet, when that has been done too often, or without the guard.
+            SurgeError: when there is no checkpoint yet, when that has been done too often, or without the guard.
         """
         trouble, surged_at, self.trouble = self.trouble, self.progress.step, None
         rate_factor = self.guard.rate_factor / 2
         checkpoint = find_checkpoint(self.run_dir, "latest")
         if not (self.config.surge_guard and checkpoint) or rate_factor < LEAST_RATE_FACTOR:
-            raise InputError(
+            raise SurgeError(
                 f"{trouble} at step {surged_at}; resume from the last checkpoint, or start again, with a lower "
                 f"--learning_rate than {self.config.learning_rate * self.guard.rate_factor:g}, or with --max_grad_norm 1."
             )
