@@ -39,6 +39,8 @@ from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, dra
 from mri_ddpm.training.records import Metrics, plot_loss
 from mri_ddpm.training.validation import averaged_weights, draw_grid, validation_loss
 
+PLOT_SECONDS = 20.0  # a plot takes a tenth of a second, and of a hundred thousand steps a whole one
+
 
 @dataclass
 class TrainingRun:
@@ -67,6 +69,7 @@ class TrainingRun:
     unlogged: list[dict] = field(default_factory=list)
     since: float = 0.0  # when the steps in ``unlogged`` began, in seconds
     bar: tqdm | None = None
+    plotted: float = -math.inf  # when ``loss.png`` was drawn last, in seconds
 
     @classmethod
     def prepare(
@@ -119,7 +122,7 @@ class TrainingRun:
         """Take the steps that are left, validating, keeping and showing on the way."""
         self.bar = tqdm(
             total=self.max_steps, initial=self.progress.step, desc="training", unit="step",
-            disable=not self.accelerator.is_main_process, dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process, dynamic_ncols=True, leave=None,
         )  # fmt: skip
         with self.bar:
             self.unet.train()
@@ -308,14 +311,21 @@ class TrainingRun:
         with self.writing():
             if self.metrics:
                 self.metrics.append([row])
-                names = ("loss_type", "prediction_type", "resolution")
-                title = "{} loss, {}, {} px".format(*(getattr(self.config, name) for name in names))
-                plot_loss(self.metrics.rows, self.run_dir / "loss.png", title)
+                self.plot()
         if self.metrics:
             self.bar.write(
                 f"step {row['step']}: held-out loss {row['validation_loss']:.4f}, EMA {row['validation_loss_ema']:.4f}"
             )
         self.since = time.perf_counter()  # so that images/s counts training alone
+
+    def plot(self) -> None:
+        """Draw ``loss.png``: at the end, and between not so often that it costs more than the steps."""
+        if time.monotonic() - self.plotted < PLOT_SECONDS and self.progress.step < self.max_steps:
+            return
+        names = ("loss_type", "prediction_type", "resolution")
+        title = "{} loss, {}, {} px".format(*(getattr(self.config, name) for name in names))
+        plot_loss(self.metrics.rows, self.run_dir / "loss.png", title)
+        self.plotted = time.monotonic()
 
     def show(self) -> None:
         """Grids and measurements where an epoch ends that has been chosen for them."""
