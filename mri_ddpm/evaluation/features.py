@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import datasets
 import numpy as np
@@ -98,7 +99,9 @@ def in_domain_classifier(
             title="feature extractor",
         )
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, file)
+        draft = file.with_suffix(f".{uuid4().hex}.tmp")  # two processes at once do no harm
+        save_file({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, draft)
+        draft.replace(file)
     model = ScanClassifier(num_classes)
     model.load_state_dict(load_file(file))
     return model.eval().to(device, memory_format=torch.channels_last)
