@@ -214,6 +214,7 @@ def test_epochs_are_evaluated_during_training(run, unbroken):
             <= row["flagged_share_interval"][1]
             <= 1
         )
+        assert row["detail_ratio"] > 0
     assert Image.open(run / "evaluation.png").width > 400
     assert Image.open(run / "loss.png").width > 400  # is not confused by the new rows
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,11 @@ def share(hits: np.ndarray) -> Estimate:
     """Share of true values in ``(N,)``, with Wilson's score interval (1927)."""
     interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
     return Estimate(float(hits.mean()), float(interval.low), float(interval.high), n=len(hits))
+
+
+def mean(values: np.ndarray | Sequence[float]) -> Estimate:
+    """Mean of ``(N,)`` independent values, such as one a seed, with Student's t interval; that of one value has no end."""
+    values = np.asarray(values, dtype=np.float64)
+    n, value = len(values), float(np.mean(values))
+    half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("inf")
+    return Estimate(value, value - half, value + half, n)

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import t
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.estimates import Estimate, percentile_interval, resampling_counts, share
@@ -136,6 +139,39 @@ def ms_ssim_of_pairs(images: np.ndarray, pairs: int = 1000, seed: int = 0) -> Es
     value = float(values.mean())
     spread = np.sqrt(_dyadic_variance(values, first, second, len(images))) * t.ppf(0.975, len(images) - 1)
     return Estimate(value, value - float(spread), value + float(spread), n=len(images))
+
+
+def ssim_to_nearest(images: np.ndarray, scans: np.ndarray) -> np.ndarray:
+    """SSIM of every image to the scan it resembles most, ``(N, 1, H, W), (M, 1, H, W) -> (N,)``; 1 is the same.
+
+    SSIM is Wang et al.'s (2004, equation 13; Gaussian window of 11 pixels, borders mirrored, range 1). Of real images never seen it is
+    what held-out scans of the same kind reach; of copies of the scans it is 1. Blur raises it. It falls with resolution, so
+    values compare at equal size and equal M only. Raises `InputError` for images under 11 pixels or of different size, and
+    for NaNs.
+    """
+    images, scans = (_checked_images("SSIM to the nearest", x, 1) for x in (images, scans))
+    if images.shape[1:] != scans.shape[1:] or min(images.shape[2:]) < _MS_SSIM_LEAST_SIDES[0]:
+        sizes = f"{images.shape[2:]} and the scans {scans.shape[2:]} pixels"
+        raise InputError(f"The images are {sizes}: SSIM takes one size, of 11 pixels a side or more.")
+    best = np.full(len(images), -1.0)
+    images, others = (torch.from_numpy(np.ascontiguousarray(x)) for x in (images, scans))
+    for block in _blocks(len(scans), max(1, _BLOCK_PIXELS // scans[0].size)):
+        near = others[block]
+        for i, image in enumerate(images):
+            values = structural_similarity_index_measure(
+                image.expand_as(near), near, data_range=1.0, reduction="none"
+            )
+            best[i] = max(best[i], values.max().item())
+    return best
+
+
+def detail(images: np.ndarray) -> float:
+    """Mean power of images ``(N, 1, H, W)`` beyond a quarter of a cycle a pixel: low is blurred, high is sharp or noisy.
+
+    Errors as of `power_spectrum`.
+    """
+    frequencies, power = power_spectrum(images)
+    return float(power[frequencies > 0.25].mean())
 
 
 def power_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.memorisation import VERDICT_RATE, CopyDetector, audit
-from mri_ddpm.evaluation.quality import kid
+from mri_ddpm.evaluation.quality import detail, kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.training.records import plot_evaluation
@@ -30,7 +30,7 @@ class EpochEvaluation:
         self.extractor = make_extractor(
             "in_domain", training, self.labels, run.scans.class_names, device, cache_dir
         )
-        self.features = self.extractor(training)
+        self.features, self.detail = self.extractor(training), detail(training)
         self.detector = CopyDetector.fit(training, held_out, self.extractor)
 
     def record(self, epoch: int) -> None:
@@ -62,7 +62,7 @@ class EpochEvaluation:
         return images
 
     def measure(self, images: np.ndarray) -> dict:
-        """KID and the share of images flagged as copies, each with its 95 % interval."""
+        """KID and the share of images flagged as copies, each with its 95 % interval, and fine detail relative to scans."""
         distance = kid(self.features, self.extractor(images))
         copies = audit(self.detector, images)["copies"]["share"]
         return {
@@ -70,4 +70,5 @@ class EpochEvaluation:
             "kid_interval": [distance.low, distance.high],
             "flagged_share": copies["value"],
             "flagged_share_interval": copies["interval"],
+            "detail_ratio": detail(images) / self.detail,
         }
