@@ -86,9 +86,11 @@ def test_every_run_leaves_one_line_and_its_folder(reproduction):
         folder = reproduction / "runs" / row["name"]
         assert (folder / "pipeline" / "model_index.json").exists()
         assert not (folder / "checkpoints").exists()  # of all runs together they would fill a disk
+        assert "held-out loss" in (reproduction / "runs" / f"{row['name']}.log").read_text()
         assert row["epochs"] == read_json(folder / "config.json")["num_train_epochs"]
         assert len(row["validation_loss"]) == row["epochs"]
         assert row["training_seconds"] > 0
+    assert not list(reproduction.glob("runs/*.lock"))
     kids = [
         row["kid"]["value"]
         for row in rows

@@ -10,11 +10,12 @@ from torch import nn
 
 from mri_ddpm.config import PRESETS, TrainingConfig, parse_config
 from mri_ddpm.diffusion import make_noise_scheduler, terminal_signal
+from mri_ddpm.files import write_json
 from mri_ddpm.models.modeling_attention_unet import AttentionBlock
 from mri_ddpm.reproduction.architecture import read_architecture, words_of
 from mri_ddpm.reproduction.budgets import BUDGETS
 from mri_ddpm.reproduction.plan import BASELINE, Run, make_plan
-from mri_ddpm.reproduction.sweep import leave_the_group, share_of
+from mri_ddpm.reproduction.sweep import leave_the_group, result_file, run_all, taken
 from mri_ddpm.training.preparation import build_unet
 
 NAMES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
@@ -108,20 +109,29 @@ def test_timesteps_leave_the_same_signal_where_betas_are_scaled(plan):
     assert max(signals[name] for name in ("100-scaled", "300-scaled", "1000")) < 0.01
 
 
-def test_shares_are_all_of_the_plan_and_even(plan):
-    runs = plan[1]
-    for count in (1, 2, 5):
-        shares = [share_of(runs, rank, count) for rank in range(count)]
-        assert sorted(run.name for share in shares for run in share) == sorted(run.name for run in runs)
-        loads = [sum(run.cost for run in share) for share in shares]
-        assert max(loads) - min(loads) <= max(run.cost for run in runs)
+def test_a_run_that_another_process_has_is_left_to_it(plan, tmp_path):
+    """And one that is over is not trained again; so nothing is left to do here."""
+    budget, _ = plan
+    runs = make_plan(budget, tmp_path / "runs", "my scans", NAMES, NUM_SCANS)[:3]
+    begun, also_begun, over = runs
+    over.folder.mkdir(parents=True)
+    write_json(result_file(over), {"name": over.name})
+    with taken(begun) as mine, taken(also_begun) as mine_too:
+        assert mine
+        assert mine_too
+        with taken(begun) as again:
+            assert not again
+        assert run_all(runs, tmp_path / "runs.jsonl", first=False) == [{"name": over.name}]
+    with taken(begun) as mine:
+        assert mine
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [over.name]  # no lock is left
 
 
 def test_a_process_leaves_the_group_it_was_started_in(monkeypatch):
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
-    assert leave_the_group() == (3, 4)
-    assert leave_the_group() == (0, 1)
+    assert leave_the_group() == 3
+    assert leave_the_group() == 0
 
 
 @pytest.mark.parametrize("block_type", ["resnet", "convnext"])

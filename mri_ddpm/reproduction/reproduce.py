@@ -53,7 +53,7 @@ def reproduce(
     """
     # Refuse what can be refused before any work
     chosen = BUDGETS[budget]
-    rank, count = leave_the_group()
+    rank = leave_the_group()
     if rank == 0:
         refuse_other_folder(output_dir)
     scans = load(chosen, data)
@@ -71,7 +71,7 @@ def reproduce(
     # The sweep
     with writing_to(output_dir, "the same command goes on when it can be.", "--output_dir "):
         try:
-            rows = run_all(plan, output_dir / "runs.jsonl", rank, count)
+            rows = run_all(plan, output_dir / "runs.jsonl", first=rank == 0)
         except (KeyboardInterrupt, SystemExit):
             if rank == 0:
                 print("\nStopped. The same command goes on.", file=sys.stderr)

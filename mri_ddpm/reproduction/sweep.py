@@ -1,17 +1,19 @@
 """One run after another, each in its own folder, and what came of it in one line of JSON.
 
-Started by accelerate in several processes, each takes its share of the runs and trains them by itself.
+Started by accelerate in several processes, each takes one run after another and trains it by itself.
 """
 
 import contextlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from mri_ddpm.errors import SurgeError
@@ -33,17 +35,17 @@ POLL_SECONDS = 1.0
 FINISHED = "finished"  # else what ended a run: its loss ran away
 
 
-def leave_the_group() -> tuple[int, int]:
-    """This process's number and how many a launcher started; from now on it trains alone, on its own GPU.
+def leave_the_group() -> int:
+    """This process's number among those that a launcher started; from now on it trains alone, on its own GPU.
 
     A network of this size gains nothing from several GPUs, and a sweep gains all of them.
     """
-    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     for name in LAUNCHED:
         os.environ.pop(name, None)
-    return rank, count
+    return rank
 
 
 def result_file(run: Run) -> Path:
@@ -51,55 +53,91 @@ def result_file(run: Run) -> Path:
     return run.folder / "result.json"
 
 
-def run_all(plan: Sequence[Run], lines: Path, rank: int = 0, count: int = 1) -> list[dict]:
+def run_all(plan: Sequence[Run], lines: Path, first: bool = True) -> list[dict]:
     """Train what is not trained yet, and return the results in the plan's order.
+
+    Every process goes through all runs, the costliest first, and takes those that no other has begun.
 
     Args:
         plan: all runs.
         lines: file of one JSON line a finished run, kept by the first process.
-        rank: which share this process takes; the first one shows the progress and waits for the others.
-        count: into how many shares the runs are divided.
+        first: whether this is the first process, which shows the progress, and waits for the others.
     """
-
-    def finished() -> list[dict]:
-        return [read_json(result_file(run)) for run in plan if result_file(run).exists()]
-
-    def show() -> None:
-        results = finished()
-        bar.n = len(results)
-        bar.refresh()
-        if rank == 0:
-            write_json_lines(lines, results)
-
-    with tqdm(total=len(plan), desc="runs", unit="run", disable=rank > 0, dynamic_ncols=True) as bar:
-        show()
-        for run in share_of(plan, rank, count):
-            if not result_file(run).exists():
-                bar.set_postfix_str(run.name)
-                write_json(result_file(run), result_of(run, quiet=rank > 0))
-                show()
-        while rank == 0 and len(finished()) < len(plan):
-            show()
+    with progress_of(plan, shown=first) as bar:
+        for run in sorted(plan, key=lambda run: run.cost, reverse=True):
+            with taken(run) as mine:
+                if mine and not result_file(run).exists():
+                    bar.set_postfix_str(run.name)
+                    write_json(result_file(run), result_of(run, quiet=not first))
+            if first:
+                write_json_lines(lines, finished(plan))
+        while first and len(finished(plan)) < len(plan):
             time.sleep(POLL_SECONDS)
-        show()
-    return finished()
+    results = finished(plan)
+    if first:
+        write_json_lines(lines, results)
+    return results
 
 
-def share_of(plan: Sequence[Run], rank: int, count: int) -> list[Run]:
-    """One process's runs, the costliest first; each goes to the process that has the least to do so far."""
-    loads, mine = [0.0] * count, []
-    for run in sorted(plan, key=lambda run: run.cost, reverse=True):
-        taker = loads.index(min(loads))
-        loads[taker] += run.cost
-        if taker == rank:
-            mine.append(run)
-    return mine
+@contextlib.contextmanager
+def taken(run: Run) -> Iterator[bool]:
+    """Keep other processes from a run; false where another has it. A process that is killed lets go of what it had."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    file = beside(run, ".lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
+
+
+def beside(run: Run, ending: str) -> Path:
+    """A file that belongs to a run and is not in its folder."""
+    return run.folder.with_name(run.name + ending)
+
+
+def finished(plan: Sequence[Run]) -> list[dict]:
+    """What came of the runs that are over, in the plan's order."""
+    return [read_json(result_file(run)) for run in plan if result_file(run).exists()]
+
+
+@contextlib.contextmanager
+def progress_of(plan: Sequence[Run], shown: bool) -> Iterator[tqdm]:
+    """One bar over all runs, which moves whichever process ends one, also while this one trains."""
+    stopped = threading.Event()
+
+    def count() -> int:
+        return sum(result_file(run).exists() for run in plan)
+
+    def watch() -> None:
+        last = False
+        while not last:
+            last = stopped.wait(POLL_SECONDS)
+            if count() != bar.n:
+                bar.n = count()
+                bar.refresh()
+
+    look = {"desc": "runs", "unit": "run", "dynamic_ncols": True}
+    with tqdm(total=len(plan), initial=count(), disable=not shown, **look) as bar:
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield bar
+        finally:
+            stopped.set()
+            watcher.join()
 
 
 def result_of(run: Run, quiet: bool) -> dict:
     """Train one run, or go on with it, and say in JSON what came of it; its checkpoints go when it is over."""
     ended, measured = FINISHED, {}
-    with output_to(run.folder.with_suffix(".log"), quiet):
+    with output_to(beside(run, ".log"), quiet):
         try:
             for config in run.phases:
                 train(config)
@@ -143,7 +181,6 @@ def result_of(run: Run, quiet: bool) -> dict:
 @contextlib.contextmanager
 def output_to(log: Path, quiet: bool) -> Iterator[None]:
     """Send what a run says to its log, and of a quiet process the progress bars too."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(file))
         if quiet:
