@@ -11,6 +11,7 @@ of its own, so one seed is also the same head for every class, but for the lesio
 width of the supersampled grid while a head is being drawn.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -95,6 +96,13 @@ def draw_phantoms(num_images: int, resolution: int, seed: int) -> tuple[np.ndarr
     if num_images < 0:
         raise ValueError(f"num_images is {num_images}: ask for 0 phantoms or more.")
     _check(CLASS_NAMES[0], seed, resolution, None)
+    images, labels = _drawn(num_images, resolution, seed)
+    return images.copy(), labels.copy()
+
+
+# A training and its evaluation ask for the same, and drawing takes longer than small networks train
+@functools.lru_cache(maxsize=1)
+def _drawn(num_images: int, resolution: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(num_images, dtype=np.int64) % len(CLASS_NAMES)
     images = np.zeros((num_images, resolution, resolution), dtype=np.float32)
     for index, label in enumerate(labels):
