@@ -1,6 +1,7 @@
 """The sweep of `mri-ddpm reproduce`: what it consists of, how it is shared out, and what the network is drawn from."""
 
 import dataclasses
+import json
 import shlex
 from collections import Counter
 
@@ -15,7 +16,7 @@ from mri_ddpm.models.modeling_attention_unet import AttentionBlock
 from mri_ddpm.reproduction.architecture import read_architecture, words_of
 from mri_ddpm.reproduction.budgets import BUDGETS
 from mri_ddpm.reproduction.plan import BASELINE, Run, make_plan
-from mri_ddpm.reproduction.sweep import leave_the_group, result_file, run_all, taken
+from mri_ddpm.reproduction.sweep import leave_the_group, result_file, result_of, run_all, taken
 from mri_ddpm.training.preparation import build_unet
 
 NAMES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
@@ -125,6 +126,17 @@ def test_a_run_that_another_process_has_is_left_to_it(plan, tmp_path):
     with taken(begun) as mine:
         assert mine
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [over.name]  # no lock is left
+
+
+def test_a_run_whose_loss_is_no_number_leaves_json_for_every_reader(tmp_path):
+    budget = dataclasses.replace(BUDGETS["tiny"], phantom_images=80)
+    run = of(make_plan(budget, tmp_path / "runs", None, NAMES, 72), "provoked", "unguarded-0.3")[0]
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, learning_rate=1e20))
+    run.folder.parent.mkdir()
+    row = result_of(run, quiet=True)
+    assert "the loss is" in row["ended"]
+    assert row["last_loss"] is None
+    json.dumps(row, allow_nan=False)
 
 
 def test_a_process_leaves_the_group_it_was_started_in(monkeypatch):

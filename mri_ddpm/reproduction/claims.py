@@ -289,7 +289,8 @@ def surge_claims(results: Results, budget: Budget) -> list[Claim]:
             " With the guard its losses are the same to the bit: it has nothing to do in a healthy run."
         )
     else:
-        because += f" With the guard it went back {len(guarded['surges'])} times, and ended at {guarded['last_loss']:.3g}."
+        end = "a loss that is no number" if guarded["last_loss"] is None else f"{guarded['last_loss']:.3g}"
+        because += f" With the guard it went back {len(guarded['surges'])} times, and ended at {end}."
     own = Claim("7a", paper.CLAIMS["surge"], NOT_SHOWN if surged is None else YES, because)
 
     return [

@@ -76,7 +76,7 @@ def write_report(sections: list[Section], facts: dict, folder: Path) -> None:
 
     Args:
         sections: what is reported.
-        facts: of the whole: ``command``, ``summary``, ``assumed``, ``source``, ``environment``, ``runs``, ``hours``.
+        facts: of the whole: ``budget``, ``source``, ``runs``, ``hours``, ``scaled_down``, ``assumed``, ``command``, ``machine``.
         folder: the reproduction's.
     """
     environment = jinja2.Environment(

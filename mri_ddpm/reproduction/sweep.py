@@ -42,7 +42,7 @@ def leave_the_group() -> int:
     """
     rank = int(os.environ.get("RANK", 0))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     for name in LAUNCHED:
         os.environ.pop(name, None)
     return rank
@@ -71,7 +71,7 @@ def run_all(plan: Sequence[Run], lines: Path, first: bool = True) -> list[dict]:
                     write_json(result_file(run), result_of(run, quiet=not first))
             if first:
                 write_json_lines(lines, finished(plan))
-        while first and len(finished(plan)) < len(plan):
+        while first and not all(result_file(run).exists() for run in plan):
             time.sleep(POLL_SECONDS)
     results = finished(plan)
     if first:
@@ -164,11 +164,11 @@ def result_of(run: Run, quiet: bool) -> dict:
         "epochs": len(curves.training),
         "images_seen": len(curves.loss) * run.config.train_batch_size,
         "gmac_per_image": run.gmac,
-        "training_loss": curves.training.tolist(),
-        "validation_loss": curves.validation.tolist(),
-        "validation_loss_ema": curves.validation_ema.tolist(),
+        "training_loss": finite(curves.training),
+        "validation_loss": finite(curves.validation),
+        "validation_loss_ema": finite(curves.validation_ema),
         "least_loss": float(np.nanmin(curves.smooth)),
-        "last_loss": float(curves.smooth[-1]),
+        "last_loss": next(iter(finite(curves.smooth[-1:])), None),
         "evaluations": curves.evaluations,
         "surges": [row["surge_at_step"] for row in curves.surges],
         **measured,
@@ -176,6 +176,11 @@ def result_of(run: Run, quiet: bool) -> dict:
         "command": run.command,
         "environment": read_json(run.folder / "environment.json"),
     }
+
+
+def finite(losses: np.ndarray) -> list[float]:
+    """Those that are numbers: JSON knows no NaN."""
+    return losses[np.isfinite(losses)].tolist()
 
 
 @contextlib.contextmanager
