@@ -100,6 +100,16 @@ class TrainingConfig:
     rescale_betas_zero_snr: bool = about(
         False, "Rescale the betas so that the last x_T is nothing but noise; not with epsilon."
     )
+    start_from_moments: bool = about(
+        True,
+        "Keep the scans' mean and main variations with the model; sampling starts at x_T with them, not in noise alone.",
+    )
+    timestep_sampling: Literal["uniform", "lognormal"] = about(
+        "uniform",
+        "How timesteps are drawn in training: all alike, or ln(sigma) from a normal distribution, as in EDM.",
+    )
+    log_sigma_mean: float = about(-1.2, "Mean of ln(sigma) for --timestep_sampling lognormal.")
+    log_sigma_std: float = about(1.2, "Standard deviation of ln(sigma) for --timestep_sampling lognormal.")
     loss_type: Literal["huber", "l1", "l2"] = about("huber", "Loss.")
     huber_delta: float = about(1.0, "Where the Huber loss turns from square to linear.")
     snr_gamma: float | None = about(None, "Min-SNR weighting of the loss; 5.0 is usual. Off when not given.")
@@ -196,7 +206,7 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
     for name in ("dropout", "class_dropout_prob"):
         if getattr(config, name) >= 1:
             raise InputError(f"--{name} is {getattr(config, name)}; take a number from 0 to under 1.")
-    for name in ("huber_delta", "snr_gamma", "adam_epsilon", "ema_power"):
+    for name in ("huber_delta", "snr_gamma", "adam_epsilon", "ema_power", "log_sigma_std"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name} is {value}; take a number over 0.")

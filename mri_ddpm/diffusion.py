@@ -81,6 +81,19 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma
     return x_0_weight / divisor[scheduler.config.prediction_type]
 
 
+def lognormal_timestep_weights(scheduler: DDPMScheduler, mean: float, std: float) -> torch.Tensor:
+    """How often to train each timestep, ``(T,)``, so that ln(sigma) ~ N(mean, std^2), as far as the schedule reaches.
+
+    sigma = sqrt((1 - alpha_bar) / alpha_bar) is the noise beside the scan. Karras et al. 2022 (arXiv:2206.00364, table 1)
+    take N(-1.2, 1.2^2): most of the training where a scan's details are decided.
+    """
+    alpha_bars = scheduler.alphas_cumprod.double()
+    log_sigma = ((1 - alpha_bars) / alpha_bars).log() / 2  # (T,), rising
+    widths = torch.gradient(log_sigma)[0]  # of the interval that each timestep stands for
+    weights = widths * torch.exp(-((log_sigma - mean) / std).square() / 2)
+    return weights / weights.sum()
+
+
 def predicted_x_0(
     scheduler: DDPMScheduler, prediction: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
@@ -105,11 +118,36 @@ def predicted_x_0(
 # float64, of the chain with fixed-small variance. Each function's result is (B,).
 
 
-def prior_term(scheduler: DDPMScheduler, x_0: torch.Tensor) -> torch.Tensor:
-    """L_T: the divergence of q(x_T | x_0) from N(0, I) (DDPM, equations 4 and 5); no network has a part in it."""
-    variance = 1 - scheduler.alphas_cumprod[-1].double().to(x_0.device)
-    squared_mean = (1 - variance) * x_0.double().square()
-    return ((variance + squared_mean - 1 - variance.log()) / 2).flatten(1).sum(1)
+def prior_term(
+    scheduler: DDPMScheduler,
+    x_0: torch.Tensor,
+    mean: torch.Tensor | None = None,
+    components: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """L_T: the divergence of q(x_T | x_0) from what the chain starts at (DDPM, equations 4 and 5); no network has a part in it.
+
+    That is N(0, I), or with moments N(sqrt(alpha_bar_T) mean, alpha_bar_T C^T C + (1 - alpha_bar_T) I).
+
+    Args:
+        x_0: ``(B, C, H, W)``.
+        mean: of each scan's class, ``(B, C, H, W)``.
+        components: C, ``(K, C, H, W)``; may be none.
+    """
+    x_0 = x_0.double().flatten(1)  # (B, D)
+    alpha_bar = scheduler.alphas_cumprod[-1].double().to(x_0.device)
+    variance = 1 - alpha_bar
+    if mean is None:
+        return ((variance + alpha_bar * x_0.square() - 1 - variance.log()) / 2).sum(1)
+    c = components.double().flatten(1)  # (K, D)
+    shift = alpha_bar.sqrt() * (x_0 - mean.double().flatten(1))  # (B, D)
+    # By Woodbury, in K dimensions instead of D: the covariance is (1 - alpha_bar) (I + C^T C / SNR^-1)
+    inner = torch.eye(len(c), dtype=c.dtype, device=c.device) + alpha_bar / variance * c @ c.T
+    along = shift @ c.T  # (B, K)
+    squared = shift.square().sum(1) - alpha_bar / variance * (
+        along * torch.linalg.solve(inner, along.T).T
+    ).sum(1)
+    spread = torch.linalg.inv(inner).trace() - len(c) + torch.linalg.slogdet(inner).logabsdet
+    return (spread + squared / variance) / 2
 
 
 def bound_term(

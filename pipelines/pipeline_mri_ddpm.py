@@ -231,8 +231,12 @@ class MRIDDPMPipeline(DiffusionPipeline):
         def noised_scan(i: int) -> torch.Tensor:
             return scheduler.add_noise((given * 2 - 1).to(dtype), draw_noise(), timesteps[i : i + 1])
 
-        if given is not None:
+        knows_start = getattr(self.unet, "x_0_mean", None) is not None
+        if given is not None and not (knows_start and redrawn is not None and calls[0] == 0):
             x_t = noised_scan(calls[0])
+        elif knows_start:
+            noise = draw_noise()
+            x_t = scheduler.add_noise(self.draw_by_moments(labels, noise, generator), noise, timesteps[:1])
         else:  # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
             x_t = draw_noise() * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars[0] ** -0.5)
         if redrawn is not None:
@@ -320,6 +324,23 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 2 * scheduler.sigmas[1]
             )  # diffusers' finite stand-in for zero SNR can be too small
         return scheduler
+
+    def draw_by_moments(self, labels: torch.Tensor | None, like: torch.Tensor, generator) -> torch.Tensor:
+        """Draw x_0 from the Gaussian with the training scans' moments: noised, it is where the forward process ends.
+
+        q(x_T) has the mean sqrt(alpha_bar_T) E[x_0], and the covariance alpha_bar_T Cov[x_0] + (1 - alpha_bar_T) I
+        (Ho et al. 2020, equation 4). N(0, I) is neither, unless the schedule leaves nothing of the scan.
+
+        Args:
+            labels: ``(B,)``, or ``None`` for the moments over all classes.
+            like: of the shape wanted, ``(B, C, H, W)``.
+            generator: one, or a list of one an image.
+        """
+        mean, components = (x.to(like) for x in self.unet.x_0_moments(*like.shape[-2:]))
+        x_0 = mean[-1:].expand_as(like) if labels is None else mean[labels]  # (B, C, H, W)
+        shape = (len(like), len(components))
+        weights = randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)  # (B, K)
+        return x_0 + torch.einsum("bk,kchw->bchw", weights, components)
 
     def predict(
         self, model_input, timestep, labels: torch.Tensor | None, guidance_scale: float

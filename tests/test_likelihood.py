@@ -113,6 +113,28 @@ def test_the_prior_term_is_the_divergence_from_noise(betas):
     assert prior_term(scheduler, x_0.float()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("num_components", [0, 3])
+def test_the_prior_term_of_a_chain_that_starts_with_moments(num_components):
+    """Against the divergence of two Gaussians by their whole covariances."""
+    scheduler, rng = make_noise_scheduler(300), np.random.default_rng(0)
+    x_0, mean = rng.uniform(-1, 1, (2, 5, 1, 4, 4))
+    components = rng.standard_normal((num_components, 1, 4, 4))
+    alpha_bar = float(scheduler.alphas_cumprod[-1].double())
+    flat = components.reshape(num_components, 16)
+    covariance = alpha_bar * flat.T @ flat + (1 - alpha_bar) * np.eye(16)
+    shift = np.sqrt(alpha_bar) * (x_0 - mean).reshape(5, 16)
+    inverse = np.linalg.inv(covariance)
+    expected = 0.5 * (
+        (1 - alpha_bar) * np.trace(inverse)
+        + np.einsum("bi,ij,bj->b", shift, inverse, shift)
+        - 16
+        + np.linalg.slogdet(covariance)[1]
+        - 16 * np.log(1 - alpha_bar)
+    )
+    found = prior_term(scheduler, *(torch.from_numpy(x) for x in (x_0, mean, components)))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
 def test_the_terms_between_against_the_posterior_by_bayes_rule():
     """q(x_{t-1} | x_t, x_0) as prior times likelihood, and the reverse step as the sampler takes it."""
     scheduler = scaled_scheduler(300, "sample")

@@ -52,11 +52,19 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         in_channels: int = 1,
         num_class_embeds: int | None = None,
         class_names: list[str] | None = None,
+        knows_moments: bool = False,
     ):
         super().__init__()
+        if knows_moments:
+            components = np.linalg.cholesky(COVARIANCE).T.reshape(PIXELS, 1, SIDE, SIDE)
+            self.register_buffer("x_0_mean", torch.tensor(MEAN).reshape(1, 1, SIDE, SIDE))
+            self.register_buffer("x_0_components", torch.from_numpy(components))
         self.register_buffer("mean", torch.tensor(MEAN))
         self.register_buffer("alpha_bars", torch.tensor(schedule, dtype=torch.float64))
         self.register_buffer("gains", torch.from_numpy(np.stack([gain(a) for a in schedule])))
+
+    def x_0_moments(self, height, width):
+        return self.x_0_mean, self.x_0_components
 
     def forward(self, x_t, timestep, class_labels=None):
         t = timestep.long()
@@ -81,12 +89,18 @@ def marginal(alpha_bar: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_pipeline(
-    name: str, schedule: str, prediction_type: str = "v_prediction", unet=None, **scheduler_config
+    name: str,
+    schedule: str,
+    prediction_type: str = "v_prediction",
+    unet=None,
+    knows_moments=False,
+    **scheduler_config,
 ):
     config = make_noise_scheduler(T, **BETAS[schedule], prediction_type=prediction_type).config
     scheduler = DDPMScheduler.from_config(config, **{"clip_sample": False, **scheduler_config})
     alpha_bars = np.cumprod(1 - scheduler.betas.double().numpy()).tolist()
-    pipeline = MRIDDPMPipeline(unet or GaussianDenoiser(alpha_bars, prediction_type), scheduler)
+    unet = unet or GaussianDenoiser(alpha_bars, prediction_type, knows_moments=knows_moments)
+    pipeline = MRIDDPMPipeline(unet, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     set_scheduler(pipeline, name)
     return pipeline
@@ -102,7 +116,8 @@ class Chain:
     """
 
     def __init__(self, pipeline: MRIDDPMPipeline, steps: int, stochastic: bool):
-        rows = 1 + PIXELS * (1 + steps if stochastic else 1)
+        knows_moments = pipeline.unet.config.knows_moments  # and draws x_0 by them, after the noise of x_T
+        rows = 1 + PIXELS * (1 + knows_moments + steps * stochastic)
         draws = 0
 
         def unit_noise(shape, dtype, **_):
@@ -284,6 +299,23 @@ def test_zero_terminal_snr(name, schedule):
 def test_zero_terminal_snr_is_refused_where_the_scheduler_has_none():
     with pytest.raises(ValueError, match="trained with rescale_betas_zero_snr, which HeunDiscreteScheduler"):
         make_pipeline("heun", "scaled", rescale_betas_zero_snr=True)(num_inference_steps=2)
+
+
+# With the moments of the data kept: from q(x_T), whatever is left of them in it
+
+
+@both_schedules
+@every_solver
+@pytest.mark.parametrize("steps", [20, 100])
+def test_a_chain_that_knows_the_moments_starts_at_the_true_marginal(name, schedule, steps):
+    """So what it ends at has the truth's mean, and its covariance as well as the solver can; of noise alone it has neither."""
+    alone, known = (make_chain(name, schedule, steps, knows_moments=knows) for knows in (False, True))
+    noise = (np.zeros(PIXELS), EYE)  # all that is drawn is of N(0, I)
+    for found, true in zip(known.moments(0, noise), marginal(known.alpha_bars[-1]), strict=True):
+        np.testing.assert_allclose(found, true, rtol=0, atol=1e-5)
+    assert known.error(start=noise) == pytest.approx(alone.error(), abs=1e-4)  # which is given the true start
+    missed = np.abs(alone.moments(0, noise)[0] - marginal(known.alpha_bars[-1])[0]).max()
+    assert missed == pytest.approx(np.sqrt(known.alpha_bars[-1]) * 0.4)
 
 
 # Ancestral sampling

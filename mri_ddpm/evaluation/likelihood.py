@@ -105,7 +105,7 @@ def denoising_curves(
         )
         measured.append(torch.stack(values).cpu())  # (3, B)
     loss, bound, squared_error = torch.cat(measured, 1).numpy().reshape(3, *shape)
-    prior = prior_term(scheduler, x_0).cpu().numpy()
+    prior = prior_term(scheduler, x_0, *_start(unet, x_0, labels)).cpu().numpy()
     return DenoisingCurves(scans.reshape(shape), loss, bound, squared_error, prior, x_0[0].numel())
 
 
@@ -186,6 +186,14 @@ def _denoise(unet, scheduler, x_0, noise, t, labels) -> tuple[torch.Tensor, torc
             " training went astray."
         )
     return prediction, predicted_x_0(scheduler, prediction.double(), x_t.double(), t)
+
+
+def _start(unet, x_0: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """The moments that the model's chains start with, for `prior_term`; none of a model that starts in noise alone."""
+    if getattr(unet, "x_0_mean", None) is None:
+        return ()
+    mean, components = unet.x_0_moments(*x_0.shape[-2:])
+    return (mean[-1:].expand_as(x_0) if labels is None else mean[labels]), components
 
 
 def _noise(x_0: torch.Tensor, seed: int, places: Sequence[int]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 
 MIN_SIZE = 16  # pixels
 MAX_SIZE = 8192  # of a config; any is taken for a single sample
+MAX_COMPONENTS = 256
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
 
 
@@ -132,6 +133,11 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
             ``num_class_embeds`` itself means "no class", for guidance.
         class_names: names of the classes by index, kept with the weights so that a sample can be asked for by name.
         null_class: whether "no class" was seen in training, so that its embedding means something.
+        moments_size: pixels a side at which the moments of the training scans are kept, or ``None`` for none. They say
+            where the forward process ends, and so where a chain starts: the buffer ``x_0_mean`` holds the mean scan of
+            each class, and last the one over all, ``(num_class_embeds + 1, out_channels, moments_size, moments_size)``.
+        num_components: in how many directions scans vary about it, in ``x_0_components``, each as long as a standard
+            deviation, ``(num_components, out_channels, moments_size, moments_size)``.
 
     Raises:
         ValueError: when a number does not fit another; the sentence names both.
@@ -155,6 +161,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
         class_names: tuple[str, ...] | None = None,
         null_class: bool = True,
+        moments_size: int | None = None,
+        num_components: int = 0,
     ):
         super().__init__()
         check_architecture(
@@ -170,6 +178,15 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         num_classes = num_class_embeds or 0
         if class_names is not None and [type(name) for name in class_names] != [str] * num_classes:
             raise ValueError(f"class_names are not the names of {num_classes} classes.")
+        if moments_size is not None:
+            if not (1 <= moments_size <= MAX_SIZE and 0 <= num_components <= MAX_COMPONENTS):
+                raise ValueError(
+                    f"moments_size is {moments_size} and num_components {num_components}; take 1 to {MAX_SIZE} pixels and 0 to "
+                    f"{MAX_COMPONENTS} components."
+                )
+            size = (out_channels, moments_size, moments_size)
+            self.register_buffer("x_0_mean", torch.zeros(num_classes + 1, *size))
+            self.register_buffer("x_0_components", torch.zeros(num_components, *size))
         self.gradient_checkpointing = False
         channels, embed_dim = tuple(block_out_channels), 4 * block_out_channels[0]
 
@@ -264,6 +281,11 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
                     "earlier step."
                 )
         return (model, info) if output_loading_info else model
+
+    def x_0_moments(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x_0_mean`` and ``x_0_components`` at that size: ``(num_class_embeds + 1, C, H, W)``, ``(K, C, H, W)``."""
+        resize = {"size": (height, width), "mode": "bilinear", "antialias": True}
+        return F.interpolate(self.x_0_mean, **resize), F.interpolate(self.x_0_components, **resize)
 
     def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Embed timesteps and classes: ``(B, E)``, already passed through SiLU for every block to project."""

@@ -17,7 +17,13 @@ from tqdm.auto import tqdm
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
-from mri_ddpm.diffusion import loss_per_sample, make_noise_scheduler, min_snr_weights, training_target
+from mri_ddpm.diffusion import (
+    lognormal_timestep_weights,
+    loss_per_sample,
+    make_noise_scheduler,
+    min_snr_weights,
+    training_target,
+)
 from mri_ddpm.errors import SurgeError
 from mri_ddpm.files import whole_folder
 from mri_ddpm.hub import BackgroundPush
@@ -35,6 +41,7 @@ from mri_ddpm.training.checkpoints import (
 from mri_ddpm.training.epoch_evaluation import EpochEvaluation
 from mri_ddpm.training.guard import LEAST_RATE_FACTOR, Guard, all_finite
 from mri_ddpm.training.interrupt import Interrupt
+from mri_ddpm.training.moments import keep_moments
 from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, draw_for_batch
 from mri_ddpm.training.records import Metrics, plot_loss
 from mri_ddpm.training.validation import averaged_weights, draw_grid, validation_loss
@@ -62,6 +69,7 @@ class TrainingRun:
     progress: Progress
     steps_per_epoch: int
     max_steps: int
+    timestep_weights: torch.Tensor | None = None  # how often each is trained; all alike when None
     metrics: Metrics | None = None  # on the main process only
     epoch_evaluation: EpochEvaluation | None = None  # there too, from the first of --evaluate_epochs on
     push: BackgroundPush | None = None  # there too, and only with --push_to_hub
@@ -87,6 +95,8 @@ class TrainingRun:
             pin_memory=accelerator.device.type == "cuda" and not held,
         )
         raw_unet = preparation.build_unet(config, scans.class_names).to(memory_format=torch.channels_last)
+        if config.start_from_moments:
+            keep_moments(raw_unet, scans, config)
         optimizer = preparation.build_optimizer(config, raw_unet)
         unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
         steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation_steps)
@@ -113,9 +123,14 @@ class TrainingRun:
             config.prediction_type,
             config.rescale_betas_zero_snr,
         )
+        timestep_weights = None
+        if config.timestep_sampling == "lognormal":
+            timestep_weights = lognormal_timestep_weights(
+                noise_scheduler, config.log_sigma_mean, config.log_sigma_std
+            ).to(accelerator.device)
         return cls(
             accelerator, config, run_dir, scans, sampler, loader, unet, raw_unet, noise_scheduler, optimizer,
-            lr_scheduler, ema, guard, progress, steps_per_epoch, max_steps,
+            lr_scheduler, ema, guard, progress, steps_per_epoch, max_steps, timestep_weights,
         )  # fmt: skip
 
     def train(self, interrupt: Interrupt) -> None:
@@ -190,7 +205,14 @@ class TrainingRun:
         """Mean loss of this process's part of a batch: ``(B, 1, H, W)``, ``(B,)`` -> ``()``."""
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(derive_seed(config.seed, DROPOUT, batch_index, accelerator.process_index))
-        draws = draw_for_batch(config, batch_index, x_0, accelerator.process_index, accelerator.num_processes)
+        draws = draw_for_batch(
+            config,
+            batch_index,
+            x_0,
+            accelerator.process_index,
+            accelerator.num_processes,
+            self.timestep_weights,
+        )
         if config.random_flip:
             keep_side = [self.scans.class_names.index(name) for name in config.no_flip_classes]
             flip = draws.flip & ~torch.isin(class_labels, class_labels.new_tensor(keep_side))

@@ -18,6 +18,7 @@ from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
 from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+from mri_ddpm.training.moments import MAX_COMPONENTS, moments_size
 
 if TYPE_CHECKING:
     from mri_ddpm.training.loop import TrainingRun
@@ -151,6 +152,8 @@ def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> Attentio
         num_class_embeds=len(class_names) if conditional else None,
         class_names=tuple(class_names) if conditional else None,
         null_class=not conditional or config.class_dropout_prob > 0,
+        moments_size=moments_size(config.resolution) if config.start_from_moments else None,
+        num_components=MAX_COMPONENTS if config.start_from_moments else 0,
     )
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -210,8 +213,8 @@ def announce(run: "TrainingRun") -> None:
         + (f", going on from step {run.progress.step}" if run.progress.step else "")
     )
     signal = terminal_signal(run.noise_scheduler)
-    if signal > MAX_TERMINAL_SIGNAL:
+    if signal > MAX_TERMINAL_SIGNAL and not config.start_from_moments:
         say(
             f"warning: this schedule leaves {signal:.3f} of the image in the last x_T (more than "
-            f"{MAX_TERMINAL_SIGNAL}), while sampling starts from noise alone; a larger --beta_end leaves less."
+            f"{MAX_TERMINAL_SIGNAL}), while sampling starts from noise alone; leave out --no_start_from_moments, or take a larger --beta_end."
         )

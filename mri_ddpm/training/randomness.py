@@ -54,13 +54,19 @@ class Draws:
 
 
 def draw_for_batch(
-    config: TrainingConfig, batch_index: int, x_0: torch.Tensor, rank: int, world_size: int
+    config: TrainingConfig,
+    batch_index: int,
+    x_0: torch.Tensor,
+    rank: int,
+    world_size: int,
+    timestep_weights: torch.Tensor | None = None,
 ) -> Draws:
     """Draw for this process's part of a batch: the global batch is drawn, and its rank-th slice is kept.
 
     Args:
         batch_index: batches since the start of training, over all epochs.
         x_0: this process's scans, ``(B, C, H, W)``.
+        timestep_weights: how often each timestep is drawn, ``(T,)``; all alike when ``None``.
     """
     generator = make_generator(config.seed, STEP, batch_index, device=x_0.device)
     local, total = len(x_0), len(x_0) * world_size
@@ -69,9 +75,11 @@ def draw_for_batch(
     def uniform() -> torch.Tensor:
         return torch.rand(total, generator=generator, device=x_0.device)[mine]
 
-    timesteps = torch.randint(config.num_train_timesteps, (total,), generator=generator, device=x_0.device)[
-        mine
-    ]
+    if timestep_weights is None:
+        drawn = torch.randint(config.num_train_timesteps, (total,), generator=generator, device=x_0.device)
+    else:
+        drawn = timestep_weights.multinomial(total, replacement=True, generator=generator)
+    timesteps = drawn[mine]
     drop_class, flip = uniform() < config.class_dropout_prob, uniform() < 0.5
     noise = torch.randn((total, *x_0.shape[1:]), generator=generator, device=x_0.device, dtype=x_0.dtype)[
         mine

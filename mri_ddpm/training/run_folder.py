@@ -16,8 +16,9 @@ from mri_ddpm.files import read_json, read_json_lines
 ARCHITECTURE = (  # a checkpoint fits no other values of these
     "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
     "norm_num_groups", "class_conditional", "num_train_timesteps", "beta_start", "beta_end", "prediction_type",
-    "rescale_betas_zero_snr", "optimizer",
+    "rescale_betas_zero_snr", "start_from_moments", "optimizer",
 )  # fmt: skip
+OLDER = {"start_from_moments": False}  # of runs from before these flags
 
 
 def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
@@ -46,7 +47,7 @@ def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
             )
         return
     check_metrics(run_dir / "metrics.jsonl")
-    before, now = read_json(saved), dataclasses.asdict(config)
+    before, now = {**OLDER, **read_json(saved)}, dataclasses.asdict(config)
     for name in ARCHITECTURE:
         if name in before and before[name] != now[name]:
             raise InputError(

@@ -1,0 +1,84 @@
+"""The first two moments of the training scans: what x_T is made of besides noise, where a schedule leaves some of the scan.
+
+The forward process ends at q(x_T), whose mean is sqrt(alpha_bar_T) times the mean scan. A chain that starts at N(0, I)
+instead is asked to denoise what no scan becomes, and takes the missing black for a bright scan. The network keeps the
+moments, so that the pipeline can start from where the forward process ends.
+
+A mean of few scans is a picture of patients. So every mean is shrunk towards what more scans share, and a direction of
+variation is kept for so many scans at least.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mri_ddpm.config import TrainingConfig
+from mri_ddpm.data import Scans
+from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+
+SIZE = 32  # pixels a side at most: x_T shows nothing finer
+PRIOR_SCANS = 50  # a mean of n scans counts n, and what it is shrunk towards counts this many
+SCANS_A_COMPONENT = 50
+MAX_COMPONENTS = 16
+_BATCH = 512
+
+
+def moments_size(resolution: int) -> int:
+    """Pixels a side at which the moments of scans of that size are kept."""
+    return min(resolution, SIZE)
+
+
+def num_components(num_scans: int) -> int:
+    """How many directions of variation are kept of so many scans."""
+    return min(MAX_COMPONENTS, num_scans // SCANS_A_COMPONENT)
+
+
+@torch.no_grad()
+def keep_moments(unet: AttentionUNet2DModel, scans: Scans, config: TrainingConfig) -> None:
+    """Give the network the moments of its training scans, in its buffers ``x_0_mean`` and ``x_0_components``.
+
+    Scans that are shown mirrored half of the time count as half of each. Directions of variation that the scans are too few
+    for are left at 0.
+
+    Args:
+        unet: made with ``moments_size`` and ``num_components``.
+        scans: of which the training part is read, in batches.
+        config: says which classes are mirrored.
+    """
+    size, classes = unet.config.moments_size, unet.config.num_class_embeds or 0
+    names = scans.class_names or ("",)
+    flipped = torch.tensor([config.random_flip and name not in config.no_flip_classes for name in names])
+    shape = (unet.config.out_channels, size, size)
+    pixels = int(np.prod(shape))
+    counts = torch.zeros(max(1, classes), dtype=torch.float64)
+    sums = torch.zeros(len(counts), pixels, dtype=torch.float64)
+    products = torch.zeros(pixels, pixels, dtype=torch.float64)
+    for start in range(0, len(scans.train), _BATCH):
+        x_0, labels = scans.train.batch(np.arange(start, min(start + _BATCH, len(scans.train))))
+        x_0, labels = x_0.cpu(), labels.cpu()
+        mirrored = x_0[flipped[labels]]
+        weights = torch.cat([1 - flipped[labels].double() / 2, torch.full((len(mirrored),), 0.5)])  # (B',)
+        labels = torch.cat([labels, labels[flipped[labels]]]) * bool(classes)
+        x_0 = F.interpolate(torch.cat([x_0, mirrored.flip(-1)]), size=(size, size), mode="area")
+        rows = x_0.flatten(1).double()  # (B', pixels)
+        counts.index_add_(0, labels, weights)
+        sums.index_add_(0, labels, weights[:, None] * rows)
+        products += rows.T @ (weights[:, None] * rows)
+
+    total, overall = counts.sum(), sums.sum(0)
+    flat = (overall.mean() / total).expand(pixels)  # black, grey or white: it shows nobody
+    mean = shrunk(overall, total, flat)
+    means = shrunk(sums, counts[:, None], mean)  # (classes, pixels)
+    # Of the scans about their classes' plain means, in which the shrinkage has no part
+    plain = sums / counts.clamp(min=1)[:, None]
+    covariance = (products - plain.T @ (counts[:, None] * plain)) / total
+    variances, axes = torch.linalg.eigh(covariance)  # ascending
+    kept = slice(pixels - num_components(len(scans.train)), None)
+    components = axes[:, kept].T * variances[kept].clamp(min=0).sqrt()[:, None]  # (components, pixels)
+    unet.x_0_mean.copy_(torch.cat([means, mean[None]] if classes else [mean[None]]).unflatten(1, shape))
+    unet.x_0_components[: len(components)] = components.unflatten(1, shape)
+
+
+def shrunk(sums: torch.Tensor, counts: torch.Tensor, towards: torch.Tensor) -> torch.Tensor:
+    """The mean of scans of that sum and number, as if ``PRIOR_SCANS`` more had been like ``towards``."""
+    return (sums + PRIOR_SCANS * towards) / (counts + PRIOR_SCANS)
