@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 
 from mri_ddpm.data import draw_phantoms
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.quality import detail, ssim_to_nearest
+from mri_ddpm.evaluation.quality import detail, detail_ratio, ssim_to_nearest
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,36 @@ def test_images_that_cannot_be_compared_are_refused(phantoms):
         ssim_to_nearest(phantoms[:, :, :10, :10], phantoms[:, :, :10, :10])
 
 
-def test_detail_is_the_power_of_the_high_frequencies(phantoms):
-    """White noise has its variance at every frequency (Parseval); a constant has nothing but its mean."""
+def test_detail_is_the_share_of_power_beyond_a_third_of_a_cycle(phantoms):
+    """White noise has the same power at every frequency; a sinusoid has all of it at its own."""
     noise = np.clip(np.random.default_rng(0).normal(0.5, 0.1, (400, 1, 32, 32)), 0, 1).astype(np.float32)
-    assert detail(noise) == pytest.approx(0.1**2, rel=0.03)
-    assert detail(np.full((2, 1, 32, 32), 0.4, np.float32)) == pytest.approx(0, abs=1e-12)
-    assert detail(gaussian_filter(phantoms, (0, 0, 1, 1))) < 0.2 * detail(phantoms)
+    radii = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.fftfreq(32))
+    assert detail(noise) == pytest.approx((radii > 1 / 3).sum() / (32 * 32 - 1), rel=0.01)
+    assert detail(np.full((2, 1, 32, 32), 0.4, np.float32)) == pytest.approx(0, abs=1e-6)
+    for cycles, share in ((3, 0), (10, 0), (11, 1), (15, 1)):
+        wave = 0.5 + 0.4 * np.sin(2 * np.pi * cycles * np.arange(32) / 32)
+        assert detail(np.tile(wave, (2, 1, 32, 1))) == pytest.approx(share, abs=1e-6)
+    assert detail(0.8 * phantoms) == pytest.approx(detail(phantoms))
+
+
+def test_the_detail_ratio_is_one_for_fresh_phantoms_and_falls_with_blur():
+    real, fresh = (draw_phantoms(120, 32, seed)[0][:, None] for seed in (0, 1))
+    ratio = detail_ratio(real, fresh)
+    assert ratio.low < 1 < ratio.high
+    assert ratio.value == pytest.approx(detail(fresh) / detail(real))
+    blurred = [detail_ratio(real, gaussian_filter(fresh, (0, 0, sigma, sigma))) for sigma in (0.5, 0.7, 1)]
+    assert ratio.low > blurred[0].high > blurred[0].low > blurred[1].high > blurred[1].low > blurred[2].high
+    with pytest.raises(InputError, match="9 images are too few for the detail ratio"):
+        detail_ratio(real, fresh[:9])
+    with pytest.raises(InputError, match="real images are flat"):
+        detail_ratio(np.zeros_like(real), fresh)
+
+
+def test_the_interval_of_the_detail_ratio_covers_it():
+    images = draw_phantoms(2000, 16, seed=2)[0][:, None]
+    truth, pick = 1.0, np.random.default_rng(0)
+    found = [
+        detail_ratio(images[pick.integers(2000, size=60)], images[pick.integers(2000, size=60)])
+        for _ in range(150)
+    ]
+    assert 0.89 <= np.mean([estimate.low <= truth <= estimate.high for estimate in found]) <= 0.99
