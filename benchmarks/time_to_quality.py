@@ -161,6 +161,7 @@ def launch(run_dir: Path, steps: int, args: argparse.Namespace, **others: int) -
         "attention_head_dim": math.gcd(32, *args.block_out_channels),
         "train_batch_size": args.train_batch_size,
         "learning_rate": args.learning_rate,
+        "mixed_precision": "no",  # as the peers
         "max_train_steps": steps,
         "lr_warmup_steps": max(1, round(WARMUP * steps)),
         "validation_steps": steps,  # once

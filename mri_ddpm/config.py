@@ -115,6 +115,11 @@ class TrainingConfig:
     snr_gamma: float | None = about(None, "Min-SNR weighting of the loss; 5.0 is usual. Off when not given.")
 
     # Optimization
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = about(
+        AUTO,
+        "Precision of the network in training: no is float32; auto is accelerate's if that says one, else bf16 where the "
+        "device is fast in it.",
+    )
     seed: int = about(0, "Seed of everything drawn.")
     train_batch_size: number_or_auto = about(
         64, "Scans a step on each process; auto takes as many as fit into memory."
@@ -241,7 +246,8 @@ MRIDIFF = {  # the paper's recipe (MRIDiff, sections 5 and 7): betas, loss, opti
     "max_grad_norm": 0.0,
 }
 PRESETS: dict[str, dict] = {
-    "tiny": {  # what the tests train
+    "tiny": {  # what the tests train, with the same numbers on every CPU
+        "mixed_precision": "no",
         "output_dir": "runs/tiny",
         "resolution": 16,
         "phantom_images": 64,
@@ -352,6 +358,8 @@ def read_config_file(path: str) -> dict:
         raise InputError(f"--config {path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no keys; write lines such as 'resolution: 44'.")
+    if values.get("mixed_precision") is False:
+        values["mixed_precision"] = "no"  # as YAML reads an unquoted no
     known = [f.name for f in dataclasses.fields(TrainingConfig)]
     unknown = [str(key) for key in values if key not in known]
     if unknown:

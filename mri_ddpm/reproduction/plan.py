@@ -105,6 +105,7 @@ class Planner:
         """A training by the paper's recipe, but for ``changes``; measured at its end."""
         steps_per_epoch = self.num_scans // setting.batch_size
         base = {**PRESETS["mridiff-44"], "preset": "mridiff-44", "surge_guard": False, **self.budget.network}
+        base["mixed_precision"] = "no"  # one precision for all runs, on whatever machines they are resumed
         seed = changes.get("seed", 0)
         flags = {
             **base,

@@ -147,7 +147,9 @@ def load_checkpoint(run: "TrainingRun", folder: Path) -> None:
         named = STEP_FOLDER.fullmatch(folder.name)
         if type(step) is not int or step < 1 or (named and step != int(named[1])):
             raise ValueError(f"its step is {step!r:.20}")
-        scaler = run.accelerator.scaler and unpickle("scaler.pt")  # of fp16
+        # Of fp16; a checkpoint of another precision has none, and the loss scale is looked for anew
+        has_scale = run.accelerator.scaler and (folder / "scaler.pt").exists()
+        scaler = has_scale and unpickle("scaler.pt")
         if scaler and not all(math.isfinite(value) for value in scaler.values()):
             raise ValueError("its loss scale is not finite")
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm.auto import tqdm
 
 from mri_ddpm.config import TrainingConfig
@@ -43,12 +44,15 @@ def train(config: TrainingConfig) -> Path:
     if restarted(run_dir):  # with the first command line, which knows nothing of the steps taken since
         config = dataclasses.replace(config, resume_from_checkpoint="latest")
     check_run_folder(run_dir, config)
+    config = preparation.settle_precision(config)
     checkpoint = (
         find_checkpoint(run_dir, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
     )
 
     # Scans, network and all that trains it
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
         project_dir=str(run_dir),

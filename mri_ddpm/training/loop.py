@@ -99,6 +99,8 @@ class TrainingRun:
             keep_moments(raw_unet, scans, config)
         optimizer = preparation.build_optimizer(config, raw_unet)
         unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
+        # Without accelerate's autocast, which losses ask for: samples are drawn in float32, as by the pipeline
+        accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
         steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation_steps)
         max_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
 
@@ -221,7 +223,8 @@ class TrainingRun:
         class_labels = class_labels.masked_fill(draws.drop_class, null_class) if null_class else None
 
         x_t = self.noise_scheduler.add_noise(x_0, draws.noise, draws.timesteps)
-        prediction = self.unet(x_t, draws.timesteps, class_labels=class_labels).sample
+        with accelerator.autocast():
+            prediction = self.unet(x_t, draws.timesteps, class_labels=class_labels).sample
         target = training_target(self.noise_scheduler, x_0, draws.noise, draws.timesteps)
         loss = loss_per_sample(prediction.float(), target, config.loss_type, config.huber_delta)  # (B,)
         if config.snr_gamma:

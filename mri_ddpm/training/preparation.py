@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import os
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -11,11 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import DistributedType
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import parse_flag_from_env
 
 from mri_ddpm import data
 from mri_ddpm.config import AUTO, TrainingConfig
 from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import read_json
 from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.training.moments import MAX_COMPONENTS, moments_size
@@ -66,6 +69,38 @@ def check_parallelism(accelerator: Accelerator) -> None:
             f"{accelerator.distributed_type.value} is not supported, for the network fits every GPU; launch with "
             "--multi_gpu, and where memory is short take --gradient_checkpointing or --train_batch_size auto."
         )
+
+
+def settle_precision(config: TrainingConfig) -> TrainingConfig:
+    """Put a precision in the place of "auto": accelerate launch's, else the resumed run's, else the device's.
+
+    Called before there is an ``Accelerator``, which takes it.
+
+    Raises:
+        InputError: for fp16 on a CPU.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    precision = config.mixed_precision
+    if precision == AUTO:
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" is also of who was asked nothing
+        saved = Path(config.output_dir) / "environment.json"
+        if launched != "no":
+            precision = launched
+        elif config.resume_from_checkpoint and saved.exists():
+            precision = read_json(saved).get("mixed_precision", "no")
+        else:
+            precision = "bf16" if fast_in_bfloat16(on_cpu) else "no"
+    if precision == "fp16" and on_cpu:
+        raise InputError("--mixed_precision fp16 needs a GPU, and there is none; take no or bf16.")
+    return dataclasses.replace(config, mixed_precision=precision)
+
+
+def fast_in_bfloat16(on_cpu: bool) -> bool:
+    """Whether the device has units for matrix products in bfloat16: CPUs with AMX, CUDA from Ampere on."""
+    if on_cpu:
+        # Without AMX it takes longer than float32. The function is private: a version of torch may be without it.
+        return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def use_all_cores(accelerator: Accelerator) -> None:
@@ -209,7 +244,7 @@ def announce(run: "TrainingRun") -> None:
         f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
         f"T={config.num_train_timesteps}, {run.max_steps} steps of "
         f"{config.train_batch_size * config.gradient_accumulation_steps * processes} images on "
-        f"{processes} x {run.accelerator.device}"
+        f"{processes} x {run.accelerator.device}, mixed precision: {config.mixed_precision}"
         + (f", going on from step {run.progress.step}" if run.progress.step else "")
     )
     signal = terminal_signal(run.noise_scheduler)
