@@ -32,6 +32,8 @@ DDIM_AS_DPM_SOLVER = {
     "use_karras_sigmas": False,
     "use_lu_lambdas": False,
 }
+# Few steps are best spent where details are decided, at low noise: 10 spaced so draw as 30 even ones do
+SPACING = 1.5
 MAX_TIMESTEPS = 100_000  # a number out of a broken config would fill the memory
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 
@@ -176,7 +178,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 rest of the range is scaled down to [-1, 1] (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
             image: a scan to start from, or one an image: PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)``
                 in [0, 1].
-            strength: share of the chain that is run from the noised ``image`` (SDEdit, arXiv:2108.01073), over 0 to 1;
+            strength: share of the timesteps that is run from the noised ``image`` (SDEdit, arXiv:2108.01073), over 0 to 1;
                 0.2 when ``None``, which at 32 to 64 pixels keeps the head and redraws its inside; 1 with a mask.
             mask_image: where ``image`` is drawn anew: white, or 0.5 and more. All other pixels stay as they are.
             jump_length: steps that are taken again, with a mask, after going back to the noise before them.
@@ -224,7 +226,9 @@ class MRIDDPMPipeline(DiffusionPipeline):
         )
         if strength is None:
             strength = 1.0 if given is None or redrawn is not None else 0.2
-        calls = range((steps - max(1, round(strength * steps))) * scheduler.order, len(timesteps))
+        step_ends = timesteps[:: scheduler.order] + 1  # of Heun, which calls the network twice a step
+        start = 0 if given is None else int((step_ends - strength * total).abs().argmin())
+        calls = range(start * scheduler.order, len(timesteps))
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(calls[0])
 
@@ -295,8 +299,9 @@ class MRIDDPMPipeline(DiffusionPipeline):
 
         It mends what of diffusers shows at T = 300: "trailing" timesteps come from a range of floats, which for
         7 or 28 steps has one too many, at -1; and `DDIMScheduler` takes steps of T // num_inference_steps, whatever its
-        timesteps are. Where that is not exact, first-order DPM-Solver++ stands in, which is DDIM (Lu et al. 2022,
-        arXiv:2211.01095, section 4).
+        timesteps are. For fewer than all, first-order DPM-Solver++ stands in, which is DDIM (Lu et al. 2022,
+        arXiv:2211.01095, section 4). Schedulers that take timesteps get those of `spaced_timesteps`; others, such as
+        UniPC, space theirs evenly.
         """
         scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
         trailing = scheduler.config.timestep_spacing == "trailing"
@@ -305,13 +310,12 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 type(scheduler).from_config(scheduler.config, timestep_spacing="trailing"),
                 True,
             )
-        if isinstance(scheduler, DDIMScheduler) and (total % num_inference_steps or not trailing):
+        if isinstance(scheduler, DDIMScheduler) and num_inference_steps != total:
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config, **DDIM_AS_DPM_SOLVER)
         own_spacing = any(value for name, value in scheduler.config.items() if name.startswith("use_"))
         takes_timesteps = "timesteps" in inspect.signature(scheduler.set_timesteps).parameters
         if trailing and takes_timesteps and not own_spacing:
-            steps = range(num_inference_steps, 0, -1)
-            scheduler.set_timesteps(timesteps=[round(i * total / num_inference_steps) - 1 for i in steps])
+            scheduler.set_timesteps(timesteps=spaced_timesteps(total, num_inference_steps))
         else:
             scheduler.set_timesteps(num_inference_steps)
         if scheduler.timesteps[-1] < 0:
@@ -578,6 +582,16 @@ def as_array(given: Image.Image | np.ndarray | torch.Tensor, name: str) -> np.nd
         raise ValueError(f"{name} is of {array.dtype}; give floats in [0, 1], bool, uint8 or uint16.")
     full_range = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
     return array.astype(np.float32) / np.float32(full_range)
+
+
+def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
+    """Timesteps of the steps of a chain, from T - 1 down: at (i / N)^``SPACING`` of T for i = N ... 1, no two alike."""
+    ends, last = [], 0
+    for i in range(1, num_inference_steps + 1):
+        even, share = num_train_timesteps * i / num_inference_steps, i / num_inference_steps
+        last = max(round(even * share ** (SPACING - 1)), last + 1)
+        ends.append(last - 1)
+    return ends[::-1]
 
 
 def is_ancestral(scheduler: SchedulerMixin) -> bool:

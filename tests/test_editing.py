@@ -4,12 +4,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.diffusion import make_noise_scheduler
 
 CLASSES = ("glioma_tumor", "no_tumor")
+FOUR_STEPS, SIX_STEPS = spaced_timesteps(300, 4), spaced_timesteps(300, 6)
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_guidance_costs_a_second_image_only_inside_its_interval(make_pipeline):
     pipeline = make_pipeline()
     calls = batches_by_timestep(pipeline)
     draw(pipeline, 0, guidance_scale=3.0, guidance_start=1 / 6, guidance_end=0.5)
-    assert calls == {299: 1, 249: 2, 199: 2, 149: 1, 99: 1, 49: 1}
+    assert calls == dict(zip(SIX_STEPS, (1, 2, 2, 1, 1, 1), strict=True))
     calls.clear()
     draw(pipeline, 0, guidance_scale=3.0)
     assert set(calls.values()) == {2}
@@ -151,7 +153,7 @@ def test_the_trajectory_leads_from_the_noise_to_the_image(make_pipeline, schedul
     output = pipeline([0, 1], 2, 6, generator=generator(), output_type="pt", output_trajectory=True)
     calls = 11 if scheduler.startswith("Heun") else 6
     assert output.x_t.shape == output.x_0.shape == (calls, 2, 1, 16, 16)
-    assert output.timesteps.tolist()[:2] == [299, 249]
+    assert output.timesteps.tolist()[:2] == SIX_STEPS[:2]
     noise = torch.randn((2, 1, 16, 16), generator=generator())
     torch.testing.assert_close(output.x_t[0], noise, atol=2e-4, rtol=2e-4)
     torch.testing.assert_close(output.x_0[-1] / 2 + 0.5, output.images, atol=1e-5, rtol=0)
@@ -169,7 +171,7 @@ def test_a_callback_sees_each_step_and_may_change_it(make_pipeline):
 
     names = ["x_t", "x_0"]
     images = draw(pipeline, 0, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=names)
-    assert seen == [(True, i, t, ["x_0", "x_t"]) for i, t in enumerate([299, 249, 199, 149, 99, 49])]
+    assert seen == [(True, i, t, ["x_0", "x_t"]) for i, t in enumerate(SIX_STEPS)]
     assert (images == 0.75).all()
     with pytest.raises(ValueError, match="names 'latents'; there are"):
         draw(pipeline, 0, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["latents"])
@@ -185,19 +187,17 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_strength_is_the_share_of_the_chain_that_is_run(make_pipeline, scheduler):
+def test_strength_is_the_share_of_the_timesteps_that_is_run(make_pipeline, scheduler):
+    """From the step nearest to it, wherever a scheduler's steps lie."""
     pipeline = make_pipeline(scheduler)
     calls = batches_by_timestep(pipeline)
     scan, _ = scan_and_mask()
-    for strength, timesteps in (
-        (None, [49]),
-        (0.5, [149, 99, 49]),
-        (1.0, [299, 249, 199, 149, 99, 49]),
-        (0.01, [49]),
-    ):
+    even = scheduler == "UniPCMultistepScheduler"  # which takes no timesteps
+    steps = [299, 249, 199, 149, 99, 49] if even else [299, 227, 162, 105, 57, 19]
+    for strength, count in ((None, 1 if even else 2), (0.5, 3 if even else 4), (1.0, 6), (0.01, 1)):
         calls.clear()
         draw(pipeline, 0, image=scan, strength=strength)
-        assert list(calls) == timesteps
+        assert list(calls) == steps[-count:]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -205,7 +205,7 @@ def test_the_chain_starts_from_the_noised_scan(make_pipeline, scheduler):
     pipeline = make_pipeline(scheduler)
     scan, _ = scan_and_mask()
     output = pipeline(0, 1, 6, generator=generator(), image=scan, strength=0.5, output_trajectory=True)
-    alpha_bar = pipeline.scheduler.alphas_cumprod[149]
+    alpha_bar = pipeline.scheduler.alphas_cumprod[int(output.timesteps[0])]
     noise = torch.randn((1, 1, 16, 16), generator=generator())
     expected = alpha_bar.sqrt() * (torch.from_numpy(scan) * 2 - 1) + (1 - alpha_bar).sqrt() * noise[0, 0]
     torch.testing.assert_close(output.x_t[0, 0, 0], expected, atol=1e-4, rtol=1e-4)
@@ -250,8 +250,8 @@ def test_repaint_goes_back_and_draws_each_stretch_again(make_pipeline):
     scan, mask = scan_and_mask()
     edit = {"image": scan, "mask_image": mask, "output_trajectory": True, "generator": generator()}
     jumps = pipeline(0, 1, 4, jump_length=2, jump_n_sample=3, **edit)
-    assert jumps.timesteps.tolist() == 3 * [299, 224] + 3 * [149, 74]
-    assert pipeline(0, 1, 4, jump_n_sample=1, **edit).timesteps.tolist() == [299, 224, 149, 74]
+    assert jumps.timesteps.tolist() == 3 * FOUR_STEPS[:2] + 3 * FOUR_STEPS[2:]
+    assert pipeline(0, 1, 4, jump_n_sample=1, **edit).timesteps.tolist() == FOUR_STEPS
     assert len(pipeline(0, 1, 4, **edit).timesteps) == 40  # a DDPMScheduler takes RePaint's 10
     pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     assert len(pipeline(0, 1, 4, **edit).timesteps) == 4

@@ -4,6 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline
@@ -93,7 +94,7 @@ def test_default_is_the_whole_chain_of_algorithm_2(make_pipeline):
 
 def test_a_short_chain_of_a_network_that_predicts_the_noise(make_pipeline):
     pipeline = make_pipeline("epsilon")
-    expected = reference_images(pipeline, "epsilon", [0, 2], 1.0, [299, 199, 99], seed=5)
+    expected = reference_images(pipeline, "epsilon", [0, 2], 1.0, spaced_timesteps(T, 3), seed=5)
     images = pipeline([0, 2], 2, 3, generator=generators(5)[0], output_type="np").images
     np.testing.assert_allclose(images, expected, atol=1e-4)
     assert_varied(images)
@@ -103,7 +104,9 @@ def test_a_short_chain_of_a_network_that_predicts_the_noise(make_pipeline):
 def test_guidance_combines_with_and_without_the_class(make_pipeline, guidance_scale):
     pipeline = make_pipeline()
     arguments = {"num_images": 2, "num_inference_steps": 3, "output_type": "np"}
-    expected = reference_images(pipeline, "v_prediction", [0, 2], guidance_scale, [299, 199, 99], seed=1)
+    expected = reference_images(
+        pipeline, "v_prediction", [0, 2], guidance_scale, spaced_timesteps(T, 3), seed=1
+    )
     images = pipeline([0, 2], generator=generators(1)[0], guidance_scale=guidance_scale, **arguments).images
     np.testing.assert_allclose(images, expected, atol=1e-4)
     assert_varied(images)
@@ -115,10 +118,10 @@ def test_the_network_sees_each_image_once_a_step_unless_guided(make_pipeline):
     pipeline = make_pipeline()
     calls = watch(pipeline)
     pipeline("no_tumor", 2, num_inference_steps=2, guidance_scale=1.0)
-    assert calls == [(299, 2), (149, 2)]
+    assert calls == [(299, 2), (105, 2)]
     calls.clear()
     pipeline("no_tumor", 2, num_inference_steps=2, guidance_scale=2.0)
-    assert calls == [(299, 4), (149, 4)]
+    assert calls == [(299, 4), (105, 4)]
     calls.clear()
     with pytest.raises(ValueError, match="guidance_scale is 2.0 without class_labels to follow"):
         pipeline(None, 2, num_inference_steps=2, guidance_scale=2.0)
@@ -142,8 +145,7 @@ def test_as_many_steps_as_asked_for_and_none_before_the_first_timestep(
 
 def test_7_steps_follow_algorithm_2_to_the_end(make_pipeline):
     pipeline = make_pipeline()
-    timesteps = [299, 256, 213, 170, 128, 85, 42]
-    expected = reference_images(pipeline, "v_prediction", [1], 1.0, timesteps, seed=2)
+    expected = reference_images(pipeline, "v_prediction", [1], 1.0, spaced_timesteps(T, 7), seed=2)
     images = pipeline(1, 1, num_inference_steps=7, generator=generators(2)[0], output_type="np").images
     np.testing.assert_allclose(images, expected, atol=1e-4)
     assert_varied(images)

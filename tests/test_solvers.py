@@ -6,6 +6,7 @@ no noise and the unit vectors, in x_T and in each step's own noise. The moments 
 drawing any. x_T has the true marginal's moments, not N(0, I)'s, so that the error is the solver's alone.
 """
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +39,12 @@ MEAN = np.array([0.3, -0.2, 0.1, -0.4])
 every_solver = pytest.mark.parametrize("name", SCHEDULERS)
 both_schedules = pytest.mark.parametrize("schedule", BETAS)
 both_variances = pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+
+
+@pytest.fixture(autouse=True)
+def even_steps(monkeypatch):
+    """Steps all alike, for orders of convergence are about them; where steps are to lie is a question of its own, at the end."""
+    monkeypatch.setattr(pipeline_mri_ddpm, "SPACING", 1.0)
 
 
 class GaussianDenoiser(ModelMixin, ConfigMixin):
@@ -410,3 +417,36 @@ def test_nothing_is_read_back_from_the_device(make_unet, name):
     for more in ({}, {"class_labels": ["a", "c"], "guidance_scale": 2.0, "dynamic_thresholding_ratio": 0.9}):
         with pytest.raises(StopIteration):
             pipeline(**arguments, **more)
+
+
+# Where steps lie
+
+
+@pytest.mark.parametrize("total", [300, 1000])
+def test_steps_lie_closer_at_low_noise_and_no_two_alike(monkeypatch, total):
+    monkeypatch.setattr(pipeline_mri_ddpm, "SPACING", 1.5)
+    assert pipeline_mri_ddpm.spaced_timesteps(300, 10) == [299, 255, 214, 175, 138, 105, 75, 48, 26, 8]
+    for steps in range(1, total + 1):
+        timesteps = pipeline_mri_ddpm.spaced_timesteps(total, steps)
+        assert len(set(timesteps)) == steps
+        assert timesteps == sorted(timesteps, reverse=True)
+        assert (timesteps[0], timesteps[-1] >= 0) == (total - 1, True)
+    assert timesteps == list(range(total))[::-1]
+
+
+@both_schedules
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "unipc"])  # which takes no timesteps
+def test_ten_steps_keep_more_of_what_varies_little_where_they_lie_closer_at_low_noise(
+    monkeypatch, name, schedule
+):
+    """The last step loses what it cannot tell from noise: of ten even steps a detail of 0.05 nearly whole."""
+    deviations = np.array([0.05, 0.1, 0.3, 0.8])
+    monkeypatch.setattr(sys.modules[__name__], "COVARIANCE", AXES @ np.diag(deviations**2) @ AXES.T)
+    kept = {}
+    for spacing, last in ((1.0, 29), (1.5, 8)):
+        monkeypatch.setattr(pipeline_mri_ddpm, "SPACING", spacing)
+        chain = make_chain(name, schedule, 10)
+        assert (chain.timesteps[0], chain.timesteps[-1]) == (T - 1, last)
+        kept[spacing] = np.sqrt(np.diag(AXES.T @ chain.moments()[1] @ AXES)) / deviations
+    assert kept[1.0][0] < 0.5
+    assert kept[1.5][0] > 1.5 * kept[1.0][0]

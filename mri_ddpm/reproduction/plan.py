@@ -22,7 +22,7 @@ PROVOKED_RATES = (0.1, 0.3)  # to which the learning rate jumps; the recipe's is
 class Run:
     """One training of the sweep.
 
-    part: the question it belongs to: "paper", "ratio", "blocks", "timesteps", "losses", "provoked", "ours" or "large".
+    part: the question it belongs to: "paper", "start", "ratio", "blocks", "timesteps", "losses", "provoked", "ours" or "large".
     variant: what it is within that question, the same for all seeds.
     gmac: of one forward pass of one sample.
     ssim_images: to draw for SSIM to the nearest held-out scan; 0 is none.
@@ -83,6 +83,7 @@ def make_plan(
     plan = Planner(budget, folder, where, class_names, num_scans)
     return [
         *plan.paper(),
+        *plan.start(),
         *plan.ratio(),
         *plan.ablations(),
         *plan.provoked(),
@@ -105,6 +106,7 @@ class Planner:
         """A training by the paper's recipe, but for ``changes``; measured at its end."""
         steps_per_epoch = self.num_scans // setting.batch_size
         base = {**PRESETS["mridiff-44"], "preset": "mridiff-44", "surge_guard": False, **self.budget.network}
+        base["start_from_moments"] = False  # the paper's chains start in noise alone
         base["mixed_precision"] = "no"  # one precision for all runs, on whatever machines they are resumed
         seed = changes.get("seed", 0)
         flags = {
@@ -147,6 +149,15 @@ class Planner:
             yield self.run("paper", size_and_batch(setting), setting, ssim_images, **changes)
         guarded = f"{size_and_batch(budget.surge)}-guarded"
         yield self.run("paper", guarded, budget.surge, surge_guard=True)
+
+    def start(self) -> Iterator[Run]:
+        """The paper's best setting once more: the same weights, of chains that start where the forward process ends."""
+        best = self.budget.best
+        changes = {
+            "num_inference_steps": self.budget.paper_inference_steps,
+            "start_from_moments": True,
+        }
+        yield self.run("start", size_and_batch(best), best, **changes)
 
     def ratio(self) -> Iterator[Run]:
         """Image size against batch size at equal epochs, at the paper's learning rate and at one that follows the batch.
@@ -224,7 +235,7 @@ class Planner:
             name: getattr(TrainingConfig(), name)
             for name in (
                 "beta_start", "beta_end", "prediction_type", "attention_types", "lr_scheduler", "lr_warmup_steps",
-                "max_grad_norm", "surge_guard",
+                "max_grad_norm", "surge_guard", "start_from_moments", "timestep_sampling",
             )
         }  # fmt: skip
         budget = self.budget
