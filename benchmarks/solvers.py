@@ -1,7 +1,7 @@
 """How few steps are enough, by which scheduler, and how much guidance does a class need?
 
 Draws the same number of images from the same noise by every scheduler and step count with a model of real scans, and
-compares each set by KID with the training scans, and with the whole ancestral chain's images. Then draws by several
+compares each set in wavelet features with the training scans, and with the whole ancestral chain's images. Then draws by several
 guidance scales, and asks a classifier that was trained on real scans whether it sees the class that was asked for.
 
     python benchmarks/solvers.py --pipeline runs/c --data DIR --output_dir runs/solvers
@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 
 from mri_ddpm.evaluation.classifier import predict, train_classifier
 from mri_ddpm.evaluation.estimates import share
-from mri_ddpm.evaluation.features import make_extractor
-from mri_ddpm.evaluation.quality import kid
+from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
 from mri_ddpm.evaluation.subject import class_counts, draw, load_real_scans
+from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import load_pipeline, load_record
+from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from mri_ddpm.sampling import SCHEDULERS, draw_batches, set_scheduler
 
 STEPS = {
@@ -87,14 +88,15 @@ def seconds_per_image(pipeline, request: dict) -> float:
     return (time.perf_counter() - start) / TIMED_IMAGES
 
 
-def network_calls(request: dict) -> int:
+def network_calls(request: dict, num_train_timesteps: int) -> int:
     """How often the network sees an image; with guidance twice a step, inside its interval."""
     steps, guided = request["num_inference_steps"], 0
     if request.get("guidance_scale", 1) != 1:
         start, end = (
             request.get(name, usual) for name, usual in (("guidance_start", 0), ("guidance_end", 1))
         )
-        guided = sum(start <= i / steps < end for i in range(steps))
+        timesteps = spaced_timesteps(num_train_timesteps, steps)
+        guided = sum(start <= 1 - (t + 1) / num_train_timesteps < end for t in timesteps)
     return (2 * steps - 1 if request["scheduler"] == "heun" else steps) + guided
 
 
@@ -110,7 +112,7 @@ def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:
         error = np.maximum([value - low, high - value], 0)
         axes.errorbar(calls, value, yerr=error, fmt="o-", capsize=2, markersize=4, label=name)
     axes.axhspan(*held_out["interval"], color="gray", alpha=0.2, label="held-out scans")
-    axes.set(xlabel="calls of the network an image", ylabel="KID to the training scans", xscale="log")
+    axes.set(xlabel="calls of the network an image", ylabel="wavelet KID to the training scans", xscale="log")
     axes.set_yscale("symlog", linthresh=0.05)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -137,39 +139,44 @@ def main() -> None:
     if args.schedulers:
         return
 
-    extractor = make_extractor("in_domain", *real.training, real.class_names, "cpu")
-    reference = extractor(real.training[0])
-    features = {name: extractor(images) for name, (images, _) in drawn.items()}
-    held_out = kid(reference, extractor(real.held_out[0])).as_dict()
-    # Another seed than the extractor's, or the classifier would judge by the very features that KID is made of
+    wavelets = WaveletFeatures.fit(real.training[0])
+    reference = wavelets(real.training[0])
+    features = {name: wavelets(images) for name, (images, _) in drawn.items()}
     judge = train_classifier(*real.training, len(real.class_names), seed=1, title="classifier")
+
+    def quality(images: np.ndarray, embedded: np.ndarray) -> dict:
+        return {
+            "kid": kid(reference, embedded).as_dict(),
+            "frechet_distance": frechet_distance(reference, embedded).as_dict(),
+            "detail_ratio": detail_ratio(real.training[0], images).as_dict(),
+        }
+
+    x, y = real.held_out
+    held_out = {**quality(x, wavelets(x)), "class_fidelity": share(predict(judge, x) == y).as_dict()}
     rows = {}
     for name, request in wanted.items():
         images, labels = drawn[name]
         rows[name] = {
             **request,
-            "network_calls": network_calls(request),
+            "network_calls": network_calls(request, pipeline.scheduler.config.num_train_timesteps),
             "seconds_per_image": seconds_per_image(pipeline, request),
-            "kid": kid(reference, features[name]).as_dict(),
+            **quality(images, features[name]),
             "kid_to_whole_chain": kid(features[WHOLE], features[name]).as_dict(),
             "class_fidelity": share(predict(judge, images) == labels).as_dict(),
         }
         print(json.dumps({name: rows[name]}), flush=True)
-    x, y = real.held_out
     result = {
         "pipeline": Path(args.pipeline).name,
         "num_images": args.num_images,
         "torch_threads": torch.get_num_threads(),
-        "held_out": {
-            "kid": held_out,
-            "class_fidelity": share(predict(judge, x) == y).as_dict(),
-        },
+        "features": wavelets.name,
+        "held_out": held_out,
         "rows": rows,
     }
     write_json(args.output_dir / "solvers.json", result)
     plot(
         {n: row for n, row in rows.items() if not n.startswith("guidance")},
-        held_out,
+        held_out["kid"],
         args.output_dir / "solvers.png",
     )
 
