@@ -138,7 +138,7 @@ def main() -> None:
         return
 
     extractor = make_extractor("in_domain", *real.training, real.class_names, "cpu")
-    reference = extractor(real.training[0])
+    reference = extractor(real.training[0][extractor.reference])
     features = {name: extractor(images) for name, (images, _) in drawn.items()}
     held_out = kid(reference, extractor(real.held_out[0])).as_dict()
     # Another seed than the extractor's, or the classifier would judge by the very features that KID is made of
