@@ -104,7 +104,10 @@ class Yardstick:
             "wavelet": WaveletFeatures.fit(self.training),
             "in_domain": make_extractor("in_domain", self.training, self.labels, scans.class_names),
         }
-        self.of_training = {name: features(self.training) for name, features in self.features.items()}
+        rows = {"wavelet": slice(None), "in_domain": self.features["in_domain"].reference}
+        self.of_training = {
+            name: features(self.training[rows[name]]) for name, features in self.features.items()
+        }
 
     def measure(self, images: np.ndarray) -> dict:
         """Of images ``(N, 1, H, W)`` in [0, 1]."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 
 from mri_ddpm.evaluation.classifier import predict, train_classifier
 from mri_ddpm.evaluation.estimates import share
@@ -26,7 +27,6 @@ from mri_ddpm.evaluation.subject import class_counts, draw, load_real_scans
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import load_pipeline, load_record
-from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from mri_ddpm.sampling import SCHEDULERS, draw_batches, set_scheduler
 
 STEPS = {

@@ -251,7 +251,7 @@ def score(scans, args: argparse.Namespace) -> dict:
     """KID of all that was drawn so far, in this process or in others, and of the held-out scans."""
     training = as_arrays(scans.train)
     extractor = make_extractor("in_domain", *training, scans.class_names)
-    reference, families = extractor(training[0]), {}
+    reference, families = extractor(training[0][extractor.reference]), {}
     for name in FAMILIES:
         folder = args.output_dir / name
         if not any(folder.glob("images-*.npz")):

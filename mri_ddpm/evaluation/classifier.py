@@ -4,6 +4,7 @@ Images are float32 ``(N, 1, H, W)`` in [0, 1]. B: batch, C: channels.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -73,10 +74,12 @@ def train_classifier(
     num_classes: int,
     *,
     seed: int,
+    steps: int | None = None,
+    augmentation: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = augment,
     device: str = "cpu",
     title: str = "",
 ) -> ScanClassifier:
-    """Train for ``STEPS`` steps of AdamW with one cycle of the rate, classical augmentation and smoothed labels.
+    """Train for ``steps`` or ``STEPS`` steps of AdamW with one cycle of the rate, augmentation and smoothed labels.
 
     The number of steps does not depend on the number of images, so that settings with more of them get no more training.
     """
@@ -84,12 +87,13 @@ def train_classifier(
         torch.manual_seed(seed)
         model = ScanClassifier(num_classes).to(device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
+    steps = steps or STEPS
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     images, labels = torch.from_numpy(images), torch.from_numpy(labels)
-    for _ in tqdm(range(STEPS), desc=title, leave=False, disable=not title):
+    for _ in tqdm(range(steps), desc=title, leave=False, disable=not title):
         rows = torch.randint(len(images), (BATCH,), generator=generator)
-        batch = augment(images[rows], generator).to(device)  # (B, 1, H, W)
+        batch = augmentation(images[rows], generator).to(device)  # (B, 1, H, W)
         loss = F.cross_entropy(model(batch), labels[rows].to(device), label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()

@@ -69,4 +69,4 @@ def kid_of_blurred_scans(run: Run) -> float:
     extractor = make_extractor("in_domain", *real.training, real.class_names, DEVICE)
     sigma = BLUR_SHARE * run.config.resolution
     blurred = gaussian_filter(real.held_out[0], (0, 0, sigma, sigma))
-    return kid(extractor(real.training[0]), extractor(blurred)).value
+    return kid(extractor(real.training[0][extractor.reference]), extractor(blurred)).value
