@@ -1,22 +1,25 @@
 """How fast does the network train, beside diffusers', lucidrains' and MONAI's as wide, and how near the peak?
 
-Measures all of them in turn in one run, with random weights and no classes, and prints training images/s, the
-forward pass, peak memory, and operations a second as a share of what a plain matrix product reaches here.
+Measures all of them in turn in one run, in float32 and in bfloat16 (autocast), with random weights and no classes, and
+prints training images/s, the forward pass, peak memory, and operations a second as a share of what a plain matrix
+product reaches here in that precision.
 
     pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch monai
     python benchmarks/training.py --output training.json
 
-Around every network a step is the same: x_t in, forward, Huber loss in float32, backward, Adam. Each is first
-tried in several modes, and measured in the fastest: memory format, fused Adam, on a GPU bfloat16 (autocast),
-and with --compile torch.compile. A GPU tries them with the whole batch, a CPU with at most 16 images of it.
-Memory is that of a process of its own: the most resident (CPU, on Linux alone) or allocated (GPU) in a step,
-less what was there before the network. With
---keep_freed_memory all of them, the peers too, get what our trainer does about malloc on a CPU. Equal widths are not equal work, so operations are counted too.
+Around every network a step is the same: x_t in, forward, Huber loss in float32, backward, Adam. Each is first tried in
+several modes in each precision, and measured in the fastest: memory format, fused Adam, and with --compile torch.compile. A
+GPU tries them with the whole batch, a CPU with at most 16 images of it. On a CPU malloc keeps freed memory for all of
+them, as our trainer has it. Memory is that of a process of its own: the most resident (CPU, on Linux alone) or allocated
+(GPU) in a step, less what was there before the network. Speeds are medians, and ratios are medians over the repeats of
+what was timed in the same one, so that another program on the machine slows both. Equal widths are not equal work, so
+operations are counted too.
 """
 
 import argparse
 import functools
 import gc
+import itertools
 import json
 import math
 import multiprocessing
@@ -56,6 +59,7 @@ FAMILIES = (LINEAR, DEFAULT, DIFFUSERS, LUCIDRAINS, MONAI)
 PEERS = {DIFFUSERS: "diffusers", LUCIDRAINS: "lucidrains", MONAI: "MONAI"}  # as the table has them
 MATRIX_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}
 T = 300  # timesteps
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,11 @@ class Mode:
 
     memory_format: str = "contiguous"
     fused_adam: bool = False
-    bfloat16: bool = False
+    precision: str = "float32"
     compiled: bool = False
 
     def __str__(self) -> str:
-        words = {"fused Adam": self.fused_adam, "bfloat16": self.bfloat16, "compiled": self.compiled}
+        words = {"fused Adam": self.fused_adam, "compiled": self.compiled}
         return ", ".join([self.memory_format, *(word for word, on in words.items() if on)])
 
 
@@ -79,7 +83,7 @@ class Trainee:
         shape = (batch_size, 1, args.resolution, args.resolution)
         self.x_t, self.target = (torch.randn(shape, device=args.device) for _ in range(2))
         self.timesteps = torch.randint(0, T, (batch_size,), device=args.device)
-        self.device, self.bfloat16 = args.device, mode.bfloat16
+        self.device, self.bfloat16 = args.device, mode.precision == "bfloat16"
         network.to(memory_format=FORMATS[mode.memory_format])
         self.network = torch.compile(network, dynamic=False) if mode.compiled else network
         # Not fused, it is left to torch, which takes the fastest of its others.
@@ -123,10 +127,10 @@ def build_network(name: str, args: argparse.Namespace) -> nn.Module | None:
 
 
 def matrix_product_peak(args: argparse.Namespace) -> dict[str, float]:
-    """FLOP/s of the best of several sizes of square matrix product, by the median of 5, for each dtype."""
+    """FLOP/s of the best of several sizes of square matrix product, by the median of 5, for each precision."""
     peak = {}
-    for dtype in (torch.float32, torch.bfloat16) if args.device == "cuda" else (torch.float32,):
-        speeds = []
+    for precision in PRECISIONS:
+        speeds, dtype = [], getattr(torch, precision)
         for n in MATRIX_SIZES[args.device]:
             a, b = (torch.randn(n, n, device=args.device, dtype=dtype) for _ in range(2))
             out = torch.empty_like(a)
@@ -134,7 +138,7 @@ def matrix_product_peak(args: argparse.Namespace) -> dict[str, float]:
             multiply()  # warm up
             seconds = statistics.median(seconds_of(multiply, args.device) for _ in range(5))
             speeds.append(2 * n**3 / seconds)
-        peak[str(dtype).removeprefix("torch.")] = max(speeds)
+        peak[precision] = max(speeds)
     return peak
 
 
@@ -157,8 +161,8 @@ def count_operations(network: nn.Module, args: argparse.Namespace) -> dict:
     }
 
 
-def choose_mode(network: nn.Module, args: argparse.Namespace) -> tuple[Mode, list[dict]]:
-    """The fastest mode, and every one that was tried with its milliseconds a step, or why it failed."""
+def choose_mode(network: nn.Module, precision: str, args: argparse.Namespace) -> tuple[Mode, list[dict]]:
+    """The fastest mode in a precision, and every one that was tried with its milliseconds a step, or why it failed."""
     on_gpu, tried, errors = args.device == "cuda", {}, {}
     batch_size, steps = (args.batch_size, 5) if on_gpu else (min(16, args.batch_size), 1)
 
@@ -177,8 +181,7 @@ def choose_mode(network: nn.Module, args: argparse.Namespace) -> tuple[Mode, lis
     def best():
         return min(tried, key=tried.get)
 
-    precisions = (False, True) if on_gpu else (False,)
-    modes = [Mode(name, bfloat16=bfloat16) for bfloat16 in precisions for name in FORMATS]
+    modes = [Mode(name, precision=precision) for name in FORMATS]
     tried |= least_seconds(modes, seconds, rounds=2)  # the first round warms up
     tried |= least_seconds([best(), replace(best(), fused_adam=True)], seconds, rounds=2)
     if args.compile:
@@ -226,11 +229,11 @@ def step_memory_apart(name: str, mode: Mode, args: argparse.Namespace) -> float 
             return None
 
 
-def time_in_turn(trainees: dict[str, Trainee], modes: dict[str, Mode], args: argparse.Namespace) -> dict:
-    """Seconds of each ``(family, "step" or "forward")``, every one in turn before any is repeated."""
-    work = {(name, kind): getattr(it, kind) for name, it in trainees.items() for kind in ("step", "forward")}
-    for (name, _), call in work.items():
-        if args.device == "cuda" or modes[name].compiled:
+def time_in_turn(trainees: dict[tuple, Trainee], modes: dict[tuple, Mode], args: argparse.Namespace) -> dict:
+    """Seconds of each ``(family, precision, "step" or "forward")``, every one in turn before any is repeated."""
+    work = {(*key, kind): getattr(it, kind) for key, it in trainees.items() for kind in ("step", "forward")}
+    for (*key, _), call in work.items():
+        if args.device == "cuda" or modes[tuple(key)].compiled:
             seconds_of(call, args.device, 3)  # warm up; on a CPU, trying the modes has done so
     seconds = {key: [] for key in work}
     for repeat in range(args.repeats):
@@ -242,15 +245,17 @@ def time_in_turn(trainees: dict[str, Trainee], modes: dict[str, Mode], args: arg
 
 
 def make_rows(facts: dict, modes: dict, seconds: dict, peak: dict, args: argparse.Namespace) -> list[dict]:
-    """A row for each network: the medians, the least and the most, and its speed over each peer's."""
-    rows = {}
-    for name in facts:
-        step, forward = seconds[name, "step"], seconds[name, "forward"]
-        operations = 1e9 * facts[name]["training_gflop_per_image"] * args.batch_size / statistics.median(step)
-        rows[name] = {
+    """A row for each network and precision: the medians, the least and the most, and its speed over each peer's."""
+    rows = []
+    for name, precision in sorted(facts, key=lambda key: PRECISIONS.index(key[1])):
+        step, forward = seconds[name, precision, "step"], seconds[name, precision, "forward"]
+        known = facts[name, precision]
+        operations = 1e9 * known["training_gflop_per_image"] * args.batch_size / statistics.median(step)
+        row = {
             "network": name,
-            "mode": str(modes[name]),
-            **facts[name],
+            "precision": precision,
+            "mode": str(modes[name, precision]),
+            **known,
             "images_per_second": args.batch_size / statistics.median(step),
             "images_per_second_min": args.batch_size / max(step),
             "images_per_second_max": args.batch_size / min(step),
@@ -258,24 +263,33 @@ def make_rows(facts: dict, modes: dict, seconds: dict, peak: dict, args: argpars
             "forward_ms_min": 1e3 * min(forward),
             "forward_ms_max": 1e3 * max(forward),
             "training_gflop_per_second": operations / 1e9,
-            "share_of_peak": operations / peak["bfloat16" if modes[name].bfloat16 else "float32"],
+            "share_of_peak": operations / peak[precision],
         }
-    for row in rows.values():
         for peer in PEERS:
-            base = rows.get(peer)
-            row[f"ratio_to_{peer}"] = base and row["images_per_second"] / base["images_per_second"]
-    return list(rows.values())
+            theirs = seconds.get((peer, precision, "step"))
+            ratios = theirs and [their / own for their, own in zip(theirs, step, strict=True)]
+            row[f"ratio_to_{peer}"] = ratios and statistics.median(ratios)
+        rows.append(row)
+    return rows
 
 
 def as_table(rows: list[dict]) -> str:
     """The rows in Markdown."""
-    titles = ["network", "mode", "training images/s (min to max)", "forward of a batch, ms", "memory, GiB"]
+    titles = [
+        "network",
+        "precision",
+        "mode",
+        "training images/s (min to max)",
+        "forward of a batch, ms",
+        "memory, GiB",
+    ]
     titles += ["GFLOP/s (of peak)", *(f"to {peer}" for peer in PEERS.values())]
-    lines = [f"| {' | '.join(titles)} |", "| --- | --- |" + " ---: |" * (len(titles) - 2)]
+    lines = [f"| {' | '.join(titles)} |", "| --- | --- | --- |" + " ---: |" * (len(titles) - 3)]
     for row in rows:
         speed, low, high = (f"{row[f'images_per_second{end}']:.3g}" for end in ("", "_min", "_max"))
         memory, ratios = row["peak_memory_gib"], [row[f"ratio_to_{peer}"] for peer in PEERS]
-        cells = [row["network"], row["mode"], f"{speed} ({low} to {high})", f"{row['forward_ms']:.0f}"]
+        cells = [*(row[key] for key in ("network", "precision", "mode")), f"{speed} ({low} to {high})"]
+        cells += [f"{row['forward_ms']:.0f}"]
         cells += ["" if memory is None else f"{memory:.2f}"]
         cells += [f"{row['training_gflop_per_second']:.3g} ({row['share_of_peak']:.0%})"]
         cells += ["" if ratio is None else f"{ratio:.2f}x" for ratio in ratios]
@@ -288,8 +302,7 @@ def prepare_torch(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     if args.device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as convolutions are by default
-    if args.keep_freed_memory:
-        keep_freed_memory(torch.device(args.device))
+    keep_freed_memory(torch.device(args.device))
     torch.manual_seed(0)
 
 
@@ -298,9 +311,6 @@ def parse_args() -> argparse.Namespace:
     add = functools.partial(parser.add_argument, type=int)
     add("--steps", help="steps of one timing (1 on a CPU, 20 on a GPU)")
     add("--repeats", default=3, help="timings of each, of which the median counts (3)")
-    parser.add_argument(
-        "--keep_freed_memory", action="store_true", help="malloc as our trainer has it on a CPU"
-    )
     parser.add_argument("--compile", action="store_true", help="try torch.compile too: minutes a network")
     args = parser.parse_args()
     if args.steps is None:
@@ -316,29 +326,30 @@ def main() -> None:
     prepare_torch(args)
     peaks = [matrix_product_peak(args)]
     facts, modes, trainees = {}, {}, {}
-    for name in FAMILIES:
+    for key in itertools.product(FAMILIES, PRECISIONS):
+        name, precision = key
         network = build_network(name, args)
         if network is None:
             continue
-        facts[name] = count_operations(network, args)
-        modes[name], facts[name]["modes_tried"] = choose_mode(network, args)
-        print(f"{name}: {modes[name]} is the fastest", file=sys.stderr, flush=True)
-        facts[name]["peak_memory_gib"] = step_memory_apart(name, modes[name], args)
-        trainees[name] = Trainee(network, modes[name], args.batch_size, args)
+        facts[key] = count_operations(network, args)
+        modes[key], facts[key]["modes_tried"] = choose_mode(network, precision, args)
+        print(f"{name} in {precision}: {modes[key]} is the fastest", file=sys.stderr, flush=True)
+        facts[key]["peak_memory_gib"] = step_memory_apart(name, modes[key], args)
+        trainees[key] = Trainee(network, modes[key], args.batch_size, args)
     seconds = time_in_turn(trainees, modes, args)
     peaks.append(matrix_product_peak(args))
-    peak = {dtype: max(found[dtype] for found in peaks) for dtype in peaks[0]}
+    peak = {precision: max(found[precision] for found in peaks) for precision in PRECISIONS}
     result = {
         "machine": describe_machine(args.device, *PEERS),
         "settings": {**vars(args), "output": str(args.output)},
-        "matrix_product_gflop_per_second": {dtype: speed / 1e9 for dtype, speed in peak.items()},
+        "matrix_product_gflop_per_second": {name: speed / 1e9 for name, speed in peak.items()},
         "networks": make_rows(facts, modes, seconds, peak, args),
     }
     args.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["machine"]))
-    for dtype, speed in peak.items():
-        print(f"matrix product in {dtype}: {speed / 1e9:.4g} GFLOP/s")
-    for row in result["networks"]:
+    for precision, speed in peak.items():
+        print(f"matrix product in {precision}: {speed / 1e9:.4g} GFLOP/s")
+    for row in result["networks"][: len(facts) // len(PRECISIONS)]:
         work = (
             f"{row['gmac_per_image']:.3g} GMAC forward and {row['training_gflop_per_image']:.3g} GFLOP a step"
         )

@@ -5,10 +5,17 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import PRESETS, TrainingConfig
-from mri_ddpm.models.modeling_attention_unet import AttentionBlock, ConvNextBlock, ResnetBlock
+from mri_ddpm.models.modeling_attention_unet import (
+    AttentionBlock,
+    ConvNextBlock,
+    ResnetBlock,
+    ScaledGroupNorm,
+    norm_scale_shift,
+)
 
 SIZES = [(16, 16), (42, 42), (44, 44), (45, 61), (72, 72), (17, 33)]
 
@@ -414,3 +421,58 @@ def test_refuses_class_labels_on_an_unconditional_model(make_unet):
 def test_refuses_an_architecture_whose_numbers_do_not_fit(make_unet, config, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_unet(**config)
+
+
+# bfloat16
+
+
+def test_the_gradient_of_the_scaled_norm_is_that_of_its_forward():
+    """Against finite differences in float64."""
+    torch.manual_seed(0)
+    shapes = ((3, 8, 4, 5), (8,), (8,), (3, 8), (3, 8))
+    inputs = [(torch.randn(shape, dtype=torch.float64) + 1).requires_grad_() for shape in shapes]
+    assert torch.autograd.gradcheck(lambda *tensors: ScaledGroupNorm.apply(*tensors, 4, 1e-5), inputs)
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+def test_the_scaled_norm_in_bf16_is_as_exact_as_torchs_own(channels):
+    """Both against float64, on inputs whose mean is as large as their spread; forward to the bit."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(8, channels)
+    x = torch.randn(4, channels, 22, 22).add(1).to(torch.bfloat16, memory_format=torch.channels_last)
+    scale_shift, grad = torch.randn(4, 2 * channels).bfloat16(), torch.randn_like(x)
+
+    def own(x, scale_shift):
+        return norm_scale_shift(norm, x, scale_shift)
+
+    def torchs(x, scale_shift):
+        scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, norm(x), 1 + scale)
+
+    def results(function, dtype):
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, scale_shift)]
+        norm.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        output = function(*inputs)
+        return output, *torch.autograd.grad(output, [*inputs, norm.weight, norm.bias], grad.to(dtype))
+
+    exact = results(torchs, torch.float64)
+    ours, theirs = (results(function, torch.bfloat16) for function in (own, torchs))
+    assert torch.equal(ours[0], theirs[0])
+    for true, own_one, torchs_one in zip(exact, ours, theirs, strict=True):
+        errors = [(found - true).norm() / true.norm() for found in (own_one, torchs_one)]
+        assert errors[0] < max(2 * errors[1], 2**-8)  # the spacing of bf16
+
+
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_gradients_in_bf16_are_those_of_float32_to_its_rounding(make_unet, block_type):
+    unet = make_unet(block_type=block_type)
+    x, t = noise(2, 1, 16, 16), torch.tensor([3, 200])
+
+    def gradient(enabled):
+        unet.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            unet(x, t).sample.float().square().mean().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in unet.parameters()])
+
+    full, half = gradient(False), gradient(True)
+    assert (half - full).norm() < 0.05 * full.norm()
