@@ -165,20 +165,24 @@ def numbers(value: float, low: float, high: float, **more) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("kid", "gain", "share", "tones"),
+    ("kid", "gain", "share", "under_1st", "tones"),
     [
-        ((0.001, -0.01, 0.01), (0.03, 0.01, 0.05), (0.04, 0.02, 0.07), ["good", "good", "good"]),
-        ((0.05, 0.03, 0.07), (0.01, -0.01, 0.03), (0.08, 0.04, 0.13), ["bad", "open", "open"]),
-        ((0.05, 0.03, 0.07), (-0.04, -0.06, -0.01), (0.4, 0.3, 0.5), ["bad", "bad", "bad"]),
+        ((0.001, -0.01, 0.01), (0.03, 0.01, 0.05), (0.04, 0.02, 0.07), 0.0, ["good", "good", "good"]),
+        ((0.05, 0.03, 0.07), (0.01, -0.01, 0.03), (0.08, 0.04, 0.13), 0.01, ["bad", "open", "open"]),
+        ((0.05, 0.03, 0.07), (-0.04, -0.06, -0.01), (0.4, 0.3, 0.5), 0.0, ["bad", "bad", "bad"]),
+        ((0.001, -0.01, 0.01), (0.03, 0.01, 0.05), (0.04, 0.02, 0.07), 0.02, ["good", "good", "bad"]),
     ],
 )
-def test_a_verdict_says_no_more_than_its_interval(kid, gain, share, tones):
+def test_a_verdict_says_no_more_than_its_interval(kid, gain, share, under_1st, tones):
     metrics = {
         "quality": {"kid": numbers(*kid, real=0.002)},
         "quality_by_class": {"no_tumor": {"kid": numbers(*kid, real=0.002)}, "pituitary_tumor": {}},
         "usefulness": {"held_out": {"real_and_synthetic": {"gain": {"accuracy": numbers(*gain)}}}},
         "memorisation": {
-            "copies": {"share": numbers(*share), "expected": 0.05, "distinct_training_images": 3}
+            "copies": {"share": numbers(*share), "expected": 0.05, "distinct_training_images": 3, "sure": 0},
+            "pixels": {
+                "ratio_under_1st_percentile": {"share": numbers(0.03, under_1st, 0.04), "expected": 0.01}
+            },
         },
     }
     found = verdicts(metrics)

@@ -145,8 +145,12 @@ def test_the_card_is_filled_from_the_run(exported, unbroken):
 def test_the_card_shows_an_evaluation_and_the_licence(unbroken, tmp_path):
     run = shutil.copytree(unbroken, tmp_path / "run")
     kid = {"value": 0.0182, "interval": [0.008, 0.028], "n": 2000, "real": -0.0004}
+    weights = (run / "pipeline" / WEIGHTS).read_bytes()
     evaluation = {
-        "settings": {"num_inference_steps": 50},
+        "settings": {
+            "num_inference_steps": 50,
+            "revision": f"sha256:{hashlib.sha256(weights).hexdigest()}",
+        },
         "images": {"synthetic": {"total": 2000}},
         "extractor": "in-domain classifier",
         "quality": {"KID": kid},
@@ -172,6 +176,26 @@ def test_the_card_shows_an_evaluation_and_the_licence(unbroken, tmp_path):
     assert card.data.license == "cc-by-4.0"
     assert {r.metric_type: r.metric_value for r in card.data.eval_results}["KID"] == 0.0182
     assert not list((tmp_path / "exported").rglob("worst_pairs.png"))
+
+    weights = load_file(run / "pipeline" / WEIGHTS)
+    save_file({name: tensor + 1e-3 for name, tensor in weights.items()}, run / "pipeline" / WEIGHTS)
+    export_repository(run, tmp_path / "trained on", "me/tiny")
+    card = (tmp_path / "trained on" / "README.md").read_text()
+    assert "**not measured**" in card and "25 of 2000" not in card and "KID |" not in card
+    assert not (tmp_path / "trained on/training/evaluation").exists()
+
+
+def test_the_card_is_of_the_weights_and_not_of_what_came_before_or_after(unbroken, tmp_path):
+    """Resumed after its end, and killed after the checkpoint of step 20: the losses of 21, and the end's old grid."""
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 21, "epoch": 9, "loss": 77.0}) + "\n")
+    (run / "samples").mkdir(exist_ok=True)
+    Image.new("L", (8, 8)).save(run / "samples" / "epoch-00009-ema.png")
+    export_repository(run, tmp_path / "exported", "me/tiny")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "After step 20 (epoch" in card
+    assert Image.open(tmp_path / "exported/training/samples.png").size == (8, 8)
 
 
 def test_the_card_of_a_bare_pipeline_says_what_is_not_recorded(unbroken, tmp_path):

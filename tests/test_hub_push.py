@@ -1,5 +1,6 @@
 """Pushing to a Hub and opening what was pushed, through the real client and HTTP; see ``hub_server.py``."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from conftest import tiny
 from diffusers import DDIMScheduler
 from hub_server import TOKEN
+from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_hub_export import DRAW, FILES, WEIGHTS, images_of
@@ -17,6 +19,7 @@ from test_training import start
 
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, cli
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import write_json
 from mri_ddpm.hub import push, push_run
 
 REPO = "me/brain-mri-ddpm"
@@ -113,6 +116,31 @@ def test_a_loaded_pipeline_is_saved_and_pushed_again(hub, pushed, tmp_path):
     for repo_id in ("me/again", "me/by-diffusers"):
         assert np.array_equal(images_of(load(repo_id)), images_of(pipeline))
         assert "pipeline_mri_ddpm.py" in hub.repositories[repo_id].files()
+
+
+def test_a_second_push_leaves_nothing_of_the_first_model(hub, pushed, tmp_path):
+    run = shutil.copytree(pushed, tmp_path / "run")
+    MRIDDPMPipeline.from_pretrained(run / "pipeline").to(torch.float16).save_pretrained(
+        run / "half", variant="fp16"
+    )
+    variant = WEIGHTS.replace(".safetensors", ".fp16.safetensors")
+    shutil.copy(run / "half" / variant, run / "pipeline" / variant)
+    revision = hashlib.sha256((run / "pipeline" / WEIGHTS).read_bytes()).hexdigest()
+    (run / "evaluation").mkdir()
+    write_json(run / "evaluation/metrics.json", {"settings": {"revision": f"sha256:{revision}"}})
+    push_run(run, REPO)
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes/mine.txt", repo_id=REPO)
+    left = {variant, "training/evaluation/metrics.json"}
+    assert left < set(hub.repositories[REPO].files())
+
+    change_weights(run / "pipeline")
+    (run / "pipeline" / variant).unlink()
+    number = len(hub.repositories[REPO].commits)
+    done = push_run(run, REPO)
+    assert set(done.removed) == left
+    assert variant in str(done)
+    assert set(hub.repositories[REPO].files()) == FILES | {".gitattributes", "notes/mine.txt"}
+    assert len(hub.repositories[REPO].commits) == number + 1
 
 
 def test_a_second_push_sends_what_has_changed_and_no_more(hub, pushed, tmp_path, capsys):

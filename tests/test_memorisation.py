@@ -23,8 +23,10 @@ from mri_ddpm.evaluation.memorisation import (
     nearest_by_correlation,
     nearest_by_embedding,
     share_beyond,
+    sure_limit,
     worst_pairs_picture,
 )
+from mri_ddpm.evaluation.report import verdict_on_copies
 
 SCANS = Path(__file__).parents[2] / "shared/data/brain_tumor_mri"
 
@@ -114,6 +116,36 @@ def test_controls_on_scans(side, tmp_path):
         to_unit_range(part.batch(np.arange(len(part)))[0]).numpy() for part in (scans.train, scans.validation)
     )
     check_controls(training, held_out, phantoms(60, side))
+
+
+# Few copies among many images
+
+
+def fields(count, seed=0):
+    """Smooth pictures without noise, (N, 1, 16, 16)."""
+    noise = np.random.default_rng(seed).standard_normal((count, 1, 16, 16))
+    return (0.5 + gaussian_filter(noise, (0, 0, 3, 3), mode="wrap")).astype(np.float32)
+
+
+@pytest.mark.parametrize("copies", [1, 60])
+def test_copies_are_not_lost_among_many_images(copies):
+    """The others resemble no scan, so that the share taken for copies stays by the 5 % of real ones."""
+    training = fields(400)
+    detector = CopyDetector.fit(training, fields(272, seed=1))
+    others = np.random.default_rng(2).random((1000 - copies, 1, 16, 16), dtype=np.float32)
+    for images, count in ((others, 0), (np.concatenate([others, training[:copies]]), copies)):
+        numbers = audit(detector, images)
+        assert numbers["copies"]["sure"] == count
+        assert verdict_on_copies({"memorisation": numbers})["tone"] == ("bad" if count else "good")
+
+
+@pytest.mark.parametrize(("power", "rate"), [(1, 0.05), (3, 0.01)])
+def test_sure_copies_are_no_real_images(power, rate):
+    """Ratios that are as common near 0 as elsewhere, the worst case, and rarer there: P(ratio < r) = r ** power."""
+    rng = np.random.default_rng(0)
+    ratios = rng.random((2000, 300)) ** (1 / power)
+    alarms = [(row[100:] < sure_limit(row[:100], 200)).any() for row in ratios]
+    assert np.mean(alarms) < 1.3 * rate
 
 
 # The nearest, in pixels

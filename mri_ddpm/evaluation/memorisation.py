@@ -44,6 +44,7 @@ MAX_SIDE = 128  # pixels; larger images are compared at this size
 SHIFT_SHARE = 1 / 22  # of the side, rounded up: 2 pixels at 32 and 44, 3 at 64
 SMOOTHING_SHARE = 1 / 45  # of the side: the standard deviation of a Gaussian
 VERDICT_RATE = 0.05  # of real images never trained on, taken for copies
+FALSE_ALARM_RATE = 0.05  # of sets of images without a copy, in which one is taken for a sure copy
 MIN_LIMIT = 1e-3  # on the ratio; among held-out scans it is 0.1, of copies 0
 MAX_LOST = 0.1  # of correlation to noise; an image of noise alone would be excused half
 MIN_MEAN_DISTANCE = 1e-3  # 50 copies of one picture have a mean distance of 0, but for rounding
@@ -201,11 +202,13 @@ def audit(detector: CopyDetector, images: np.ndarray, examination: Examination |
     """Say in numbers for JSON what `detector` makes of synthetic images (N, 1, H, W).
 
     Each share is an `Estimate` beside the share `expected` of real images never trained on. `copies` is the verdict,
-    with the number of distinct training images copied; `worst_pairs` are the 16 most suspicious, by their rows in
-    `images` and in training. examination: of these images, where there is one already.
+    with the number of distinct training images copied, and of images that are `sure`ly copies: a few of those are lost in
+    the share. `worst_pairs` are the 16 most suspicious, by their rows in `images` and in training. examination: of these
+    images, where there is one already.
     """
     found = detector.examine(images) if examination is None else examination
     verdict = _share(-found.suspicion, -detector.held_out_suspicion, 1 - VERDICT_RATE)
+    verdict["sure"] = int((found.suspicion < sure_limit(detector.held_out_suspicion, len(images))).sum())
     distinct = len(np.unique(found.index[found.flagged]))
     return {
         "images": len(images),
@@ -215,6 +218,16 @@ def audit(detector: CopyDetector, images: np.ndarray, examination: Examination |
         **{space: _numbers(nearest, detector.held_out[space]) for space, nearest in found.nearest.items()},
         "worst_pairs": [_pair(found, row) for row in _worst(found, 16)],
     }
+
+
+def sure_limit(held_out: np.ndarray, count: int) -> float:
+    """Under which no ratio of `count` real images lies, in 95 of 100 sets of them; `held_out` (K,) are ratios of others.
+
+    One more real image lies under the least of K once in K + 1 times, and under a share s of it s / (K + 1) times or less
+    where small ratios are no commoner than larger ones. Among `count` images one does so count * s / (K + 1) times at most.
+    """
+    share = FALSE_ALARM_RATE * (len(held_out) + 1) / count
+    return float(held_out.min()) * min(1.0, share)
 
 
 def share_beyond(scores: np.ndarray, held_out: np.ndarray, level: float) -> Estimate:

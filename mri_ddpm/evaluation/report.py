@@ -93,17 +93,30 @@ def spell(estimate: dict) -> str:
 
 
 def verdict_on_copies(metrics: dict) -> dict:
-    """Whether more images are taken for copies than real scans that were never trained on."""
-    copies = metrics["memorisation"]["copies"]
+    """Whether more images are taken for copies than real scans that were never trained on, or one surely is one."""
+    audit = metrics["memorisation"]
+    copies = audit["copies"]
     share, expected = copies["share"], copies["expected"]
     low, high = share["interval"]
     numbers = (
         f"{share['value']:.1%} of the images are taken for copies (95 % interval {low:.1%} to {high:.1%}), of "
         f"{copies['distinct_training_images']} training scans, where {expected:.0%} of real scans never trained on would be"
     )
+    if copies["sure"]:
+        numbers = f"{copies['sure']} of {share['n']} lie nearer to a training scan than any real scan would; {numbers}"
+    spaces = [audit[space] for space in ("pixels", "embedding") if space in audit]
     answer, tone = "No more than real scans resemble each other", "good"
-    if low > expected:
+    if (
+        is_over(copies)
+        or copies["sure"]
+        or any(is_over(space["ratio_under_1st_percentile"]) for space in spaces)
+    ):
         answer, tone = "Yes, some do", "bad"
     elif high > 2 * expected:
         answer, tone = "Not shown either way", "open"
     return {"question": "Do they copy patients?", "tone": tone, "answer": f"{answer}: {numbers}."}
+
+
+def is_over(part: dict) -> bool:
+    """Whether a share is surely over what real scans would score."""
+    return part["share"]["interval"][0] > part["expected"]

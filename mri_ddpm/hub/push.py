@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session
 
@@ -24,6 +25,8 @@ TRIES = 4
 FIRST_WAIT_SECONDS = 2.0  # doubled with every try, unless the Hub says how long
 SILENCE_SECONDS = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 60))  # the client waits for ever of itself
 CODE_FILE = "pipeline_mri_ddpm.py"  # by which a repository of ours is known
+# What an export may write besides; of an earlier one they would be another model's
+OURS = ("unet/diffusion_pytorch_model*.safetensors", "training/*")
 Result = TypeVar("Result")
 
 
@@ -33,17 +36,19 @@ class HubUnreachable(InputError):
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did: the files sent in its commit, those that were there already, and where it is."""
+    """What a push did: the files sent and removed in its commit, those that were there already, and where it is."""
 
     repo_id: str
     url: str
     sent: list[str]
     sent_bytes: int
     unchanged: list[str]
+    removed: list[str]
 
     def __str__(self):
         sent = f"{self.sent_bytes / 1e6:.1f} MB ({', '.join(self.sent)})" if self.sent else "nothing"
-        return f"Pushed to {self.url}: sent {sent}; unchanged: {len(self.unchanged)} files."
+        removed = f"removed {', '.join(self.removed)}; " if self.removed else ""
+        return f"Pushed to {self.url}: sent {sent}; {removed}unchanged: {len(self.unchanged)} files."
 
 
 def push_run(
@@ -95,7 +100,9 @@ def prepare_repository(repo_id: str, *, public: bool = False, tries: int = TRIES
 
 
 def push_folder(folder: Path, repo_id: str, message: str = "") -> Pushed:
-    """Send the files that the repository does not have yet, in one commit; the others stay where they are.
+    """Send the files that the repository does not have yet and remove those of an earlier push, in one commit.
+
+    Files that were never ours stay where they are.
 
     Raises:
         InputError: when the Hub does not take it; the sentence says why, and what was not sent.
@@ -112,8 +119,10 @@ def push_folder(folder: Path, repo_id: str, message: str = "") -> Pushed:
             if isinstance(entry, RepoFile)
         }
         changed = {name: path for name, path in files.items() if not is_same(path, there.get(name))}
-        if changed:
+        removed = [name for name in there.keys() - files.keys() if any(fnmatch(name, ours) for ours in OURS)]
+        if changed or removed:
             operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
+            operations += [CommitOperationDelete(name) for name in removed]
             api.create_commit(repo_id, operations, commit_message=message or "Push a model of mri-ddpm")
         return Pushed(
             repo_id,
@@ -121,6 +130,7 @@ def push_folder(folder: Path, repo_id: str, message: str = "") -> Pushed:
             sorted(changed),
             sum(path.stat().st_size for path in changed.values()),
             sorted(files.keys() - changed.keys()),
+            sorted(removed),
         )
 
     try:

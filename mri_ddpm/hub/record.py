@@ -1,5 +1,6 @@
 """What a run wrote down about itself, as far as it may leave the machine."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ GRID, LOSS = "samples.png", "loss.png"
 
 @dataclass(frozen=True)
 class Record:
-    """The pipeline of a run and its papers; what the run did not write is ``None`` or empty."""
+    """The pipeline of a run and its papers; what the run did not write of these weights is ``None`` or empty."""
 
     pipeline_dir: Path
     config: dict | None = None
@@ -47,23 +48,38 @@ def read_record(source: Path) -> Record:
         raise InputError(
             f"{source} holds no pipeline; name a run folder with a pipeline/ in it, or a saved pipeline."
         )
-    # The last that is there counts: of an epoch, or of the run's end.
-    grids = [*sorted(papers.glob("samples/epoch-*-ema.png")), papers / GRID]
-    pictures = {GRID: grids, LOSS: [papers / LOSS]}
+    # The last that was drawn counts: of an epoch, or of the end, which a resumed run may have left behind
+    grids = [path for path in (*papers.glob("samples/epoch-*-ema.png"), papers / GRID) if path.is_file()]
+    pictures = {
+        GRID: max(grids, key=lambda path: (path.stat().st_mtime, path), default=papers / GRID),
+        LOSS: papers / LOSS,
+    }
+    raw_weights = max(papers.glob("checkpoints/step-*[0-9]/model.safetensors"), default=None, key=by_step)
+    rows = read_json_lines(papers / "metrics.jsonl")
+    if raw_weights:  # the steps that a kill came after are in no weights
+        step = int(raw_weights.parent.name.removeprefix("step-"))
+        rows = [row for row in rows if row.get("step", 0) <= step]
     return Record(
         pipeline_dir,
         config=read_json(papers / "config.json"),
         manifest=read_json(papers / "manifest.json"),
         environment=read_json(papers / "environment.json"),
-        evaluation=read_json(papers / "evaluation" / "metrics.json"),
-        metrics=read_json_lines(papers / "metrics.jsonl"),
-        raw_weights=max(papers.glob("checkpoints/step-*[0-9]/model.safetensors"), default=None, key=by_step),
-        pictures={
-            name: [p for p in paths if p.is_file()][-1]
-            for name, paths in pictures.items()
-            if any(p.is_file() for p in paths)
-        },
+        evaluation=read_evaluation(papers / "evaluation" / "metrics.json", pipeline_dir),
+        metrics=rows,
+        raw_weights=raw_weights,
+        pictures={name: path for name, path in pictures.items() if path.is_file()},
     )
+
+
+def read_evaluation(path: Path, pipeline_dir: Path) -> dict | None:
+    """An evaluation of the weights in ``pipeline_dir``; ``None`` where there is none, or it is of others."""
+    evaluation = read_json(path)
+    weights = pipeline_dir / "unet" / "diffusion_pytorch_model.safetensors"
+    if evaluation is None or not weights.is_file():
+        return None
+    revision, settings = hashlib.sha256(weights.read_bytes()).hexdigest(), evaluation.get("settings")
+    of_these = isinstance(settings, dict) and settings.get("revision") == f"sha256:{revision}"
+    return evaluation if of_these else None
 
 
 def by_step(file: Path) -> tuple[int, str]:
