@@ -15,7 +15,7 @@ from torch import nn
 
 MIN_SIZE = 16  # pixels
 MAX_SIZE = 8192  # of a config; any is taken for a single sample
-MAX_COMPONENTS = 256
+MAX_MOMENTS_SIZE = MAX_COMPONENTS = 256  # of a config too; ours keep 32 and 16
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
 
 
@@ -231,9 +231,9 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         if class_names is not None and [type(name) for name in class_names] != [str] * num_classes:
             raise ValueError(f"class_names are not the names of {num_classes} classes.")
         if moments_size is not None:
-            if not (1 <= moments_size <= MAX_SIZE and 0 <= num_components <= MAX_COMPONENTS):
+            if not (1 <= moments_size <= MAX_MOMENTS_SIZE and 0 <= num_components <= MAX_COMPONENTS):
                 raise ValueError(
-                    f"moments_size is {moments_size} and num_components {num_components}; take 1 to {MAX_SIZE} pixels and 0 to "
+                    f"moments_size is {moments_size} and num_components {num_components}; take 1 to {MAX_MOMENTS_SIZE} pixels and 0 to "
                     f"{MAX_COMPONENTS} components."
                 )
             size = (out_channels, moments_size, moments_size)
