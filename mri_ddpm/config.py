@@ -266,17 +266,17 @@ PRESETS: dict[str, dict] = {
         "num_samples": 4,
         "num_inference_steps": 5,
     },
-    "quickstart": {  # heads in under ten minutes on two CPU cores
+    "quickstart": {  # heads in three minutes on two CPU cores that are fast in bf16
         "output_dir": "runs/quickstart",
         "resolution": 32,
         "block_out_channels": [32, 64, 96],
         "train_batch_size": 16,
-        "max_train_steps": 1800,
+        "max_train_steps": 900,
         "learning_rate": 1.5e-3,
         "lr_warmup_steps": 50,
-        "validation_steps": 450,
-        "checkpointing_steps": 450,
-        "num_inference_steps": 100,
+        "validation_steps": 300,
+        "checkpointing_steps": 300,
+        "num_inference_steps": 50,
     },
     "mridiff-44": {
         **MRIDIFF,
