@@ -1,53 +1,90 @@
 """Every measure of quality, overall and by class, beside what real scans score against real scans."""
 
-from collections.abc import Callable
-
 import numpy as np
 from tqdm.auto import tqdm
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
+from mri_ddpm.evaluation.estimates import Estimate
 from mri_ddpm.evaluation.features import Extractor
 from mri_ddpm.evaluation.quality import (
+    detail_ratio,
     frechet_distance,
     kid,
     ms_ssim_of_pairs,
     precision_recall_density_coverage,
 )
 from mri_ddpm.evaluation.subject import RealScans, class_counts
+from mri_ddpm.evaluation.two_sample import two_sample_accuracy
+from mri_ddpm.evaluation.wavelets import WaveletFeatures
+
+Views = dict[
+    str, np.ndarray
+]  # of one set of images: "images" (N, 1, H, W), "features" and "wavelets" (N, D) each
+# Each metric of training scans and a group of images: its name, what it looks at, and an estimate or several by name
+METRICS = {
+    "wavelet_kid": ("wavelets", kid),
+    "wavelet_frechet_distance": ("wavelets", frechet_distance),
+    "detail_ratio": ("images", detail_ratio),
+    "kid": ("features", kid),
+    "frechet_distance": ("features", frechet_distance),
+    "precision and recall": ("features", precision_recall_density_coverage),
+    "ms_ssim": ("images", lambda _, images: ms_ssim_of_pairs(images)),
+}
+GUESSING = 0.5  # two-sample accuracy of real scans against others of the same kind
 
 
 def score_all(real: RealScans, synthetic: Labelled, features: Extractor) -> dict:
     """Scores of the synthetic images against the training scans, and of the unseen real ones against the same.
 
     Returns:
-        ``quality``: by metric an ``Estimate.as_dict()`` with ``real``, the value of the held-out scans.
+        ``quality``: by metric an ``Estimate.as_dict()`` with ``real``, the value of the held-out scans. Here alone is
+        ``two_sample_accuracy``, for which ``real`` is 0.5 and not measured.
         ``quality_by_class``: the same by class. ``real_against_real``: by part (held_out, test), then "all" and classes.
         ``quality_at_held_out_size``: of as many synthetic images as there are held-out scans, since Fréchet distance, recall
         and coverage depend on the number. A score that needs more images than there are is left out, and named in
         ``not_measured`` with the reason.
     """
     not_measured: dict[str, str] = {}
-    training = (*real.training, features(real.training[0]))
+    wavelets = WaveletFeatures.fit(real.training[0])
+
+    def views(images: np.ndarray) -> Views:
+        return {"images": images, "features": features(images), "wavelets": wavelets(images)}
+
+    training, training_labels = views(real.training[0]), real.training[1]
+    unlearned = np.zeros(len(training_labels), dtype=bool)
+    unlearned[features.reference] = True
     parts = {"synthetic": synthetic, **real.unseen}
     few = subset(synthetic, len(real.held_out[1]), max(1, len(real.class_names)))
     parts["synthetic_at_held_out_size"] = few
     scored: dict[str, dict[str, dict]] = {}
     for part, (images, labels) in tqdm(parts.items(), desc="comparing", unit="part"):
-        embedded = features(images)
+        viewed = views(images)
         chosen = {"all": slice(None)}
         if part != "synthetic_at_held_out_size":
             chosen |= {name: labels == c for c, name in enumerate(real.class_names)}
         scored[part] = {}
         for group, rows in chosen.items():
-            reference = slice(None) if group == "all" else training[1] == real.class_names.index(group)
-            scored[part][group] = scores(
-                training[2][reference], embedded[rows], images[rows], f"{part}, {group}", not_measured
+            wanted = (
+                np.ones_like(unlearned)
+                if group == "all"
+                else training_labels == real.class_names.index(group)
             )
+            reference = {name: view[wanted] for name, view in training.items()}
+            reference["features"] = training["features"][wanted & unlearned]
+            group_views = {name: view[rows] for name, view in viewed.items()}
+            scored[part][group] = scores(reference, group_views, f"{part}, {group}", not_measured)
     for group, entries in scored["synthetic"].items():
         for metric, entry in entries.items():
             entry["real"] = scored["held_out"][group].get(metric, {}).get("value")
     quality = scored.pop("synthetic")
+    try:
+        told = two_sample_accuracy(
+            real.training[0], real.held_out[0], synthetic[0], features.device, progress=True
+        )
+        quality["all"]["two_sample_accuracy"] = told.as_dict() | {"real": GUESSING}
+    except InputError as error:
+        not_measured["two_sample_accuracy"] = str(error)
     at_size = scored.pop("synthetic_at_held_out_size")["all"]
     return {
         "quality": quality.pop("all"),
@@ -58,33 +95,18 @@ def score_all(real: RealScans, synthetic: Labelled, features: Extractor) -> dict
     }
 
 
-def scores(
-    reference: np.ndarray, embedded: np.ndarray, images: np.ndarray, what: str, not_measured: dict[str, str]
-) -> dict:
+def scores(reference: Views, images: Views, what: str, not_measured: dict[str, str]) -> dict:
     """Every metric of one group of images that there are enough images for."""
-
-    def attempt(name: str, measure: Callable[[], dict]) -> dict:
+    found = {}
+    for name, (view, metric) in METRICS.items():
         try:
-            return measure()
+            estimates = metric(reference[view], images[view])
         except InputError as error:
             not_measured[f"{name} of {what}"] = str(error)
-            return {}
-
-    return {
-        **attempt("kid", lambda: {"kid": kid(reference, embedded).as_dict()}),
-        **attempt(
-            "frechet_distance",
-            lambda: {"frechet_distance": frechet_distance(reference, embedded).as_dict()},
-        ),
-        **attempt(
-            "precision and recall",
-            lambda: {
-                name: estimate.as_dict()
-                for name, estimate in precision_recall_density_coverage(reference, embedded).items()
-            },
-        ),
-        **attempt("ms_ssim", lambda: {"ms_ssim": ms_ssim_of_pairs(images).as_dict()}),
-    }
+            continue
+        estimates = {name: estimates} if isinstance(estimates, Estimate) else estimates
+        found |= {key: estimate.as_dict() for key, estimate in estimates.items()}
+    return found
 
 
 def subset(part: Labelled, n: int, num_classes: int) -> Labelled:

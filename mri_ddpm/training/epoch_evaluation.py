@@ -9,6 +9,7 @@ from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.memorisation import VERDICT_RATE, CopyDetector, audit
 from mri_ddpm.evaluation.quality import detail, kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
+from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.training.records import plot_evaluation
 
@@ -30,7 +31,9 @@ class EpochEvaluation:
         self.extractor = make_extractor(
             "in_domain", training, self.labels, run.scans.class_names, device, cache_dir
         )
-        self.features, self.detail = self.extractor(training), detail(training)
+        self.features, self.detail = self.extractor(training[self.extractor.reference]), detail(training)
+        self.wavelets = WaveletFeatures.fit(training)
+        self.wavelet_features = self.wavelets(training)
         self.detector = CopyDetector.fit(training, held_out, self.extractor)
 
     def record(self, epoch: int) -> None:
@@ -39,8 +42,11 @@ class EpochEvaluation:
         row = {"step": run.progress.step, "epoch": epoch, **self.measure(self.draw())}
         run.metrics.append([row])
         plot_evaluation(run.metrics.rows, run.run_dir / "evaluation.png", expected_share=VERDICT_RATE)
-        run.accelerator.log({"kid": row["kid"], "flagged_share": row["flagged_share"]}, step=row["step"])
-        run.bar.write(f"epoch {epoch}: KID {row['kid']:.4f}, {row['flagged_share']:.1%} flagged as copies")
+        chosen = ("wavelet_kid", "kid", "flagged_share")
+        run.accelerator.log({name: row[name] for name in chosen}, step=row["step"])
+        run.bar.write(
+            f"epoch {epoch}: wavelet KID {row['wavelet_kid']:.4f}, {row['flagged_share']:.1%} flagged as copies"
+        )
 
     def draw(self) -> np.ndarray:
         """Samples of the network, ``(evaluate_images, 1, H, W)`` in [0, 1], in the classes' training proportions."""
@@ -62,10 +68,13 @@ class EpochEvaluation:
         return images
 
     def measure(self, images: np.ndarray) -> dict:
-        """KID and the share of images flagged as copies, each with its 95 % interval, and fine detail relative to scans."""
+        """KIDs and the share of images flagged as copies, each with its 95 % interval, and fine detail relative to scans."""
         distance = kid(self.features, self.extractor(images))
+        wavelet_distance = kid(self.wavelet_features, self.wavelets(images))
         copies = audit(self.detector, images)["copies"]["share"]
         return {
+            "wavelet_kid": wavelet_distance.value,
+            "wavelet_kid_interval": [wavelet_distance.low, wavelet_distance.high],
             "kid": distance.value,
             "kid_interval": [distance.low, distance.high],
             "flagged_share": copies["value"],

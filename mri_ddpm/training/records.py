@@ -77,13 +77,16 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
 
 
 def plot_evaluation(rows: Sequence[dict], path: Path, expected_share: float) -> None:
-    """Plot KID and the share flagged as copies against the epoch, with intervals and what real scans would score."""
+    """Plot the KID of wavelets and the share flagged as copies against the epoch, with intervals and what real scans would score."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if "kid" in row]
+    rows = [row for row in rows if "wavelet_kid" in row]
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(7, 5), layout="constrained")
-    titles = {"kid": ("KID to the training scans", 0), "flagged_share": ("flagged as copies", expected_share)}
+    titles = {
+        "wavelet_kid": ("wavelet KID to the training scans", 0),
+        "flagged_share": ("flagged as copies", expected_share),
+    }
     for axes, (key, (title, real)) in zip(figure.subplots(2, sharex=True), titles.items(), strict=True):
         value = np.array([row[key] for row in rows])
         low, high = np.array([row[f"{key}_interval"] for row in rows]).T
