@@ -1,6 +1,7 @@
 """The moments of the training scans that a model keeps: what they are, whom they show, and what starts from them."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import tiny, train_alone
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline
 from mri_ddpm.data import load_phantoms
 from mri_ddpm.diffusion import make_noise_scheduler
+from mri_ddpm.errors import InputError
 from mri_ddpm.training.moments import MAX_COMPONENTS, PRIOR_SCANS, SCANS_A_COMPONENT, keep_moments
 from mri_ddpm.training.preparation import build_unet
 
@@ -174,3 +176,17 @@ def test_of_a_schedule_without_terminal_signal_they_change_nothing(pipeline):
         [torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(40)]
     )
     torch.testing.assert_close(first_x_t(zero, "a"), noise, atol=1e-6, rtol=0)
+
+
+def test_a_run_from_before_there_were_moments_goes_on_without_them(tmp_path):
+    run_dir = train_alone(tiny(tmp_path / "run", max_train_steps=2, start_from_moments=False))
+    settings = json.loads((run_dir / "config.json").read_text())
+    del settings["start_from_moments"]
+    (run_dir / "config.json").write_text(json.dumps(settings))
+    more = {"max_train_steps": 4, "resume_from_checkpoint": "latest"}
+    with pytest.raises(
+        InputError, match="trained with --no_start_from_moments, and this is --start_from_moments"
+    ):
+        train_alone(tiny(run_dir, **more))
+    train_alone(tiny(run_dir, **more, start_from_moments=False))
+    assert MRIDDPMPipeline.from_pretrained(run_dir / "pipeline").unet.config.moments_size is None

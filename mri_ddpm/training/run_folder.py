@@ -51,9 +51,14 @@ def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
     for name in ARCHITECTURE:
         if name in before and before[name] != now[name]:
             raise InputError(
-                f"{run_dir} was trained with --{name} {before[name]}, but --{name} is {now[name]} now; resume with "
+                f"{run_dir} was trained with {flag(name, before[name])}, and this is {flag(name, now[name])}; resume with "
                 "the first, or name another --output_dir."
             )
+
+
+def flag(name: str, value) -> str:
+    """A setting as it is given on the command line."""
+    return f"--{'' if value else 'no_'}{name}" if isinstance(value, bool) else f"--{name} {value}"
 
 
 def check_metrics(path: Path) -> None:
