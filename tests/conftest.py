@@ -73,10 +73,15 @@ def tiny(output_dir, **changes) -> TrainingConfig:
     return TrainingConfig(**{**PRESETS["tiny"], "preset": "tiny", "output_dir": str(output_dir), **changes})
 
 
-def train_alone(config: TrainingConfig) -> Path:
-    """Train as in a fresh process: accelerate keeps its state for the life of one."""
+def forget_accelerator() -> None:
+    """As in a fresh process: accelerate keeps its state for the life of one."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def train_alone(config: TrainingConfig) -> Path:
+    """Train as in a fresh process."""
+    forget_accelerator()
     return train(config)
 
 

@@ -49,7 +49,6 @@ def train(config: TrainingConfig) -> Path:
 
     # Scans, network and all that trains it
     accelerator = Accelerator(
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
         project_dir=str(run_dir),
         kwargs_handlers=meet_anew(),
