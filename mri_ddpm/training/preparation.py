@@ -201,13 +201,14 @@ def announce(run: "TrainingRun") -> None:
     if scans.manifest["dark"]:
         say(data.dark_warning(scans.manifest))
     parameters = sum(p.numel() for p in run.raw_unet.parameters()) / 1e6
-    processes = run.accelerator.num_processes
+    processes, factor = run.accelerator.num_processes, run.guard.rate_factor
     say(
         f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
         f"T={config.num_train_timesteps}, {run.max_steps} steps of "
         f"{config.train_batch_size * config.gradient_accumulation_steps * processes} images on "
         f"{processes} x {run.accelerator.device}"
         + (f", going on from step {run.progress.step}" if run.progress.step else "")
+        + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )
     signal = terminal_signal(run.noise_scheduler)
     if signal > MAX_TERMINAL_SIGNAL:
