@@ -94,7 +94,7 @@ class TrainingRun:
 
         # Not prepared by accelerate, which would step it once a process: it counts optimizer steps.
         lr_scheduler = get_scheduler(
-            config.lr_scheduler,
+            "constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
             optimizer.optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=max_steps,
