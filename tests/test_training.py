@@ -234,6 +234,23 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, accumula
                 )  # what rounding makes of a gradient near 0 does not add up
 
 
+@pytest.mark.parametrize("name", ["sample_epochs", "evaluate_epochs"])
+def test_epochs_that_are_never_reached_are_refused_at_once(tmp_path, name):
+    with pytest.raises(InputError, match=f"--{name} 3 is never reached: 20 steps, 7 an epoch, are 2 whole"):
+        train_alone(tiny(tmp_path / "run", **{name: [0, 3]}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_with_another_batch_size_says_what_becomes_of_epochs(tmp_path, capsys):
+    train_alone(tiny(tmp_path / "run", max_train_steps=10))
+    again = {"max_train_steps": 12, "resume_from_checkpoint": "latest"}
+    train_alone(tiny(tmp_path / "run", train_batch_size=4, gradient_accumulation_steps=2, **again))
+    said = capsys.readouterr().out
+    assert "begun with train_batch_size 8, now 4, gradient_accumulation_steps 1, now 2: epochs" in said
+    train_alone(tiny(tmp_path / "run", train_batch_size=4, gradient_accumulation_steps=2, **again))
+    assert "begun with" not in capsys.readouterr().out
+
+
 def test_grids_at_chosen_epochs_and_a_tracker(tmp_path):
     config = tiny(
         tmp_path / "run", sample_epochs=[0, 2], report_to="tensorboard", snr_gamma=5.0, loss_type="l1"

@@ -22,7 +22,7 @@ from mri_ddpm.training.interrupt import interrupt_between_steps
 from mri_ddpm.training.loop import TrainingRun
 from mri_ddpm.training.records import Metrics
 from mri_ddpm.training.restarts import mark_launcher, meet_anew, restarted
-from mri_ddpm.training.run_folder import check_run_folder, check_same_data, environment
+from mri_ddpm.training.run_folder import batch_change, check_run_folder, check_same_data, environment
 from mri_ddpm.training.validation import averaged_weights, draw_grid
 
 
@@ -60,8 +60,10 @@ def train(config: TrainingConfig) -> Path:
     check_same_data(run_dir, scans.manifest)
     config = settle_batch_size(accelerator, config, scans)
     run = TrainingRun.prepare(accelerator, config, scans, run_dir)
+    change = None
     if checkpoint:
         load_checkpoint(run, checkpoint)
+        change = batch_change(run_dir, config, accelerator.num_processes)
     if config.push_to_hub and accelerator.is_main_process:
         run.push = BackgroundPush(
             run_dir, config.repo_id, config.hub_public, config.hub_license, say=tqdm.write
@@ -83,6 +85,8 @@ def train(config: TrainingConfig) -> Path:
         run.save_pipeline()  # a kill may have come between the checkpoint and its pipeline
     preparation.start_tracker(accelerator, config)
     preparation.announce(run)
+    if change:
+        accelerator.print(change)
     if config.resume_from_checkpoint and not checkpoint:
         accelerator.print(f"{run_dir} has no checkpoint yet: starting from step 0.")
 

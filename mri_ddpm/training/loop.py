@@ -91,6 +91,7 @@ class TrainingRun:
         unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
         steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation_steps)
         max_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
+        preparation.check_epochs(config, max_steps, steps_per_epoch)
 
         # Not prepared by accelerate, which would step it once a process: it counts optimizer steps.
         lr_scheduler = get_scheduler(

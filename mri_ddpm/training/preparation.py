@@ -123,6 +123,18 @@ def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
     return scans
 
 
+def check_epochs(config: TrainingConfig, max_steps: int, steps_per_epoch: int) -> None:
+    """Raise an ``InputError`` for epochs at whose end something is to be done, and which the training does not reach."""
+    last = max_steps // steps_per_epoch
+    for name in ("sample_epochs", "evaluate_epochs"):
+        beyond = [epoch for epoch in getattr(config, name) if epoch > last]
+        if beyond:
+            raise InputError(
+                f"--{name} {beyond[0]} is never reached: {max_steps} steps, {steps_per_epoch} an epoch, are {last} whole "
+                "epochs; take at most that, or train longer by --num_train_epochs."
+            )
+
+
 def hold_if_small(accelerator: Accelerator, scans: data.Scans) -> bool:
     """Keep the scans on the device where they take an eighth of its free memory at most; else they stay on disk."""
     device = accelerator.device
