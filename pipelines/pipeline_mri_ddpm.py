@@ -471,6 +471,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
     def class_indices(self, class_labels, num_images: int) -> torch.Tensor | None:
         """Turn names and indices into ``(num_images,)`` int64 indices; ``None`` stays ``None``.
 
+        A number is the class of that name, and an index only where no class is called by a number.
+
         Raises:
             ValueError: for a class that the model has not, or another number of classes than of images.
         """
@@ -490,11 +492,13 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 f"{len(class_labels)} class labels were given for {num_images} images; give one an image, and num_images."
             )
         by_name = {name: index for index, name in enumerate(self.class_names)}
-        indices = [by_name.get(label, label) for label in class_labels]
-        for index in indices:
-            if not isinstance(index, (int, np.integer)) or not 0 <= index < num_classes:
+        if not any(name.isdecimal() for name in by_name):
+            by_name |= {str(index): index for index in range(num_classes)}
+        for label in class_labels:
+            if str(label) not in by_name:
                 known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
-                raise ValueError(f"class {index!r} is not in the model; its classes are: {known}.")
+                raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
+        indices = [by_name[str(label)] for label in class_labels]
         return torch.tensor(indices, device=self._execution_device)
 
     def as_images(self, given, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
