@@ -114,8 +114,14 @@ def test_a_loaded_pipeline_is_saved_and_pushed_again(hub, pushed, tmp_path):
     pipeline = load()
     pipeline.save_pretrained(tmp_path / "saved")
     cli.main(["push", str(tmp_path / "saved"), "me/again"])
-    pipeline.push_to_hub("me/by-diffusers", private=True)
-    for repo_id in ("me/again", "me/by-diffusers"):
+    pipeline.push_to_hub("me/by-diffusers")
+    pipeline.save_pretrained(tmp_path / "sent", push_to_hub=True, repo_id="me/sent")
+    pipeline.unet.push_to_hub("me/unet")
+    for repo_id in ("me/again", "me/by-diffusers", "me/sent", "me/unet"):
+        assert hub.repositories[repo_id].private
+    pipeline.push_to_hub("me/public", private=False)
+    assert not hub.repositories["me/public"].private
+    for repo_id in ("me/again", "me/by-diffusers", "me/sent"):
         assert np.array_equal(images_of(load(repo_id)), images_of(pipeline))
         assert "pipeline_mri_ddpm.py" in hub.repositories[repo_id].files()
 

@@ -37,6 +37,8 @@ def train(config: TrainingConfig) -> Path:
         InputError: when the configuration, the scans and the run folder do not go together.
     """
     # Refuse what can be refused before any work
+    if config.dataset_name and Path(config.dataset_name).exists():  # and no owner/name on the Hub
+        config = dataclasses.replace(config, dataset_name=str(Path(config.dataset_name).absolute()))
     run_dir = Path(config.output_dir)
     preparation.check_architecture(config)
     preparation.check_tracker(config)
