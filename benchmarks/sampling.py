@@ -109,7 +109,7 @@ def make_families(args: argparse.Namespace) -> dict[str, Family]:
     for suffix in ("", ", bfloat16 and compiled") if args.device == "cuda" else ("",):
         made = {
             LINEAR: ours(args, LINEAR, MRIDIFF),
-            DEFAULT: ours(args, DEFAULT, vars(TrainingConfig())),
+            DEFAULT: ours(args, DEFAULT, vars(TrainingConfig(preset="mri-ddpm-64"))),
             DIFFUSERS: of_diffusers(args),
         }
         if library:

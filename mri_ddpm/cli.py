@@ -192,10 +192,11 @@ def sample(args: argparse.Namespace) -> None:
         )
 
 
-def named_class(label: str, pipeline: MRIDDPMPipeline) -> str | int:
-    """``--class_label``, which may be an index, as a name where the model has names."""
-    names = dict(enumerate(pipeline.class_names))
-    return names.get(int(label), int(label)) if label.isdecimal() and label not in names.values() else label
+def named_class(label: str, pipeline: MRIDDPMPipeline) -> str:
+    """``--class_label``, which may be an index where no class is called by a number, as a name where there are names."""
+    names = pipeline.class_names
+    is_index = label.isdecimal() and int(label) < len(names) and not any(map(str.isdecimal, names))
+    return names[int(label)] if is_index else label
 
 
 def show_noise(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> None:

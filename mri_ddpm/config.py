@@ -6,6 +6,7 @@ the preset, else from the default below, which is our own recipe.
 
 import argparse
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from mri_ddpm.errors import InputError
 PAPER_BETAS = {"beta_start": 1e-4, "beta_end": 0.02}  # MRIDiff's; Ho et al.'s of T = 1000 as they are
 SCALED_BETAS = {"beta_start": 1e-4 * 1000 / 300, "beta_end": 0.02 * 1000 / 300}  # those for T = 300
 AUTO = "auto"
+EPOCHS = 1000  # where neither they nor steps are given
+LENGTHS = ("num_train_epochs", "max_train_steps")  # of a training; one of them counts
 
 
 def number_or_auto(text: str | int) -> int | str:
@@ -33,12 +36,13 @@ def about(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class TrainingConfig:
-    """One training run, as it is saved in ``config.json``.
+    """One training run, as it is saved in ``config.json``: the preset's values, but for those that are given.
 
     Raises:
-        InputError: when a number is out of range or two do not fit; the sentence states them.
+        InputError: for an unknown name or preset, and when a number is out of range or two do not fit; the sentence
+            states them.
     """
 
     preset: str = about(
@@ -125,17 +129,19 @@ class TrainingConfig:
         64, "Scans a step on each process; auto takes as many as fit into memory."
     )
     gradient_accumulation_steps: int = about(1, "Batches an optimizer step.")
-    num_train_epochs: int = about(1000, "Passes over the training scans.")
-    max_train_steps: int | None = about(None, "Optimizer steps; overrides --num_train_epochs.")
+    num_train_epochs: int | None = about(
+        None, f"Passes over the training scans; {EPOCHS} where no --max_train_steps are given."
+    )
+    max_train_steps: int | None = about(None, "Optimizer steps, in place of --num_train_epochs.")
     optimizer: Literal["adam", "adamw"] = about("adam", "Optimizer.")
     learning_rate: float = about(1e-3, "Peak learning rate.")
     adam_beta1: float = about(0.9, "Adam's beta 1.")
     adam_beta2: float = about(0.999, "Adam's beta 2.")
     adam_epsilon: float = about(1e-8, "Adam's epsilon.")
     adam_weight_decay: float = about(0.0, "Weight decay; decoupled with adamw.")
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = about("cosine", "Learning rate against the optimizer step, by diffusers.optimization.")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = about(
+        "cosine", "Learning rate against the optimizer step, after the warm-up; by diffusers.optimization."
+    )
     lr_warmup_steps: int = about(100, "Optimizer steps of warm-up.")
     max_grad_norm: float = about(1.0, "Clip the gradient's norm; 0 is off.")
     surge_guard: bool = about(
@@ -173,7 +179,25 @@ class TrainingConfig:
         None, "Licence of the weights for the model card, as the Hub writes it: cc-by-4.0, ..."
     )
 
-    def __post_init__(self):
+    def __init__(self, **given):
+        fields = dataclasses.fields(self)
+        unknown = ", ".join(given.keys() - {f.name for f in fields})
+        if unknown:
+            raise InputError(f"a training has no {unknown}; 'train_ddpm.py --help' lists all it can be told.")
+        preset = given.get("preset", TrainingConfig.preset)
+        if preset not in PRESETS:
+            raise InputError(f"--preset {preset} is unknown; the presets are: {', '.join(PRESETS)}.")
+        makers = [f.default_factory for f in fields]
+        defaults = [
+            f.default if make is dataclasses.MISSING else make()
+            for f, make in zip(fields, makers, strict=True)
+        ]
+        names = [f.name for f in fields]
+        values = put_over(put_over(dict(zip(names, defaults, strict=True)), PRESETS[preset]), given)
+        if all(values[name] is None for name in LENGTHS):
+            values["num_train_epochs"] = EPOCHS
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
         refuse_wrong_numbers(self)
 
     @property
@@ -187,19 +211,41 @@ class TrainingConfig:
         return self.train_data_dir or self.dataset_name or "phantom"
 
 
+def put_over(values: dict, given: dict) -> dict:
+    """What is given beats other values; a length of training beats one of either kind."""
+    if any(given.get(name) is not None for name in LENGTHS):
+        values = {**values, **dict.fromkeys(LENGTHS)}
+    return {**values, **given}
+
+
 AT_LEAST = {
     "resolution": 16, "phantom_images": 2, "layers_per_block": 1, "attention_head_dim": 1, "norm_num_groups": 1,
     "dropout": 0, "class_dropout_prob": 0, "num_train_timesteps": 1, "seed": 0, "train_batch_size": 1,
-    "gradient_accumulation_steps": 1, "num_train_epochs": 1, "max_train_steps": 1, "learning_rate": 0,
+    "gradient_accumulation_steps": 1, "num_train_epochs": 1, "max_train_steps": 1,
     "adam_weight_decay": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "logging_steps": 1, "validation_steps": 1,
     "evaluate_images": 100, "num_samples": 1, "num_inference_steps": 1, "checkpointing_steps": 1, "checkpoints_total_limit": 1,
     "dataloader_num_workers": 0,
 }  # fmt: skip
-BETWEEN_0_AND_1 = ("beta_start", "beta_end", "adam_beta1", "adam_beta2", "ema_max_decay")
+OVER_0 = ("huber_delta", "log_sigma_std", "snr_gamma", "learning_rate", "adam_epsilon", "ema_power")
+NEEDED = {  # flags that do nothing unless another is given
+    "no_flip_classes": "random_flip", "dataset_config_name": "dataset_name",
+    "image_column": "dataset_name", "label_column": "dataset_name", "hub_model_id": "push_to_hub",
+    "hub_public": "push_to_hub", "hub_license": "push_to_hub",
+}  # fmt: skip
+PART_OF = {  # flags that do nothing unless another has this value
+    "huber_delta": ("loss_type", "huber"),
+    "log_sigma_mean": ("timestep_sampling", "lognormal"),
+    "log_sigma_std": ("timestep_sampling", "lognormal"),
+}
+LARGEST_SEED = 2**63 - 1
+BETWEEN_0_AND_1 = ("validation_share", "beta_start", "beta_end", "adam_beta1", "adam_beta2", "ema_max_decay")
 
 
 def refuse_wrong_numbers(config: TrainingConfig) -> None:
     """Raise an ``InputError`` naming the flag, its value and what it can be."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name} is {value}; take a number.")
     for name, least in AT_LEAST.items():
         value = getattr(config, name)
         if value is not None and value != AUTO and value < least:
@@ -211,7 +257,7 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
     for name in ("dropout", "class_dropout_prob"):
         if getattr(config, name) >= 1:
             raise InputError(f"--{name} is {getattr(config, name)}; take a number from 0 to under 1.")
-    for name in ("huber_delta", "snr_gamma", "adam_epsilon", "ema_power", "log_sigma_std"):
+    for name in OVER_0:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name} is {value}; take a number over 0.")
@@ -219,9 +265,27 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
         raise InputError(
             f"--beta_start {config.beta_start} is over --beta_end {config.beta_end}; betas rise with t."
         )
-    for name in ("hub_model_id", "hub_public", "hub_license"):
-        if getattr(config, name) and not config.push_to_hub:
-            raise InputError(f"--{name} is given without --push_to_hub; add it, or leave --{name} out.")
+    for name, needed in NEEDED.items():
+        is_given = getattr(config, name) not in (getattr(TrainingConfig, name, []), [])
+        if is_given and not getattr(config, needed):
+            raise InputError(f"--{name} is given without --{needed}; add it, or leave --{name} out.")
+    for name, (other, wanted) in PART_OF.items():
+        if getattr(config, name) != getattr(TrainingConfig, name) and getattr(config, other) != wanted:
+            raise InputError(
+                f"--{name} is of --{other} {wanted}, which is {getattr(config, other)}; leave one of them out."
+            )
+    if all(getattr(config, name) is not None for name in LENGTHS):
+        raise InputError(
+            f"--num_train_epochs {config.num_train_epochs} and --max_train_steps {config.max_train_steps} are both "
+            "given; give one of them."
+        )
+    for name in ("sample_epochs", "evaluate_epochs"):
+        if any(epoch < 0 for epoch in getattr(config, name)):
+            raise InputError(
+                f"--{name} holds {min(getattr(config, name))}; take 0, before training, or more."
+            )
+    if config.seed > LARGEST_SEED:
+        raise InputError(f"--seed is {config.seed}; take at most {LARGEST_SEED}.")
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
         raise InputError(
             "--rescale_betas_zero_snr leaves nothing of the scan in the last x_T, where --prediction_type epsilon says "
@@ -328,8 +392,8 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
             "--hub_token is not taken, for a command line is seen by others; log in with 'hf auth login' or set HF_TOKEN."
         )
     from_file = read_config_file(given.config) if given.config else {}
-    preset = given.preset or from_file.get("preset", TrainingConfig.preset)
-    if str(preset) not in PRESETS:
+    preset = given.preset or from_file.get("preset") or TrainingConfig.preset
+    if preset not in PRESETS:
         raise InputError(f"--preset {preset} is unknown; the presets are: {', '.join(PRESETS)}.")
 
     parser = HfArgumentParser(
@@ -341,14 +405,24 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
     parser.add_argument(
         "--config", help="YAML or JSON file of flags; what the command line gives overrides it."
     )
-    parser.set_defaults(**{**PRESETS[preset], "preset": preset})
-    namespace = vars(parser.parse_args([*as_flags(from_file), *(sys.argv[1:] if args is None else args)]))
-    namespace.pop("config")
-    return TrainingConfig(**namespace)
+    parser.set_defaults(**{**PRESETS[preset], "preset": preset})  # for --help
+
+    def read(flags: list[str]) -> dict:
+        """What the flags give, without the defaults of those that are not among them."""
+        untouched = argparse.Namespace(**{f.name: UNSAID for f in dataclasses.fields(TrainingConfig)})
+        found = vars(parser.parse_args(flags, untouched))
+        return {name: value for name, value in found.items() if value is not UNSAID and name != "config"}
+
+    by_file = {name: value for name, value in from_file.items() if value in (None, [])}
+    by_file |= read(as_flags(from_file))
+    return TrainingConfig(**put_over(by_file, read(sys.argv[1:] if args is None else args)))
+
+
+UNSAID = object()
 
 
 def as_flags(values: dict) -> list[str]:
-    """Write a config file's values as flags, so that one parser checks both; null and [] mean "not given"."""
+    """Write values as flags, so that one parser checks all; None and [] have no flag."""
     flags = []
     for name, value in values.items():
         entries = value if isinstance(value, list) else [value]
@@ -358,9 +432,12 @@ def as_flags(values: dict) -> list[str]:
 
 
 def read_config_file(path: str) -> dict:
-    """Read ``--config``: a mapping of field names to values."""
+    """Read ``--config``: field names to words as they are written, lists of them, and None for null.
+
+    Of the words the flags' parser makes numbers; YAML would make False of a class that is called no, and 1 of 01.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise InputError(f"--config {path} cannot be read: {error.strerror}; name a YAML file.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of lists within lists without end
@@ -377,6 +454,12 @@ def read_config_file(path: str) -> dict:
         )
     for f in dataclasses.fields(TrainingConfig):
         value, takes_list = values.get(f.name), f.default_factory is not dataclasses.MISSING
+        if value in ("null", "~") or (value == "" and not isinstance(f.default, str)):
+            if f.default is not None:
+                raise InputError(
+                    f"--config {path} gives {f.name} no value; write one, or leave the line out."
+                )
+            values[f.name] = None
         entries = value if isinstance(value, list) and takes_list else [value]
         if any(isinstance(entry, (dict, list)) or str(entry).startswith("--") for entry in entries):
             raise InputError(

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ DDIM_AS_DPM_SOLVER = {
 SPACING = 1.5
 MAX_TIMESTEPS = 100_000  # a number out of a broken config would fill the memory
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,6 +75,33 @@ class MRIDDPMPipeline(DiffusionPipeline):
             memory_format=torch.channels_last
         )  # twice the convolution rate on a CPU, and what a GPU wants in bf16
         self.register_modules(unet=unet, scheduler=scheduler)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "MRIDDPMPipeline":
+        """As in diffusers, which passes on a network of the type that the constructor names; this file knows none."""
+        return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+
+    def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
+        """As in diffusers, but that with ``push_to_hub=True`` a new repository is private, unless asked otherwise."""
+        super().save_pretrained(save_directory, *args, private=private, **kwargs)
+
+    def push_to_hub(
+        self, repo_id: str, commit_message: str | None = None, private: bool = True, **kwargs
+    ) -> str:
+        """As in diffusers, but that a new repository is private, unless asked otherwise."""
+        return super().push_to_hub(repo_id, commit_message, private, **kwargs)
+
+    def set_attention_slice(self, slice_size) -> None:
+        """Called by ``enable_attention_slicing``: say that there is nothing to slice."""
+        if slice_size is not None:
+            logger.warning(
+                "Attention is not sliced: it is scaled_dot_product_attention, which needs no slices."
+            )
+
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op=None) -> None:
+        """Called by ``enable_xformers_memory_efficient_attention``: say that it is no other than before."""
+        if valid:
+            logger.warning("xFormers is not used: scaled_dot_product_attention is as sparing of memory.")
 
     def save_config(self, save_directory, **kwargs) -> None:
         """Write ``model_index.json`` and the code that it names, so that what is saved opens with diffusers alone.
@@ -496,6 +525,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
     def class_indices(self, class_labels, num_images: int) -> torch.Tensor | None:
         """Turn names and indices into ``(num_images,)`` int64 indices; ``None`` stays ``None``.
 
+        A number is the class of that name, and an index only where no class is called by a number.
+
         Raises:
             ValueError: for a class that the model has not, or another number of classes than of images.
         """
@@ -515,11 +546,13 @@ class MRIDDPMPipeline(DiffusionPipeline):
                 f"{len(class_labels)} class labels were given for {num_images} images; give one an image, and num_images."
             )
         by_name = {name: index for index, name in enumerate(self.class_names)}
-        indices = [by_name.get(label, label) for label in class_labels]
-        for index in indices:
-            if not isinstance(index, (int, np.integer)) or not 0 <= index < num_classes:
+        if not any(name.isdecimal() for name in by_name):
+            by_name |= {str(index): index for index in range(num_classes)}
+        for label in class_labels:
+            if str(label) not in by_name:
                 known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
-                raise ValueError(f"class {index!r} is not in the model; its classes are: {known}.")
+                raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
+        indices = [by_name[str(label)] for label in class_labels]
         return torch.tensor(indices, device=self._execution_device)
 
     def as_images(self, given, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from mri_ddpm import AttentionUNet2DModel
-from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.training import train
 
@@ -70,13 +70,18 @@ def run_fresh(tmp_path):
 
 
 def tiny(output_dir, **changes) -> TrainingConfig:
-    return TrainingConfig(**{**PRESETS["tiny"], "preset": "tiny", "output_dir": str(output_dir), **changes})
+    return TrainingConfig(**{"preset": "tiny", "output_dir": str(output_dir), **changes})
+
+
+def forget_accelerator() -> None:
+    """As in a fresh process: accelerate keeps its state for the life of one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def train_alone(config: TrainingConfig) -> Path:
-    """Train as in a fresh process: accelerate keeps its state for the life of one."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    """Train as in a fresh process."""
+    forget_accelerator()
     return train(config)
 
 

@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from mri_ddpm import MRIDDPMPipeline, files
-from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.training import checkpoints, entry, loop
 from mri_ddpm.training.checkpoints import find_checkpoint, list_checkpoints
 
 INTERVAL = 2  # steps from one checkpoint to the next, so that writing them is a good part of the time
-DRAWS = {"lr_scheduler": "constant_with_warmup", "dropout": 0.1, "random_flip": True}
+DRAWS = {"lr_scheduler": "constant", "dropout": 0.1, "random_flip": True}
 WRITES = {
     "checkpointing_steps": INTERVAL, "checkpoints_total_limit": 2, "logging_steps": 1, "validation_steps": 12,
     "sample_epochs": [0, 2, 9], "max_train_steps": 100_000, "resume_from_checkpoint": "latest",
@@ -142,9 +142,7 @@ def look(run_dir: Path, steps: int) -> int:
 
 
 def main(run_dir: Path, kills: int, seed: int) -> None:
-    config = TrainingConfig(
-        **{**PRESETS["tiny"], "preset": "tiny", "output_dir": str(run_dir), **DRAWS, **WRITES}
-    )
+    config = TrainingConfig(preset="tiny", output_dir=str(run_dir), **DRAWS, **WRITES)
     rng, places, log, step = random.Random(seed), Counter(), run_dir.with_name("log.txt"), 0
     for _ in range(kills):
         places[kill_once(config, log, rng)] += 1

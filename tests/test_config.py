@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import mri_ddpm
 from mri_ddpm.config import PRESETS, TrainingConfig, parse_config
 from mri_ddpm.errors import InputError, exit_on_input_error
+from mri_ddpm.training import preparation
 
 
 def test_nothing_given_is_the_quickstart_on_the_phantom():
@@ -42,14 +46,99 @@ def test_a_flag_overrides_the_file_and_the_file_the_preset(tmp_path):
 
 
 def test_a_saved_config_gives_the_same_config(tmp_path):
-    config = parse_config(["--preset", "mridiff-72", "--no_flip_classes", "a", "b", "--snr_gamma", "5"])
+    config = parse_config(
+        ["--preset", "mridiff-72", "--random_flip", "--no_flip_classes", "a", "no", "--snr_gamma", "5"]
+    )
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     assert parse_config(["--config", str(tmp_path / "config.json")]) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_the_same_in_python(preset):
+    assert TrainingConfig(preset=preset) == parse_config(["--preset", preset])
+    assert TrainingConfig(preset=preset, seed=3) == parse_config(["--preset", preset, "--seed", "3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "lengths"),
+    [
+        ("", [], (None, 1800)),  # of the preset
+        ("", ["--num_train_epochs", "50"], (50, None)),
+        ("", ["--max_train_steps", "50"], (None, 50)),
+        ("num_train_epochs: 50", [], (50, None)),
+        ("num_train_epochs: 50", ["--max_train_steps", "9"], (None, 9)),
+        ("max_train_steps: null", [], (1000, None)),
+        ("preset: mridiff-44\nmax_train_steps: 7", [], (None, 7)),
+        ("preset: mridiff-44", [], (8000, None)),
+        ("preset: mri-ddpm-64", [], (1000, None)),
+    ],
+)
+def test_a_length_that_is_given_beats_the_presets(tmp_path, text, flags, lengths):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"output_dir: here\n{text}")
+    config = parse_config(["--config", str(file), *flags])
+    assert (config.num_train_epochs, config.max_train_steps) == lengths
+
+
+@pytest.mark.parametrize("given", [{"num_train_epochs": 5, "max_train_steps": 5}])
+def test_two_lengths_that_are_given_contradict_each_other(given):
+    flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    for make in (lambda: TrainingConfig(**given), lambda: parse_config(flags)):
+        with pytest.raises(InputError, match="--num_train_epochs 5 and --max_train_steps 5 are both given"):
+            make()
+
+
+def test_a_config_file_means_what_is_written(tmp_path):
+    """YAML's own reading has False for no, 1 for 01 and a date for 2024-01-01."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "random_flip: yes\nno_flip_classes: [no, yes, 01, 2024-01-01, 1e3]\nnum_inference_steps: null\nlearning_rate: 1e-4\n"
+    )
+    config = parse_config(["--config", str(file)])
+    assert config.no_flip_classes == ["no", "yes", "01", "2024-01-01", "1e3"]
+    assert config.random_flip is True
+    assert (config.num_inference_steps, config.learning_rate) == (None, 1e-4)
+
+
+FREE = {  # any word can be meant
+    "output_dir", "train_data_dir", "dataset_name", "cache_dir", "resume_from_checkpoint",
+}  # fmt: skip
+
+
+def check(flags):
+    config = parse_config(flags)
+    preparation.check_architecture(config)
+    preparation.check_tracker(config)
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainingConfig) if f.name not in FREE])
+def test_a_senseless_value_of_any_flag_gets_a_sentence(name, capsys):
+    field = TrainingConfig.__dataclass_fields__[name]
+    numbers = ["-7"] if "int" in str(field.type) else ["nan", "inf", "-inf", "-7"]
+    for value in numbers if "int" in str(field.type) or "float" in str(field.type) else ["none of these"]:
+        with pytest.raises((InputError, SystemExit)) as refusal:
+            check([f"--{name}={value}"])
+        words = capsys.readouterr().err if refusal.type is SystemExit else str(refusal.value)
+        assert name in words
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(TrainingConfig)])
+def test_every_flag_is_read_somewhere(name):
+    package = Path(mri_ddpm.__file__).parent
+    sources = [path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path.name != "config.py"]
+    if name in ("hub_model_id",):  # read by a property of the configuration
+        name = "repo_id"
+    assert any(re.search(rf"config\.{name}\b|\"{name}\"", source) for source in sources)
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--no_flip_classes", "a"], ["--no_flip_classes", "--random_flip"]),
+        (["--label_column", "a"], ["--label_column", "--dataset_name"]),
+        (["--huber_delta", "2", "--loss_type", "l2"], ["--huber_delta", "--loss_type is l2"]),
+        (["--learning_rate", "0"], ["--learning_rate is 0"]),
+        (["--sample_epochs", "3", "-1"], ["--sample_epochs holds -1"]),
         (["--preset", "huge"], ["--preset huge", "quickstart", "mridiff-44"]),
         (["--resolution", "15"], ["--resolution is 15", "16"]),
         (["--learning_rate", "-1"], ["--learning_rate is -1"]),

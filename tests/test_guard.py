@@ -70,6 +70,17 @@ def test_an_outlier_is_left_out_and_nothing_of_it_stays():
     assert guard.norms.max() <= CLIP_AT
 
 
+@pytest.mark.parametrize(("learning_rate", "factor"), [(0.1, 1 / 16), (1e-3, 1.0)])
+def test_what_surges_have_cost_is_of_the_rate_that_surged(learning_rate, factor):
+    """A checkpoint of five surges, gone on with at its own rate and at the lower one that the surge's error advises."""
+    _, _, guard = guarded()
+    guard.rate_factor = 1 / 16
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    resumed = Guard(torch.optim.Adam([weight], lr=learning_rate, fused=True), [weight])
+    resumed.load_state_dict(guard.state_dict())
+    assert resumed.rate_factor == factor
+
+
 def test_norms_are_compared_before_the_users_own_clipping():
     """--max_grad_norm 1 makes gradients of 2 and of 15 alike; only the second is an outlier, and both are clipped to 1."""
     weight, optimizer, guard = guarded()

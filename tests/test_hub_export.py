@@ -102,6 +102,54 @@ def test_no_place_of_this_machine_and_no_scan_s_name_goes_along(unbroken, tmp_pa
                 assert secret not in text, (path, secret)
 
 
+def test_a_relative_folder_in_a_folder_is_no_name_on_the_hub(unbroken, tmp_path):
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    edit_json(run / "config.json", train_data_dir="wards/patients")
+    edit_json(run / "manifest.json", source="wards/patients")
+    export_repository(run, tmp_path / "exported", "me/tiny")
+    for path in (tmp_path / "exported").rglob("*"):
+        if path.suffix in (".json", ".md", ".jsonl"):
+            assert "wards" not in path.read_text(), path
+    edit_json(run / "config.json", train_data_dir=None, dataset_name="owner/scans")
+    edit_json(run / "manifest.json", source="owner/scans")
+    export_repository(run, tmp_path / "of the hub", "me/tiny")
+    for name in ("config.json", "manifest.json"):
+        assert "owner/scans" in (tmp_path / "of the hub/training" / name).read_text()
+
+
+def test_what_is_saved_does_not_say_where_it_was_loaded_from(exported, tmp_path):
+    pipeline = MRIDDPMPipeline.from_pretrained(exported)
+    pipeline.save_pretrained(tmp_path / "saved")
+    pipeline.unet.save_pretrained(tmp_path / "unet")
+    pipeline.scheduler.save_pretrained(tmp_path / "scheduler")
+    files = [path for name in ("saved", "unet", "scheduler") for path in (tmp_path / name).rglob("*.json")]
+    assert len(files) == 5
+    for path in files:
+        assert str(tmp_path) not in path.read_text()
+        assert "_name_or_path" not in path.read_text()
+
+
+def test_a_second_model_in_one_process_leaves_the_first_one_whole(exported, run_fresh, tmp_path):
+    """diffusers runs the code of each repository, and may run a module's text again in place."""
+    shutil.copytree(exported, tmp_path / "second" / "exported")
+    run_fresh(
+        """
+import sys, numpy as np, torch
+sys.modules['mri_ddpm'] = None
+from diffusers import DiffusionPipeline
+def draw(pipeline):
+    return pipeline("no_tumor", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
+first = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+before = draw(first)
+second = DiffusionPipeline.from_pretrained(sys.argv[2], trust_remote_code=True)
+assert np.array_equal(draw(second), before)
+assert np.array_equal(draw(first), before)
+""",
+        exported,
+        tmp_path / "second" / "exported",
+    )
+
+
 def test_refuses_a_folder_that_is_taken_and_a_source_that_is_none(unbroken, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="is not an empty folder"):

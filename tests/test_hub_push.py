@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +114,14 @@ def test_a_loaded_pipeline_is_saved_and_pushed_again(hub, pushed, tmp_path):
     pipeline = load()
     pipeline.save_pretrained(tmp_path / "saved")
     cli.main(["push", str(tmp_path / "saved"), "me/again"])
-    pipeline.push_to_hub("me/by-diffusers", private=True)
-    for repo_id in ("me/again", "me/by-diffusers"):
+    pipeline.push_to_hub("me/by-diffusers")
+    pipeline.save_pretrained(tmp_path / "sent", push_to_hub=True, repo_id="me/sent")
+    pipeline.unet.push_to_hub("me/unet")
+    for repo_id in ("me/again", "me/by-diffusers", "me/sent", "me/unet"):
+        assert hub.repositories[repo_id].private
+    pipeline.push_to_hub("me/public", private=False)
+    assert not hub.repositories["me/public"].private
+    for repo_id in ("me/again", "me/by-diffusers", "me/sent"):
         assert np.array_equal(images_of(load(repo_id)), images_of(pipeline))
         assert "pipeline_mri_ddpm.py" in hub.repositories[repo_id].files()
 
@@ -289,6 +297,29 @@ def test_a_hub_that_stays_away_leaves_everything_as_it_was(hub, pushed, tmp_path
         assert words in message
     assert hub.repositories[REPO].files() == before
     assert len(asked(hub, "commit")) == push.TRIES
+
+
+def test_ctrl_c_during_a_push_leaves_no_weights_behind(hub, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    hub.fail("commit", hang_seconds=30, times=100)
+    flags = (
+        "--output_dir",
+        tmp_path / "run",
+        "--max_train_steps",
+        100_000,
+        "--push_to_hub",
+        "--hub_model_id",
+        REPO,
+    )
+    process = start(*flags, launcher=(), TMPDIR=str(tmp_path / "temporary"))
+    while not asked(hub, "commit"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    assert list((tmp_path / "temporary").glob("mri-ddpm-*"))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert not list((tmp_path / "temporary").glob("mri-ddpm-*"))
 
 
 def test_errors_and_logs_blot_out_what_the_server_repeats(hub, unbroken, capfd, caplog):

@@ -8,6 +8,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.cli import named_class
 from mri_ddpm.diffusion import make_noise_scheduler
 
 CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor")
@@ -376,3 +377,37 @@ def test_class_labels_may_be_an_array_or_a_tensor(make_pipeline):
     assert pipeline.class_indices(np.int64(2), 3).tolist() == [2, 2, 2]
     with pytest.raises(ValueError, match=r"class 0\.5 is not in the model"):
         pipeline.class_indices([0.5], 1)
+
+
+def test_classes_called_by_numbers_are_asked_for_by_their_names(make_pipeline):
+    """A parquet file's labels 1, 2, 3: 1 is the class "1" at every door, and an index nowhere."""
+    pipeline = make_pipeline(class_names=("1", "2", "3"))
+    for labels in ([1, 2, 3], ["1", "2", "3"], np.array([1, 2, 3])):
+        assert pipeline.class_indices(labels, 3).tolist() == [0, 1, 2]
+    assert [named_class(label, pipeline) for label in "123"] == ["1", "2", "3"]
+    with pytest.raises(ValueError, match="class 0 is not in the model; its classes are: 1, 2, 3"):
+        pipeline.class_indices(0, 1)
+
+    named = make_pipeline()
+    assert named.class_indices(["1", 1, "meningioma_tumor"], 3).tolist() == [1, 1, 1]
+    assert named_class("1", named) == "meningioma_tumor"
+
+
+def test_what_users_of_diffusers_switch_on_says_what_it_does(make_pipeline, caplog):
+    pipeline = make_pipeline()
+    pipeline.enable_attention_slicing()
+    assert "not sliced" in caplog.text
+    pipeline.enable_xformers_memory_efficient_attention()
+    assert "xFormers is not used" in caplog.text
+    caplog.clear()
+    pipeline.disable_attention_slicing()
+    assert not caplog.text
+
+
+def test_from_pipe_hands_the_network_on(make_pipeline):
+    pipeline = make_pipeline()
+    again = MRIDDPMPipeline.from_pipe(pipeline)
+    assert again.unet is pipeline.unet
+    assert again.scheduler is pipeline.scheduler
+    other = make_pipeline().unet
+    assert MRIDDPMPipeline.from_pipe(pipeline, unet=other).unet is other

@@ -150,7 +150,7 @@ def test_a_process_leaves_the_group_it_was_started_in(monkeypatch):
 @pytest.mark.parametrize("resolution", [16, 23])
 def test_the_drawn_network_is_the_one_that_runs(block_type, resolution):
     """Shapes, parameters and multiplications against those of a forward pass of the real module on a CPU."""
-    config = TrainingConfig(**{**PRESETS["tiny"], "resolution": resolution, "block_type": block_type})
+    config = TrainingConfig(preset="tiny", resolution=resolution, block_type=block_type)
     unet = build_unet(config, NAMES).eval()
     macs, shapes = [], {}
 
@@ -180,9 +180,7 @@ def test_the_drawn_network_is_the_one_that_runs(block_type, resolution):
 
 
 def test_layers_are_named_in_their_order():
-    config = TrainingConfig(
-        **{**PRESETS["tiny"], "layers_per_block": 2, "attention_types": ["none", "linear"]}
-    )
+    config = TrainingConfig(preset="tiny", layers_per_block=2, attention_types=["none", "linear"])
     found = read_architecture(config, NAMES)
     assert [stage.layers for stage in found.down] == ["2 ResNet", "2 ResNet, linear attention"]
     assert found.middle.layers == "ResNet, full attention, ResNet"

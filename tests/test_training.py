@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import DistributedType
-from conftest import assert_same_to_the_bit, losses, start, state_of, tiny, train_alone
+from conftest import assert_same_to_the_bit, forget_accelerator, losses, start, state_of, tiny, train_alone
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline
@@ -23,6 +24,8 @@ from mri_ddpm.config import PRESETS, TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.sampling import set_scheduler
+from mri_ddpm.training import preparation
+from mri_ddpm.training.loop import TrainingRun
 from mri_ddpm.training.preparation import check_parallelism
 
 GOLDEN = Path(__file__).parent / "golden_tiny.json"
@@ -194,6 +197,58 @@ def test_accumulated_batches_count_as_one_step(tmp_path):
     assert all(
         row["grad_norm"] > 0 for row in rows
     )  # the last step of an epoch, of a batch alone, is taken too
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, accumulation):
+    """7 batches an epoch, so that the last group is a short one: each step is Adam's of the mean over its batches."""
+    config = tiny(
+        tmp_path / "run", gradient_accumulation_steps=accumulation, max_train_steps=None,
+        num_train_epochs=2, max_grad_norm=0.0, surge_guard=False, lr_warmup_steps=0,
+    )  # fmt: skip
+    forget_accelerator()
+    accelerator = Accelerator()
+    scans = preparation.load(accelerator, config)
+    run = TrainingRun.prepare(accelerator, config, scans, tmp_path / "run")
+    run.unet.train()
+    parameters = list(run.raw_unet.parameters())
+    twin = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    adam = torch.optim.Adam(twin)
+    while run.progress.step < run.max_steps:
+        for batches in run.epoch_from_here():
+            inputs = [(index, batch["pixel_values"], batch["class_labels"]) for index, batch in batches]
+            large = torch.stack([run.loss(*batch) for batch in inputs]).mean()
+            gradients = torch.autograd.grad(large, parameters)
+            row = run.step(batches)
+            run.progress.step += 1
+            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            torch.testing.assert_close(row["grad_norm"], norm, rtol=1e-4, atol=0)
+            for parameter, gradient in zip(twin, gradients, strict=True):
+                parameter.grad = gradient
+            adam.param_groups[0]["lr"] = row["learning_rate"]
+            adam.step()
+            for parameter, expected in zip(parameters, twin, strict=True):
+                torch.testing.assert_close(parameter.detach(), expected.detach(), rtol=1e-3, atol=1e-5)
+                expected.data.copy_(
+                    parameter.data
+                )  # what rounding makes of a gradient near 0 does not add up
+
+
+@pytest.mark.parametrize("name", ["sample_epochs", "evaluate_epochs"])
+def test_epochs_that_are_never_reached_are_refused_at_once(tmp_path, name):
+    with pytest.raises(InputError, match=f"--{name} 3 is never reached: 20 steps, 7 an epoch, are 2 whole"):
+        train_alone(tiny(tmp_path / "run", **{name: [0, 3]}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_with_another_batch_size_says_what_becomes_of_epochs(tmp_path, capsys):
+    train_alone(tiny(tmp_path / "run", max_train_steps=10))
+    again = {"max_train_steps": 12, "resume_from_checkpoint": "latest"}
+    train_alone(tiny(tmp_path / "run", train_batch_size=4, gradient_accumulation_steps=2, **again))
+    said = capsys.readouterr().out
+    assert "begun with train_batch_size 8, now 4, gradient_accumulation_steps 1, now 2: epochs" in said
+    train_alone(tiny(tmp_path / "run", train_batch_size=4, gradient_accumulation_steps=2, **again))
+    assert "begun with" not in capsys.readouterr().out
 
 
 def test_grids_at_chosen_epochs_and_a_tracker(tmp_path):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mri_ddpm import AttentionUNet2DModel
-from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.models.modeling_attention_unet import (
     AttentionBlock,
     ConvNextBlock,
@@ -83,7 +83,7 @@ def test_in_and_out_channels_and_the_tuple(make_unet):
 
 
 def test_the_reference_figure_runs_forward_once():
-    config = TrainingConfig(**PRESETS["mridiff-figure4"])
+    config = TrainingConfig(preset="mridiff-figure4")
     unet = AttentionUNet2DModel(
         sample_size=config.resolution,
         block_out_channels=config.block_out_channels,

@@ -92,7 +92,7 @@ def evaluate(
         "guidance_end": guidance_end,
     }
     chain = {"num_inference_steps": num_inference_steps, "seed": seed, **guidance}
-    any_class = 0 if pipeline.class_names else None
+    any_class = pipeline.class_names[0] if pipeline.class_names else None
     check_sampling(pipeline, any_class, num_images=num_images, batch_size=batch_size, **chain)
     settings = {
         **provenance(pipeline),

@@ -128,7 +128,7 @@ def draw(
         request: ``batch_size``, ``seed``, ``num_inference_steps``, ``guidance_scale``, ..., as of ``draw_batches``.
     """
     labels = np.repeat(np.arange(len(counts)), counts)
-    asked = labels.tolist() if pipeline.class_names else None
+    asked = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
     size = pipeline.unet.config.sample_size
     levels = np.empty((len(labels), size, size), np.uint8)
     done = range(0 if kept is None else len(kept))

@@ -1,6 +1,5 @@
 """Push while training goes on."""
 
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -46,26 +45,27 @@ class BackgroundPush:
         if self.thread and self.thread.is_alive():
             self.say(f"step {step}: the push before is still under way; this step goes along with the next.")
             return
-        folder = Path(tempfile.mkdtemp(prefix="mri-ddpm-"))
+        # It removes itself when the program ends, too, where the thread is not waited for
+        folder = tempfile.TemporaryDirectory(prefix="mri-ddpm-", ignore_cleanup_errors=True)
         try:
-            export_repository(self.run_dir, folder, self.repo_id, self.license)
+            export_repository(self.run_dir, Path(folder.name), self.repo_id, self.license)
         except (InputError, OSError) as error:
             self.say(f"warning: step {step} was not pushed: {error}")
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.cleanup()
             return
         self.thread = threading.Thread(target=self.push, args=(folder, step), daemon=True)
         self.thread.start()
 
-    def push(self, folder: Path, step: int) -> None:
+    def push(self, folder: tempfile.TemporaryDirectory, step: int) -> None:
         """The thread's work: push a copy and remove it, saying how it went."""
         try:
             repo_id = prepare_repository(self.repo_id, public=self.public)
-            pushed = push_folder(folder, repo_id, f"Step {step}")
+            pushed = push_folder(Path(folder.name), repo_id, f"Step {step}")
             self.say(f"step {step}: pushed {pushed.sent_bytes / 1e6:.1f} MB to {pushed.url}")
         except (InputError, OSError) as error:
             self.say(f"warning: step {step} was not pushed: {error}")
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.cleanup()
 
     def finish(self, step: int) -> Pushed:
         """Wait for the push under way, then push the finished run.

@@ -8,14 +8,8 @@ from mri_ddpm import files
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
 
-LOCAL_PATHS = (
-    "train_data_dir",
-    "output_dir",
-    "cache_dir",
-    "resume_from_checkpoint",
-    "source",
-    "dataset_name",
-)
+LOCAL_PATHS = ("train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint")
+DATA = ("dataset_name", "source")  # a path too, or a name on the Hub
 GRID, LOSS = "samples.png", "loss.png"
 
 
@@ -59,10 +53,15 @@ def read_record(source: Path) -> Record:
     if raw_weights:  # the steps that a kill came after are in no weights
         step = int(raw_weights.parent.name.removeprefix("step-"))
         rows = [row for row in rows if row.get("step", 0) <= step]
+    config, manifest = read_json(papers / "config.json"), read_json(papers / "manifest.json")
+    if (
+        manifest and "source" in manifest and not (config or {}).get("dataset_name")
+    ):  # no owner/name, but a folder's
+        manifest["source"] = Path(str(manifest["source"])).name
     return Record(
         pipeline_dir,
-        config=read_json(papers / "config.json"),
-        manifest=read_json(papers / "manifest.json"),
+        config=config,
+        manifest=manifest,
         environment=read_json(papers / "environment.json"),
         evaluation=read_evaluation(papers / "evaluation" / "metrics.json", pipeline_dir),
         metrics=rows,
@@ -106,11 +105,13 @@ def without_places(value):
     kept = {key: without_places(entry) for key, entry in value.items() if key != "path"}
     for key in LOCAL_PATHS:
         if isinstance(kept.get(key), str):
-            kept[key] = folder_name(kept[key])
+            kept[key] = Path(kept[key]).name
+    for key in DATA:
+        if isinstance(kept.get(key), str) and not is_hub_name(kept[key]):
+            kept[key] = Path(kept[key]).name
     return kept
 
 
-def folder_name(path: str) -> str:
-    """The last part of a path on this machine; anything else, such as a data set on the Hub, as it is."""
-    is_hub_name = path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not Path(path).exists()
-    return path if is_hub_name else Path(path).name
+def is_hub_name(path: str) -> bool:
+    """Whether it reads ``owner/name``; a folder is made absolute when a run begins."""
+    return path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not Path(path).exists()

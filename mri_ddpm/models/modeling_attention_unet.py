@@ -3,6 +3,7 @@
 Letters in shape comments: B batch, C channels, H height, W width, N = H * W tokens, E embedding width.
 """
 
+import json
 import logging
 
 import torch
@@ -339,6 +340,22 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         resize = {"size": (height, width), "mode": "bilinear", "antialias": True}
         return F.interpolate(self.x_0_mean, **resize), F.interpolate(self.x_0_components, **resize)
 
+    def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
+        """As in diffusers, but that with ``push_to_hub=True`` a new repository is private, unless asked otherwise."""
+        super().save_pretrained(save_directory, *args, private=private, **kwargs)
+
+    def push_to_hub(
+        self, repo_id: str, commit_message: str | None = None, private: bool = True, **kwargs
+    ) -> str:
+        """As in diffusers, but that a new repository is private, unless asked otherwise."""
+        return super().push_to_hub(repo_id, commit_message, private, **kwargs)
+
+    def to_json_string(self) -> str:
+        """What is saved as ``config.json``: all but the folder of this machine that the model was loaded from."""
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
     def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Embed timesteps and classes: ``(B, E)``, already passed through SiLU for every block to project."""
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
@@ -396,7 +413,9 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         x = run(self.mid_block2, x, embedding)
 
         for level in self.up:
-            if isinstance(level["upsample"], Upsample):
+            if not isinstance(
+                level["upsample"], nn.Identity
+            ):  # diffusers may define this file's classes anew
                 x = level["upsample"](x, skips[-1].shape[-2:])
             for block in level["blocks"]:
                 x = run(block, torch.cat([x, skips.pop()], dim=1), embedding)  # (B, 2C, H, W) -> (B, C, H, W)

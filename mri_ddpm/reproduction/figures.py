@@ -32,9 +32,9 @@ def one_of_each_class(images: np.ndarray, labels: np.ndarray, class_names: Seque
 
 def architectures(network: dict, network_name: str, class_names: Sequence[str], path: Path) -> None:
     """Figure 4: the U-Net of each preset, and the one that this budget trains in its place."""
-    configs = {name: TrainingConfig(**{**preset, "preset": name}) for name, preset in PRESETS.items()}
+    configs = {name: TrainingConfig(preset=name) for name in PRESETS}
     if network:
-        configs[network_name] = TrainingConfig(**{**PRESETS["mridiff-44"], **network})
+        configs[network_name] = TrainingConfig(preset="mridiff-44", **network)
     rows = -(-len(configs) // 2)
     figure = Figure(figsize=(11, 4.6 * rows), layout="constrained")
     panels = figure.subplots(rows, 2).ravel()

@@ -65,7 +65,7 @@ class Run:
 
 def command_of(config: TrainingConfig, resumed: bool) -> str:
     """The command that trains a configuration; all runs of a sweep look for a checkpoint, but few have to."""
-    plain = TrainingConfig(**{**PRESETS[config.preset], "preset": config.preset})
+    plain = TrainingConfig(preset=config.preset)
     names = [field.name for field in dataclasses.fields(config)]
     changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
     if not resumed:
@@ -232,7 +232,7 @@ class Planner:
     def ours(self) -> Iterator[Run]:
         """Our own recipe in the best setting, and at larger sizes, where no classifier is trained for KID."""
         recipe = {
-            name: getattr(TrainingConfig(), name)
+            name: getattr(TrainingConfig(preset="mri-ddpm-64"), name)
             for name in (
                 "beta_start", "beta_end", "prediction_type", "attention_types", "lr_scheduler", "lr_warmup_steps",
                 "max_grad_norm", "surge_guard", "start_from_moments", "timestep_sampling",

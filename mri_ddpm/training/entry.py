@@ -23,7 +23,7 @@ from mri_ddpm.training.interrupt import interrupt_between_steps
 from mri_ddpm.training.loop import TrainingRun
 from mri_ddpm.training.records import Metrics
 from mri_ddpm.training.restarts import mark_launcher, meet_anew, restarted
-from mri_ddpm.training.run_folder import check_run_folder, check_same_data, environment
+from mri_ddpm.training.run_folder import batch_change, check_run_folder, check_same_data, environment
 from mri_ddpm.training.validation import averaged_weights, draw_grid
 
 
@@ -38,6 +38,8 @@ def train(config: TrainingConfig) -> Path:
         InputError: when the configuration, the scans and the run folder do not go together.
     """
     # Refuse what can be refused before any work
+    if config.dataset_name and Path(config.dataset_name).exists():  # and no owner/name on the Hub
+        config = dataclasses.replace(config, dataset_name=str(Path(config.dataset_name).absolute()))
     run_dir = Path(config.output_dir)
     preparation.check_architecture(config)
     preparation.check_tracker(config)
@@ -53,7 +55,6 @@ def train(config: TrainingConfig) -> Path:
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.report_to,
         project_dir=str(run_dir),
         kwargs_handlers=meet_anew(),
@@ -65,8 +66,10 @@ def train(config: TrainingConfig) -> Path:
     check_same_data(run_dir, scans.manifest)
     config = settle_batch_size(accelerator, config, scans)
     run = TrainingRun.prepare(accelerator, config, scans, run_dir)
+    change = None
     if checkpoint:
         load_checkpoint(run, checkpoint)
+        change = batch_change(run_dir, config, accelerator.num_processes)
     if config.push_to_hub and accelerator.is_main_process:
         run.push = BackgroundPush(
             run_dir, config.repo_id, config.hub_public, config.hub_license, say=tqdm.write
@@ -88,6 +91,8 @@ def train(config: TrainingConfig) -> Path:
         run.save_pipeline()  # a kill may have come between the checkpoint and its pipeline
     preparation.start_tracker(accelerator, config)
     preparation.announce(run)
+    if change:
+        accelerator.print(change)
     if config.resume_from_checkpoint and not checkpoint:
         accelerator.print(f"{run_dir} has no checkpoint yet: starting from step 0.")
 

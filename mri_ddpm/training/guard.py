@@ -49,7 +49,8 @@ class Guard:
         self.refused = torch.zeros((), device=device)
         self.losses: deque[float] = deque(maxlen=LOSSES)
         self.skipped: deque[bool] = deque(maxlen=WINDOW)
-        self.rate_factor = 1.0  # of the learning rate; halved at every surge
+        self.learning_rate = optimizer.defaults["lr"]
+        self.rate_factor = 1.0  # of it; halved at every surge
         if active:
             optimizer.register_step_pre_hook(self._leave_out)
 
@@ -108,21 +109,24 @@ class Guard:
         return {
             "norms": self.norms.cpu(), "position": self.position, "losses": list(self.losses),
             "skipped": list(self.skipped), "rate_factor": self.rate_factor,
+            "learning_rate": self.learning_rate,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
-        """From a checkpoint.
+        """From a checkpoint. What surges have cost is of its learning rate: another one is taken as it is.
 
         Raises:
             ValueError: when it is of no guard.
         """
+        state = {"learning_rate": self.learning_rate, **state}
         if state.keys() != self.state_dict().keys():
             raise ValueError("it has no state of the guard, as checkpoints of an earlier version")
         norms, position, factor = state["norms"], state["position"], state["rate_factor"]
         if norms.shape != (WINDOW,) or position not in range(WINDOW) or not 0 < factor <= 1:
             raise ValueError("the guard's state is damaged")
         self.norms = norms.to(self.norms)
-        self.position, self.rate_factor = position, float(factor)
+        self.position = position
+        self.rate_factor = float(factor) if state["learning_rate"] == self.learning_rate else 1.0
         self.losses = deque(map(float, state["losses"]), LOSSES)
         self.skipped = deque(map(bool, state["skipped"]), WINDOW)
 

@@ -103,10 +103,11 @@ class TrainingRun:
         accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
         steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation_steps)
         max_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
+        preparation.check_epochs(config, max_steps, steps_per_epoch)
 
         # Not prepared by accelerate, which would step it once a process: it counts optimizer steps.
         lr_scheduler = get_scheduler(
-            config.lr_scheduler,
+            "constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
             optimizer.optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=max_steps,
@@ -174,29 +175,30 @@ class TrainingRun:
         self.sampler.epoch = epoch
         skipped = within * accumulation
         loader = self.accelerator.skip_first_batches(self.loader, skipped) if skipped else self.loader
-        first, last = epoch * len(self.loader) + skipped, (epoch + 1) * len(self.loader) - 1
         pending = []
-        for index, batch in enumerate(loader, start=first):
-            pending.append((index, batch))
-            # The last batch too from within the loop: once it has ended, accelerate would go on gathering
-            if len(pending) == accumulation or index == last:
+        for numbered in enumerate(loader, start=epoch * len(self.loader) + skipped):
+            pending.append(numbered)
+            if len(pending) == accumulation:
                 yield pending
                 pending = []
+        if pending:
+            yield pending
 
     def step(self, batches: list[tuple[int, dict]]) -> dict:
         """One optimizer step; returns its loss, rate and gradient norm, still on the device."""
-        losses, verdict = [], {}
+        losses = []
         for index, batch in batches:
-            with self.accelerator.accumulate(self.unet):
+            # Not accelerate's accumulate(): of an epoch's last batches, gathered here, each would become a step of its own
+            is_last = index == batches[-1][0]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.unet):
                 loss = self.loss(index, batch["pixel_values"], batch["class_labels"])
                 losses.append(loss.detach())
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    max_norm = self.config.max_grad_norm or math.inf
-                    grad_norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), max_norm)
-                    verdict = self.guard.judge(grad_norm, max_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.accelerator.backward(loss / len(batches))
+        max_norm = self.config.max_grad_norm or math.inf
+        grad_norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), max_norm)
+        verdict = self.guard.judge(grad_norm, max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         learning_rate = self.lr_scheduler.get_last_lr()[0]
         self.lr_scheduler.step()
         self.ema.step(self.raw_unet.parameters())

@@ -159,6 +159,18 @@ def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
     return scans
 
 
+def check_epochs(config: TrainingConfig, max_steps: int, steps_per_epoch: int) -> None:
+    """Raise an ``InputError`` for epochs at whose end something is to be done, and which the training does not reach."""
+    last = max_steps // steps_per_epoch
+    for name in ("sample_epochs", "evaluate_epochs"):
+        beyond = [epoch for epoch in getattr(config, name) if epoch > last]
+        if beyond:
+            raise InputError(
+                f"--{name} {beyond[0]} is never reached: {max_steps} steps, {steps_per_epoch} an epoch, are {last} whole "
+                "epochs; take at most that, or train longer by --num_train_epochs."
+            )
+
+
 def hold_if_small(accelerator: Accelerator, scans: data.Scans) -> bool:
     """Keep the scans on the device where they take an eighth of its free memory at most; else they stay on disk."""
     device = accelerator.device
@@ -239,13 +251,14 @@ def announce(run: "TrainingRun") -> None:
     if scans.manifest["dark"]:
         say(data.dark_warning(scans.manifest))
     parameters = sum(p.numel() for p in run.raw_unet.parameters()) / 1e6
-    processes = run.accelerator.num_processes
+    processes, factor = run.accelerator.num_processes, run.guard.rate_factor
     say(
         f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
         f"T={config.num_train_timesteps}, {run.max_steps} steps of "
         f"{config.train_batch_size * config.gradient_accumulation_steps * processes} images on "
         f"{processes} x {run.accelerator.device}, mixed precision: {config.mixed_precision}"
         + (f", going on from step {run.progress.step}" if run.progress.step else "")
+        + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )
     signal = terminal_signal(run.noise_scheduler)
     if signal > MAX_TERMINAL_SIGNAL and not config.start_from_moments:

@@ -79,6 +79,27 @@ def check_same_data(run_dir: Path, manifest: dict) -> None:
         )
 
 
+def batch_change(run_dir: Path, config: TrainingConfig, num_processes: int) -> str | None:
+    """Say that a resumed run takes more or fewer scans a step than before, for its epochs become others by it."""
+    papers = run_dir / "config.json", run_dir / "environment.json"
+    if not all(paper.exists() for paper in papers):
+        return None
+    before = {"gradient_accumulation_steps": 1, **read_json(papers[0]), **read_json(papers[1])}
+    now = {**dataclasses.asdict(config), "num_processes": num_processes}
+    names = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
+    changed = [
+        f"{name} {before[name]}, now {now[name]}"
+        for name in names
+        if before.get(name, now[name]) != now[name]
+    ]
+    if not changed:
+        return None
+    return (
+        f"warning: the run was begun with {', '.join(changed)}: epochs have another number of steps, and the one that is "
+        "gone on with is counted by the new number."
+    )
+
+
 def environment(accelerator: Accelerator) -> dict:
     """The machine and the versions a run was made with, for ``environment.json``."""
     packages = ("torch", "diffusers", "accelerate", "datasets", "transformers", "numpy", "mri-ddpm")
