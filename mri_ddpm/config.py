@@ -272,7 +272,7 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
     for name, (other, wanted) in PART_OF.items():
         if getattr(config, name) != getattr(TrainingConfig, name) and getattr(config, other) != wanted:
             raise InputError(
-                f"--{name} is of --{other} {wanted}, which is {getattr(config, other)}; leave one of them out."
+                f"--{name} is of --{other} {wanted}, but --{other} is {getattr(config, other)}; leave one of them out."
             )
     if all(getattr(config, name) is not None for name in LENGTHS):
         raise InputError(
