@@ -83,7 +83,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
         """As in diffusers, but that with ``push_to_hub=True`` a new repository is private, unless asked otherwise."""
-        super().save_pretrained(save_directory, *args, private=private, **kwargs)
+        super().save_pretrained(str(save_directory), *args, private=private, **kwargs)
 
     def push_to_hub(
         self, repo_id: str, commit_message: str | None = None, private: bool = True, **kwargs

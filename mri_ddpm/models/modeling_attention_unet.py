@@ -3,6 +3,7 @@
 Letters in shape comments: B batch, C channels, H height, W width, N = H * W tokens, E embedding width.
 """
 
+import functools
 import json
 import logging
 
@@ -340,6 +341,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         resize = {"size": (height, width), "mode": "bilinear", "antialias": True}
         return F.interpolate(self.x_0_mean, **resize), F.interpolate(self.x_0_components, **resize)
 
+    @functools.wraps(ModelMixin.save_pretrained)  # a pipeline asks its signature what may be passed on
     def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
         """As in diffusers, but that with ``push_to_hub=True`` a new repository is private, unless asked otherwise."""
         super().save_pretrained(save_directory, *args, private=private, **kwargs)
