@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -520,14 +521,18 @@ class MRIDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{len(class_labels)} class labels were given for {num_images} images; give one an image, and num_images."
             )
-        by_name = {name: index for index, name in enumerate(self.class_names)}
+
+        def plain(name: str) -> str:  # é is one letter, or e and an accent
+            return unicodedata.normalize("NFC", name)
+
+        by_name = {plain(name): index for index, name in enumerate(self.class_names)}
         if not any(name.isdecimal() for name in by_name):
             by_name |= {str(index): index for index in range(num_classes)}
         for label in class_labels:
-            if str(label) not in by_name:
+            if plain(str(label)) not in by_name:
                 known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
                 raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
-        indices = [by_name[str(label)] for label in class_labels]
+        indices = [by_name[plain(str(label))] for label in class_labels]
         return torch.tensor(indices, device=self._execution_device)
 
     def as_images(self, given, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:

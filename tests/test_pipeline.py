@@ -386,6 +386,8 @@ def test_classes_called_by_numbers_are_asked_for_by_their_names(make_pipeline):
     with pytest.raises(ValueError, match="class 0 is not in the model; its classes are: 1, 2, 3"):
         pipeline.class_indices(0, 1)
 
+    accented = make_pipeline(class_names=("rétro", "e\N{COMBINING ACUTE ACCENT}t", "b"))
+    assert accented.class_indices(["re\N{COMBINING ACUTE ACCENT}tro", "ét", "b"], 3).tolist() == [0, 1, 2]
     named = make_pipeline()
     assert named.class_indices(["1", 1, "meningioma_tumor"], 3).tolist() == [1, 1, 1]
     assert named_class("1", named) == "meningioma_tumor"

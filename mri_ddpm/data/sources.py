@@ -4,7 +4,9 @@ A file's class is the folder it lies in, its part "training" or "testing" (the p
 `Training/CLASS/*` + `Testing/CLASS/*`; everything is training where there are no such folders).
 """
 
+import contextlib
 import os
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,14 +82,34 @@ def _open_path(train_data_dir: str) -> Source:
 
 
 def _folder_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
-    readers = {}
-    for folder, _, names in os.walk(root, followlinks=True):
+    """Every file below a folder; links are followed, but into no folder twice, for they can lead in circles."""
+    readers: dict[PurePosixPath, Callable[[], bytes]] = {}
+    seen = {_identity(root)}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders.sort(
+            key=lambda name: (Path(folder, name).is_symlink(), name)
+        )  # a folder itself before a link to it
+        there = {name: _identity(Path(folder, name)) for name in subfolders}
+        subfolders[:] = [name for name in subfolders if there[name] not in seen]
+        seen |= set(there.values())
         for name in names:
             file = Path(folder, name)
-            path = PurePosixPath(file.relative_to(root).as_posix())
-            if not _is_litter(path):
-                readers[path] = partial(_read_file, file)
+            _add(readers, file.relative_to(root).as_posix(), partial(_read_file, file))
     return readers
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _add(readers: dict, name: str, read: Callable[[], bytes]) -> None:
+    """Add a file by its name in composed Unicode (NFC), the one in which a class will be asked for; litter is left out."""
+    path = PurePosixPath(unicodedata.normalize("NFC", name))
+    while path in readers:  # two forms of one name
+        path = path.with_name(f"_{path.name}")
+    if not _is_litter(path):
+        readers[path] = read
 
 
 def _read_file(file: Path) -> bytes:
@@ -102,8 +124,23 @@ def _zip_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
         archive = zipfile.ZipFile(root)
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"The zip file {root} is broken ({error}): download or pack it again.") from None
-    members = {PurePosixPath(member.filename): member for member in archive.infolist() if not member.is_dir()}
-    return {path: partial(_read_member, archive, m) for path, m in members.items() if not _is_litter(path)}
+    readers: dict[PurePosixPath, Callable[[], bytes]] = {}
+    for name, member in {_member_name(member): member for member in archive.infolist()}.items():
+        if not name.endswith("/"):
+            _add(readers, name, partial(_read_member, archive, member))
+    return readers
+
+
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """Its name with forward slashes, which some programs on Windows do not write, and read as UTF-8 where it can be.
+
+    Of names without the mark of UTF-8 Python takes DOS's code page 437; many programs write UTF-8 without it.
+    """
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -215,8 +252,8 @@ def _hub_labels(rows: datasets.Dataset, label_column: str) -> list[str | None]:
     """Labels as names; None where there is none (a hidden test split has -1)."""
     feature, labels = rows.features[label_column], rows[label_column][:]
     if isinstance(feature, datasets.ClassLabel):
-        return [feature.int2str(label) if label is not None and label >= 0 else None for label in labels]
-    return [str(label) if label is not None else None for label in labels]
+        labels = [feature.int2str(label) if label is not None and label >= 0 else None for label in labels]
+    return [unicodedata.normalize("NFC", str(label)) if label is not None else None for label in labels]
 
 
 def _read_row(images: datasets.Dataset, row: int, image_column: str) -> bytes:
