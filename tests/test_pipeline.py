@@ -411,3 +411,21 @@ def test_from_pipe_hands_the_network_on(make_pipeline):
     assert again.scheduler is pipeline.scheduler
     other = make_pipeline().unet
     assert MRIDDPMPipeline.from_pipe(pipeline, unet=other).unet is other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "sentence"),
+    [
+        ({"batch_size": 4}, TypeError, "takes no batch_size; here it is num_images."),
+        ({"num_images_per_prompt": 4}, TypeError, "takes no num_images_per_prompt; here it is num_images."),
+        ({"colour": 4}, TypeError, "takes no colour."),
+        ({"generator": 42}, ValueError, "generator is 42; give a torch.Generator"),
+        ({"generator": [42]}, ValueError, "generator is 42; give a torch.Generator"),
+    ],
+)
+def test_arguments_of_other_pipelines_are_told_what_they_are_called_here(
+    make_pipeline, arguments, kind, sentence
+):
+    with pytest.raises(kind) as refusal:
+        make_pipeline()(**arguments)
+    assert sentence in str(refusal.value)

@@ -197,11 +197,12 @@ def _enclosing_folder(folders: list[tuple[str, ...]], may_be_class: bool) -> tup
 def _open_hub(name: str, config: str | None, image_column: str, label_column: str) -> Source:
     """A data set that `datasets.load_dataset` opens: its train split, and its test split if it has one."""
     try:
-        splits = datasets.load_dataset(name, config)
+        splits = _load_splits(name, config)
     except Exception as error:  # not found, no network, gated, no such configuration, a broken file within
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        reason = " ".join(lines[:2] if lines[0].startswith("Config name is missing") else lines[:1])
         raise InputError(
-            f"--dataset_name {name} cannot be loaded ({reason}): check the name, the login, the net."
+            f"--dataset_name {name} cannot be loaded ({reason}): check the name, --dataset_config_name, the login, the net."
         ) from None
     if "train" not in splits:
         raise InputError(
@@ -214,6 +215,14 @@ def _open_hub(name: str, config: str | None, image_column: str, label_column: st
     if not files:
         raise InputError(f"--dataset_name {name} holds no images: give one that does.")
     return Source(name, tuple(files))
+
+
+def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
+    """By `load_dataset`, or what `save_to_disk` wrote, which that refuses."""
+    if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+        saved = datasets.load_from_disk(name)
+        return saved if isinstance(saved, dict) else {"train": saved}
+    return datasets.load_dataset(name, config)
 
 
 def _hub_files(
