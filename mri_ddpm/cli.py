@@ -1,7 +1,6 @@
 """The ``mri-ddpm`` command: one thin subcommand a capability."""
 
 import argparse
-import json
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mri_ddpm.data import account_of, format_account
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, exit_on_input_error
 from mri_ddpm.evaluation.features import EXTRACTORS
-from mri_ddpm.files import writing_to
+from mri_ddpm.files import write_json, writing_to
 from mri_ddpm.hub import export_repository, load_pipeline, provenance, push_run
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
 from mri_ddpm.reproduction.budgets import BUDGETS
@@ -240,6 +239,8 @@ def data(args: argparse.Namespace) -> None:
     """Print the account and write it, with every file's hash and split, as JSON."""
     if args.output.exists():
         raise InputError(f"--output {args.output} exists; name another file, or remove it.")
+    with writing_to(args.output.parent, "name another file.", "--output "):
+        args.output.parent.mkdir(parents=True, exist_ok=True)
     manifest = account_of(
         args.train_data_dir,
         validation_share=args.validation_share,
@@ -247,7 +248,8 @@ def data(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     print(format_account(manifest))
-    args.output.write_text(json.dumps(manifest, indent=1) + "\n")
+    with writing_to(args.output.parent, "name another file.", "--output "):
+        write_json(args.output, manifest)
     print(f"written: {args.output}")
 
 

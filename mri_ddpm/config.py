@@ -196,6 +196,8 @@ class TrainingConfig:
         values = put_over(put_over(dict(zip(names, defaults, strict=True)), PRESETS[preset]), given)
         if all(values[name] is None for name in LENGTHS):
             values["num_train_epochs"] = EPOCHS
+        if values["report_to"] == "none":  # as others spell it
+            values["report_to"] = None
         for name, value in values.items():
             object.__setattr__(self, name, value)
         refuse_wrong_numbers(self)
@@ -300,6 +302,22 @@ def refuse_wrong_numbers(config: TrainingConfig) -> None:
         )
 
 
+OF_DIFFUSERS = {  # flags of its train_unconditional.py that are called otherwise here, or not needed
+    "num_epochs": "here it is --num_train_epochs",
+    "save_images_epochs": "here it is --sample_epochs",
+    "save_model_epochs": "here it is --checkpointing_steps",
+    "eval_batch_size": "here it is --num_samples",
+    "ddpm_num_steps": "here it is --num_train_timesteps",
+    "ddpm_num_inference_steps": "here it is --num_inference_steps",
+    "ddpm_beta_schedule": "the betas are linear here, from --beta_start to --beta_end",
+    "center_crop": "here it is --fit crop",
+    "use_ema": "the weights are always averaged here; leave it out",
+    "ema_inv_gamma": "only --ema_power and --ema_max_decay can be chosen here",
+    "logger": "here it is --report_to",
+    "hub_private_repo": "a repository is private here unless --hub_public is given; leave it out",
+    "overwrite_output_dir": "no run is overwritten here; name another --output_dir",
+    "enable_xformers_memory_efficient_attention": "attention is as sparing of memory without it; leave it out",
+}
 MRIDIFF = {  # the paper's recipe (MRIDiff, sections 5 and 7): betas, loss, optimizer and rate, with nothing of ours
     **PAPER_BETAS,
     "prediction_type": "epsilon",
@@ -391,6 +409,10 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
         raise InputError(
             "--hub_token is not taken, for a command line is seen by others; log in with 'hf auth login' or set HF_TOKEN."
         )
+    for word in sys.argv[1:] if args is None else args:
+        name = word.split("=")[0].removeprefix("--")
+        if word.startswith("--") and name in OF_DIFFUSERS:
+            raise InputError(f"--{name} is a flag of diffusers' own script: {OF_DIFFUSERS[name]}.")
     from_file = read_config_file(given.config) if given.config else {}
     preset = given.preset or from_file.get("preset") or TrainingConfig.preset
     if preset not in PRESETS:

@@ -31,13 +31,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: dict) -> None:
     """Write JSON, whole or not at all."""
     with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(value, indent=2) + "\n")
+        unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> None:
     """Write one row a line, whole or not at all."""
     with whole_file(path) as unfinished:
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:
@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict:
         InputError: when the file holds anything else.
     """
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} holds no JSON object ({error}); mend it or move it away.") from error
 
@@ -59,7 +59,7 @@ def read_json_lines(path: Path) -> list[dict]:
         InputError: when a whole line holds anything but a row.
     """
     try:
-        lines = path.read_text().split("\n") if path.exists() else [""]
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
         return [dict(json.loads(line)) for line in lines[:-1]]  # a whole line ends in a newline
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(

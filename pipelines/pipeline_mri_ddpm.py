@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,13 @@ DDIM_AS_DPM_SOLVER = {
 # Few steps are best spent where details are decided, at low noise: 10 spaced so draw as 30 even ones do
 SPACING = 1.5
 MAX_TIMESTEPS = 100_000  # a number out of a broken config would fill the memory
+OF_OTHERS = {  # arguments of diffusers' pipelines
+    "batch_size": "num_images",
+    "num_images_per_prompt": "num_images",
+    "prompt": "class_labels",
+    "timesteps": "num_inference_steps",
+    "seed": "generator, such as torch.Generator().manual_seed(0)",
+}
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 logger = logging.getLogger(__name__)
 
@@ -111,7 +119,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
         """
         super().save_config(save_directory, **kwargs)
         folder, index_file = Path(save_directory), Path(save_directory) / self.config_name
-        index = json.loads(index_file.read_text())
+        index = json.loads(index_file.read_text(encoding="utf-8"))
         unet = getattr(self.unet, "_orig_mod", self.unet)  # as it was before torch.compile
         unet_file = Path(inspect.getfile(type(unet)))
         (folder / "unet").mkdir(exist_ok=True)
@@ -120,7 +128,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
         index["_class_name"] = [Path(__file__).stem, MRIDDPMPipeline.__name__]
         index["unet"] = [unet_file.stem, type(unet).__name__]
         index.pop("_name_or_path", None)  # a folder of this machine is nobody else's business
-        index_file.write_text(json.dumps(index, indent=2) + "\n")
+        index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path, **kwargs):
@@ -187,6 +195,7 @@ class MRIDDPMPipeline(DiffusionPipeline):
         output_trajectory: bool = False,
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t",),
+        **of_others,
     ) -> MRIDDPMPipelineOutput | tuple:
         """Draw ``num_images`` slices, or draw given ones anew, whole or in part.
 
@@ -218,11 +227,16 @@ class MRIDDPMPipeline(DiffusionPipeline):
             callback_on_step_end: called after each step as ``f(pipeline, step, timestep, tensors)``; what it returns as
                 ``{"x_t": ...}`` is gone on with.
             callback_on_step_end_tensor_inputs: which tensors it is given: ``"x_t"``, ``"x_0"``.
+            of_others: none; arguments of other pipelines are told what they are called here.
 
         Raises:
+            TypeError: for an argument that there is not.
             ValueError: for what cannot be drawn; the sentence names the argument and what it can be. Also when a network
                 predicts what is not finite.
         """
+        for name in of_others:
+            hint = f"; here it is {OF_OTHERS[name]}" if name in OF_OTHERS else ""
+            raise TypeError(f"{type(self).__name__} takes no {name}{hint}.")
         self.check_inputs(
             class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type,
             guidance_start=guidance_start, guidance_end=guidance_end, strength=strength, jump_length=jump_length,
@@ -477,7 +491,13 @@ class MRIDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"dynamic_thresholding_ratio is {ratio}; take a share over 0 and up to 1, such as 0.995."
             )
-        if isinstance(generator, (list, tuple)) and len(generator) != num_images:
+        is_list = isinstance(generator, (list, tuple))
+        for one in generator if is_list else [generator]:
+            if not isinstance(one, torch.Generator) and (is_list or one is not None):
+                raise ValueError(
+                    f"generator is {one!r}; give a torch.Generator, such as torch.Generator().manual_seed(42)."
+                )
+        if is_list and len(generator) != num_images:
             raise ValueError(
                 f"{len(generator)} generators were given for {num_images} images; give one an image."
             )
@@ -545,14 +565,18 @@ class MRIDDPMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{len(class_labels)} class labels were given for {num_images} images; give one an image, and num_images."
             )
-        by_name = {name: index for index, name in enumerate(self.class_names)}
+
+        def plain(name: str) -> str:  # é is one letter, or e and an accent
+            return unicodedata.normalize("NFC", name)
+
+        by_name = {plain(name): index for index, name in enumerate(self.class_names)}
         if not any(name.isdecimal() for name in by_name):
             by_name |= {str(index): index for index in range(num_classes)}
         for label in class_labels:
-            if str(label) not in by_name:
+            if plain(str(label)) not in by_name:
                 known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
                 raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
-        indices = [by_name[str(label)] for label in class_labels]
+        indices = [by_name[plain(str(label))] for label in class_labels]
         return torch.tensor(indices, device=self._execution_device)
 
     def as_images(self, given, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
@@ -696,7 +720,7 @@ def check_config(file: Path, class_name: str, build: Callable[[dict], object] = 
     if not file.is_file():
         return  # given to from_pretrained by the caller, or missed by diffusers in a moment
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         found = config["_class_name"]
         build(config)
     except Exception as error:  # values of any type, or too large for any memory, break anything

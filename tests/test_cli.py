@@ -114,3 +114,14 @@ def test_data_prints_the_account_and_writes_the_manifest(scans_folder, tmp_path,
         cli.main(["data", str(scans_folder), "--output", str(file)])
     assert end.value.code == 2
     assert "manifest.json exists" in capsys.readouterr().err
+
+
+def test_data_writes_into_a_folder_that_is_not_there_yet(scans_folder, tmp_path, capsys):
+    cli.main(["data", str(scans_folder), "--output", str(tmp_path / "new/there/manifest.json")])
+    assert json.loads((tmp_path / "new/there/manifest.json").read_text())["files"]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        cli.main(["data", str(scans_folder), "--output", str(tmp_path / "file/manifest.json")])
+    captured = capsys.readouterr()
+    assert "--output" in captured.err
+    assert "cannot be written" in captured.err

@@ -80,6 +80,10 @@ def test_a_length_that_is_given_beats_the_presets(tmp_path, text, flags, lengths
     assert (config.num_train_epochs, config.max_train_steps) == lengths
 
 
+def test_no_tracker_as_others_spell_it():
+    assert parse_config(["--report_to", "none"]).report_to is None
+
+
 @pytest.mark.parametrize("given", [{"num_train_epochs": 5, "max_train_steps": 5}])
 def test_two_lengths_that_are_given_contradict_each_other(given):
     flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -135,6 +139,8 @@ def test_every_flag_is_read_somewhere(name):
     ("flags", "words"),
     [
         (["--no_flip_classes", "a"], ["--no_flip_classes", "--random_flip"]),
+        (["--use_ema"], ["--use_ema is a flag of diffusers' own script", "always averaged"]),
+        (["--num_epochs=5"], ["--num_epochs is", "here it is --num_train_epochs"]),
         (["--label_column", "a"], ["--label_column", "--dataset_name"]),
         (["--huber_delta", "2", "--loss_type", "l2"], ["--huber_delta", "--loss_type is l2"]),
         (["--learning_rate", "0"], ["--learning_rate is 0"]),

@@ -130,6 +130,29 @@ def test_a_class_without_training_scans(refusal, make_folder):
     assert "the class rare has images in the testing part only" in refusal(train_data_dir=make_folder(files))
 
 
+def test_a_class_of_which_nothing_is_left_to_train_on(refusal, make_folder):
+    """As the same pictures packed twice: yes/ and no/ beside brain_tumor_dataset/{yes,no}/."""
+    files = {f"{'yes' if i % 2 else 'no'}/{i}.png": head for i, head in enumerate(HEADS)}
+    files |= {f"brain_tumor_dataset/{path}": head for path, head in files.items()}
+    message = refusal(train_data_dir=make_folder(files))
+    assert "the class no has no scan left to train on" in message
+    assert "no/0.png of brain_tumor_dataset/no/0.png" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (bytes(128) + b"DICM" + bytes(300), "is a DICOM file"),
+        (bytes(344) + b"n+1\0" + bytes(300), "is a NIfTI volume"),
+        (b"\x1f\x8b" + bytes(300), "is compressed (a .nii.gz?)"),
+        (b"PAR1" + bytes(300), "by --dataset_name"),
+        (b"\xff\xff\xff\xff" + bytes(300), "by --dataset_name"),
+    ],
+)
+def test_files_of_another_kind_are_named(refusal, make_folder, content, words):
+    assert words in refusal(train_data_dir=make_folder({"a/0": content, "a/1": content}))
+
+
 def test_testing_alone(refusal, make_folder):
     files = {f"Testing/a/{i}.png": head for i, head in enumerate(HEADS)}
     assert "training scans are needed" in refusal(train_data_dir=make_folder(files))
@@ -160,5 +183,7 @@ def test_columns_and_names_of_hub_data_sets(refusal, tmp_path, monkeypatch):
     assert "scan, kind, age" in message
     assert "does not hold images" in refusal(dataset_name=name, image_column="age", label_column="kind")
     assert "cannot be loaded" in refusal(dataset_name=str(tmp_path / "nothing"))
+    rows.save_to_disk(tmp_path / "saved")
+    assert "--image_column image is not a column" in refusal(dataset_name=str(tmp_path / "saved"))
     (tmp_path / "set/train.parquet").rename(tmp_path / "set/test.parquet")
     assert 'has no "train" split' in refusal(dataset_name=name, image_column="scan", label_column="kind")

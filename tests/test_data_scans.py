@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,7 @@ from PIL import Image
 
 from mri_ddpm.data import account_of, draw_phantoms, format_account, load_phantoms, load_scans
 from mri_ddpm.data.repeats import group_near_identical, picture_hash
+from mri_ddpm.data.sources import _member_name
 
 SIDE = 96
 HEADS = [np.round(head * 255).astype(np.uint8) for head in draw_phantoms(40, SIDE, seed=1)[0]]
@@ -255,6 +258,93 @@ def test_a_folder_without_classes(tmp_path, cache_dir):
         assert (len(scans.train), len(scans.validation)) == (11, 1)
         assert scans.train.class_labels.tolist() == [0] * 11
         assert "total" in format_account(scans.manifest)
+
+
+def test_links_in_a_circle_are_followed_once(scans, tmp_path, cache_dir):
+    folder = Path(write_folder(tmp_path / "made", planted()))
+    for link in ("Training/a/up", "Training/b/up", "again", "Testing/again"):
+        (folder / link).symlink_to(folder, target_is_directory=True)
+    (folder / "Training/a/elsewhere").symlink_to(folder / "Training/b", target_is_directory=True)
+    other = load_scans(resolution=32, train_data_dir=str(folder), cache_dir=cache_dir)
+    assert other.manifest["files"] == scans.manifest["files"]
+
+
+def test_a_link_to_scans_elsewhere_is_followed(scans, tmp_path, cache_dir):
+    write_folder(tmp_path / "elsewhere", planted())
+    (tmp_path / "made").mkdir()
+    for part in ("Training", "Testing"):
+        (tmp_path / "made" / part).symlink_to(tmp_path / "elsewhere" / part, target_is_directory=True)
+    other = load_scans(resolution=32, train_data_dir=str(tmp_path / "made"), cache_dir=cache_dir)
+    assert other.manifest["files"] == scans.manifest["files"]
+
+
+def test_a_zip_made_on_windows_has_the_same_classes(scans, tmp_path, cache_dir):
+    path = tmp_path / "windows.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {"Training\\a\\": b"", **planted()}.items():
+            member = zipfile.ZipInfo("x")
+            member.filename = name.replace("/", "\\")
+            archive.writestr(member, content)
+    other = load_scans(resolution=32, train_data_dir=str(path), cache_dir=cache_dir)
+    assert other.manifest["files"] == scans.manifest["files"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_class_has_one_name_in_whichever_form_of_unicode(tmp_path, cache_dir, packed):
+    composed, apart = (unicodedata.normalize(form, "rétro") for form in ("NFC", "NFD"))
+    files = {f"{apart}/{i}.png": encoded(HEADS[i]) for i in range(3)}
+    files |= {f"{composed}/{i % 3}.png": encoded(HEADS[i]) for i in range(3, 6)}
+    files |= {f"other/{i}.png": encoded(HEADS[i]) for i in range(6, 9)}
+    source = write_zip(tmp_path / "a.zip", files) if packed else write_folder(tmp_path / "a", files)
+    manifest = account_of(source, cache_dir=cache_dir)
+    assert manifest["class_names"] == ["other", composed]
+    assert manifest["parts"]["training"]["classes"] == {"other": 3, composed: 6}
+
+
+def test_names_in_a_zip_without_the_mark_of_utf_8(tmp_path, cache_dir):
+    """As some programs write them: the bytes are UTF-8, and nothing says so."""
+    path = write_zip(
+        tmp_path / "a.zip",
+        {f"rétro/{i}.png": encoded(HEADS[i]) for i in range(3)} | {"b/0.png": encoded(HEADS[3])},
+    )
+    with zipfile.ZipFile(path) as archive:
+        names = {m.filename: m for m in archive.infolist()}
+        member = names["rétro/0.png"]
+        member.flag_bits &= ~0x800
+        member.filename = "rétro/0.png".encode().decode("cp437")
+        assert _member_name(member) == "rétro/0.png"
+        member.filename = "r\x82tro/0.png".encode("latin-1").decode("cp437")
+        assert _member_name(member) == "rétro/0.png"  # of DOS, as it says
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:40] + bytes(400) + b[440:]]
+)
+def test_a_damaged_table_is_decoded_again(folder, scans, tmp_path, damage):
+    load_scans(resolution=32, train_data_dir=folder, cache_dir=str(tmp_path))
+    (table,) = tmp_path.iterdir()
+    whole = table.read_bytes()
+    table.write_bytes(damage(whole))
+    again = load_scans(resolution=32, train_data_dir=folder, cache_dir=str(tmp_path))
+    torch.testing.assert_close(images_of(again.train), images_of(scans.train), rtol=0, atol=0)
+    assert table.stat().st_size == len(whole)
+
+
+def test_tables_that_nobody_uses_go(folder, tmp_path):
+    load_scans(resolution=16, train_data_dir=folder, cache_dir=str(tmp_path))
+    (table,) = tmp_path.iterdir()
+    mine = tmp_path / "mine.arrow"
+    mine.write_bytes(b"x")
+    long_ago = time.time() - 91 * 86400
+    for file in (table, mine):
+        os.utime(file, (long_ago, long_ago))
+    load_scans(resolution=16, train_data_dir=folder, cache_dir=str(tmp_path))
+    load_scans(resolution=17, train_data_dir=folder, cache_dir=str(tmp_path))
+    assert table.exists()  # it was used just now
+    os.utime(table, (long_ago, long_ago))
+    load_scans(resolution=18, train_data_dir=folder, cache_dir=str(tmp_path))
+    assert not table.exists()
+    assert mine.exists()
 
 
 def test_second_start_decodes_nothing(folder, scans, cache_dir, tmp_path):

@@ -91,7 +91,13 @@ def test_the_report_answers_the_three_questions(evaluated):
     assert metrics["quality"]["precision"]["value"] < metrics["quality"]["precision"]["real"]
     assert set(metrics["quality_by_class"]) == set(NAMES)
     assert set(metrics["loss_by_timestep_quartile"]) == {"ema", "raw"}
-    assert set(metrics["usefulness"]["held_out"]) == {"n", "real", "synthetic", "real_and_synthetic"}
+    assert set(metrics["usefulness"]["held_out"]) == {
+        "n",
+        "synthetic_share",
+        "real",
+        "synthetic",
+        "real_and_synthetic",
+    }
     assert metrics["images"]["synthetic"]["total"] == 120
     html = (evaluated / "evaluation" / "report.html").read_text()
     assert html.count("data:image/png;base64,") == len(PLOTS)

@@ -80,7 +80,7 @@ def test_the_code_files_import_no_sibling(exported, name):
     found = re.findall(r"^\s*(?:import|from)\s+([\w.]+)", text, flags=re.MULTILINE)
     assert {module.split(".")[0] for module in found} <= {
         "torch", "diffusers", "huggingface_hub", "numpy", "PIL", "inspect", "json", "logging", "math", "shutil", "collections",
-        "dataclasses", "pathlib",
+        "dataclasses", "pathlib", "unicodedata",
     }  # fmt: skip
 
 
@@ -127,6 +127,26 @@ def test_what_is_saved_does_not_say_where_it_was_loaded_from(exported, tmp_path)
     for path in files:
         assert str(tmp_path) not in path.read_text()
         assert "_name_or_path" not in path.read_text()
+
+
+def test_texts_are_utf_8_whatever_the_machine_writes(unbroken, run_fresh, tmp_path, monkeypatch):
+    """Under a locale of ASCII, as a stand-in for a Windows of code page 1252."""
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(
+        json.dumps({**config, "hub_license": "é"}, ensure_ascii=False), encoding="utf-8"
+    )
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    run_fresh(
+        "import locale, sys; from pathlib import Path; from mri_ddpm.hub import export_repository\n"
+        "assert locale.getpreferredencoding(False) != 'UTF-8'\n"
+        "export_repository(Path(sys.argv[1]), Path(sys.argv[2]), 'me/tiny')",
+        run,
+        tmp_path / "exported",
+    )
+    assert "16×16" in (tmp_path / "exported/README.md").read_bytes().decode("utf-8")
+    assert json.loads((tmp_path / "exported/training/config.json").read_bytes())["hub_license"] == "é"
 
 
 def test_a_second_model_in_one_process_leaves_the_first_one_whole(exported, run_fresh, tmp_path):

@@ -388,6 +388,8 @@ def test_classes_called_by_numbers_are_asked_for_by_their_names(make_pipeline):
     with pytest.raises(ValueError, match="class 0 is not in the model; its classes are: 1, 2, 3"):
         pipeline.class_indices(0, 1)
 
+    accented = make_pipeline(class_names=("rétro", "e\N{COMBINING ACUTE ACCENT}t", "b"))
+    assert accented.class_indices(["re\N{COMBINING ACUTE ACCENT}tro", "ét", "b"], 3).tolist() == [0, 1, 2]
     named = make_pipeline()
     assert named.class_indices(["1", 1, "meningioma_tumor"], 3).tolist() == [1, 1, 1]
     assert named_class("1", named) == "meningioma_tumor"
@@ -411,3 +413,21 @@ def test_from_pipe_hands_the_network_on(make_pipeline):
     assert again.scheduler is pipeline.scheduler
     other = make_pipeline().unet
     assert MRIDDPMPipeline.from_pipe(pipeline, unet=other).unet is other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "sentence"),
+    [
+        ({"batch_size": 4}, TypeError, "takes no batch_size; here it is num_images."),
+        ({"num_images_per_prompt": 4}, TypeError, "takes no num_images_per_prompt; here it is num_images."),
+        ({"colour": 4}, TypeError, "takes no colour."),
+        ({"generator": 42}, ValueError, "generator is 42; give a torch.Generator"),
+        ({"generator": [42]}, ValueError, "generator is 42; give a torch.Generator"),
+    ],
+)
+def test_arguments_of_other_pipelines_are_told_what_they_are_called_here(
+    make_pipeline, arguments, kind, sentence
+):
+    with pytest.raises(kind) as refusal:
+        make_pipeline()(**arguments)
+    assert sentence in str(refusal.value)

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -251,6 +252,13 @@ def test_going_on_with_another_batch_size_says_what_becomes_of_epochs(tmp_path, 
     assert "begun with" not in capsys.readouterr().out
 
 
+def test_training_works_in_a_thread(tmp_path):
+    """As in a web page, or under a notebook's own threads: only the main thread may ask for signals."""
+    with ThreadPoolExecutor(1) as pool:
+        run_dir = pool.submit(train_alone, tiny(tmp_path / "run", max_train_steps=2)).result()
+    assert (run_dir / "samples.png").exists()
+
+
 def test_grids_at_chosen_epochs_and_a_tracker(tmp_path):
     config = tiny(
         tmp_path / "run", sample_epochs=[0, 2], report_to="tensorboard", snr_gamma=5.0, loss_type="l1"
@@ -288,7 +296,7 @@ def test_sharing_out_the_network_is_refused():
         ({"attention_types": ["linear"]}, ["attention_types has 1", "2 levels"]),
         ({"attention_types": ["linear", "quadratic"]}, ["'quadratic'"]),
         ({"train_batch_size": 100}, ["--train_batch_size 100", "56 training scans"]),
-        ({"no_flip_classes": ["sarcoma"]}, ["sarcoma", "glioma_tumor"]),
+        ({"random_flip": True, "no_flip_classes": ["sarcoma"]}, ["sarcoma", "glioma_tumor"]),
         ({"report_to": "paper"}, ["--report_to paper", "tensorboard"]),
         ({"train_data_dir": "no/such/folder"}, ["no/such/folder"]),
     ],

@@ -99,6 +99,17 @@ def test_synthetic_scans_help_when_they_are_good_and_not_when_they_are_noise(few
     assert bad["synthetic"]["gain"]["accuracy"]["interval"][1] < 0
 
 
+def test_more_synthetic_scans_are_no_larger_share_of_a_batch(few_steps):
+    """Nine times as many scans of wrong classes as real ones: pooled, they would drown them."""
+    training, tested = brightness_classes(64, 0), {"held_out": brightness_classes(80, 1)}
+    images, labels = brightness_classes(576, 2)
+    wrong = images, (labels + 1) % 4
+    found = usefulness(training, wrong, tested, NAMES, seeds=1, synthetic_share=0.2)["held_out"]
+    assert found["synthetic_share"] == 0.2
+    assert found["synthetic"]["accuracy"]["value"] < 0.2
+    assert found["real_and_synthetic"]["accuracy"]["value"] > 0.9
+
+
 def test_the_same_seed_trains_the_same_classifier(few_steps):
     x, y = brightness_classes(32, 0)
     a, b, c = (classifier.train_classifier(x, y, 4, seed=seed) for seed in (0, 0, 1))

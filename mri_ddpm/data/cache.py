@@ -7,6 +7,8 @@ finds it again, and a changed file does not. U: number of distinct contents.
 import contextlib
 import hashlib
 import os
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +18,7 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import sync
 
 from .reading import BadImageError, fit_square, read_scan
 from .repeats import picture_hash
@@ -23,12 +26,14 @@ from .repeats import picture_hash
 CACHE_VERSION = 2  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
 ROWS_PER_BATCH = 256
+KEEP_DAYS = 90  # that nobody has used a table for
+OURS = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.tmp|\.arrow)")
 
 
 def decoded(
     contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str, cache_dir: str | None
 ) -> datasets.Dataset:
-    """The memory-mapped table of all contents (sha256 -> reader), decoded now unless the cache has it.
+    """The memory-mapped table of all contents (sha256 -> reader), decoded now unless the cache has it whole.
 
     U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1),
     picture_hash (bytes) and, unless `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
@@ -39,16 +44,32 @@ def decoded(
     )
     identity = "\n".join([f"{CACHE_VERSION} {resolution} {fit if resolution else ''}", *sorted(contents)])
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
-    if not file.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(file, contents, resolution, fit)
-        except OSError as error:
-            raise InputError(
-                f"The cache folder {folder} cannot be written ({error.strerror or error}):"
-                " name another by --cache_dir."
-            ) from None
+    if file.is_file():
+        with contextlib.suppress(Exception):  # a damaged table makes its reader raise nearly anything
+            table = datasets.Dataset.from_file(str(file))
+            if list(table["sha256"]) == sorted(contents):
+                with contextlib.suppress(OSError):  # another's file
+                    os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
+                return table
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_old(folder)
+        _write(file, contents, resolution, fit)
+    except OSError as error:
+        raise InputError(
+            f"The cache folder {folder} cannot be written ({error.strerror or error}):"
+            " name another by --cache_dir."
+        ) from None
     return datasets.Dataset.from_file(str(file))
+
+
+def _remove_old(folder: Path) -> None:
+    """Delete tables, and drafts of killed processes, that have not been used for long."""
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process deletes it, or it is another's
+            used = max(file.stat().st_atime, file.stat().st_mtime)
+            if OURS.fullmatch(file.name) and time.time() - used > KEEP_DAYS * 86400:
+                file.unlink()
 
 
 def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str) -> None:
@@ -71,7 +92,9 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
             for sha256 in datasets.utils.tqdm(sorted(contents), desc="Decoding scans", unit="scan"):
                 writer.write({"sha256": sha256, **_row(contents[sha256], resolution, fit)})
             writer.finalize()
+        sync(Path(draft))
         os.replace(draft, file)
+        sync(file.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)

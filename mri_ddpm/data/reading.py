@@ -11,6 +11,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FITS = ("pad", "crop", "stretch")
 RUN_BY_OTHERS = ("EPS", "WMF")  # Pillow hands these programs to Ghostscript and to Windows
+# Where in a file of another kind something stands that no image has there, what it is, and the way out
+OTHERS = (
+    (128, b"DICM", "is a DICOM file, which is not read: save its slices as 16-bit PNG"),
+    (344, b"n+1\0", "is a NIfTI volume, which is not read: save its slices as 16-bit PNG"),
+    (0, b"\x1f\x8b", "is compressed (a .nii.gz?), which is not read: save its slices as 16-bit PNG"),
+    (0, b"PAR1", "is a parquet table: give the folder it lies in by --dataset_name"),
+    (0, b"ARROW1", "is an Arrow table: give the folder it lies in by --dataset_name"),
+    (0, b"\xff\xff\xff\xff", "is an Arrow table: give the folder it lies in by --dataset_name"),
+)
 _ITU_R_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of R, G, B
 
 
@@ -42,7 +51,8 @@ def read_scan(content: bytes) -> np.ndarray:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
-        raise BadImageError("is not an image that Pillow can read") from None
+        words = (words for at, magic, words in OTHERS if content[at : at + len(magic)] == magic)
+        raise BadImageError(next(words, "is not an image that Pillow can read")) from None
     except BadImageError:
         raise
     except (

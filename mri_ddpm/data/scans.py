@@ -82,6 +82,7 @@ def load_scans(
             " (mend or remove them, or leave them out by --on_bad_image skip)."
         )
     class_names = _split(source, table, records, validation_share, keep_repeats, seed)
+    _refuse_empty_classes(source, records, class_names)
     settings = _settings(resolution, fit, validation_share, keep_repeats, seed)
     return _scans(table, records, class_names, make_manifest(source.name, records, class_names, settings))
 
@@ -222,6 +223,20 @@ def _split(
         record.group = numbers.setdefault(group_of[record.sha256], len(numbers))
     assign_split(records, validation_share, keep_repeats, seed)
     return tuple(sorted(class_names["training"] - {None}))
+
+
+def _refuse_empty_classes(source: Source, records: list[ScanRecord], class_names: tuple[str, ...]) -> None:
+    """A class of which nothing is left to train on would be drawn all the same, from what it was initialized with."""
+    for name in class_names:
+        copies = [r for r in records if (r.class_name, r.part) == (name, "training") and not r.flaw]
+        if any(record.split == "train" for record in copies):
+            continue
+        kept = {r.group: r for r in records if r.split in ("train", "validation")}
+        like = kept[copies[0].group]
+        raise InputError(
+            f"In {source.name} the class {name} has no scan left to train on: each is a copy of one of another class, such as"
+            f" {copies[0].path} of {like.path}; take out one of the two folders."
+        )
 
 
 def _scans(

@@ -4,7 +4,9 @@ A file's class is the folder it lies in, its part "training" or "testing" (the p
 `Training/CLASS/*` + `Testing/CLASS/*`; everything is training where there are no such folders).
 """
 
+import contextlib
 import os
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,14 +82,34 @@ def _open_path(train_data_dir: str) -> Source:
 
 
 def _folder_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
-    readers = {}
-    for folder, _, names in os.walk(root, followlinks=True):
+    """Every file below a folder; links are followed, but into no folder twice, for they can lead in circles."""
+    readers: dict[PurePosixPath, Callable[[], bytes]] = {}
+    seen = {_identity(root)}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders.sort(
+            key=lambda name: (Path(folder, name).is_symlink(), name)
+        )  # a folder itself before a link to it
+        there = {name: _identity(Path(folder, name)) for name in subfolders}
+        subfolders[:] = [name for name in subfolders if there[name] not in seen]
+        seen |= set(there.values())
         for name in names:
             file = Path(folder, name)
-            path = PurePosixPath(file.relative_to(root).as_posix())
-            if not _is_litter(path):
-                readers[path] = partial(_read_file, file)
+            _add(readers, file.relative_to(root).as_posix(), partial(_read_file, file))
     return readers
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _add(readers: dict, name: str, read: Callable[[], bytes]) -> None:
+    """Add a file by its name in composed Unicode (NFC), the one in which a class will be asked for; litter is left out."""
+    path = PurePosixPath(unicodedata.normalize("NFC", name))
+    while path in readers:  # two forms of one name
+        path = path.with_name(f"_{path.name}")
+    if not _is_litter(path):
+        readers[path] = read
 
 
 def _read_file(file: Path) -> bytes:
@@ -102,8 +124,23 @@ def _zip_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
         archive = zipfile.ZipFile(root)
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"The zip file {root} is broken ({error}): download or pack it again.") from None
-    members = {PurePosixPath(member.filename): member for member in archive.infolist() if not member.is_dir()}
-    return {path: partial(_read_member, archive, m) for path, m in members.items() if not _is_litter(path)}
+    readers: dict[PurePosixPath, Callable[[], bytes]] = {}
+    for name, member in {_member_name(member): member for member in archive.infolist()}.items():
+        if not name.endswith("/"):
+            _add(readers, name, partial(_read_member, archive, member))
+    return readers
+
+
+def _member_name(member: zipfile.ZipInfo) -> str:
+    """Its name with forward slashes, which some programs on Windows do not write, and read as UTF-8 where it can be.
+
+    Of names without the mark of UTF-8 Python takes DOS's code page 437; many programs write UTF-8 without it.
+    """
+    name = member.filename
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -160,11 +197,12 @@ def _enclosing_folder(folders: list[tuple[str, ...]], may_be_class: bool) -> tup
 def _open_hub(name: str, config: str | None, image_column: str, label_column: str) -> Source:
     """A data set that `datasets.load_dataset` opens: its train split, and its test split if it has one."""
     try:
-        splits = datasets.load_dataset(name, config)
+        splits = _load_splits(name, config)
     except Exception as error:  # not found, no network, gated, no such configuration, a broken file within
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        reason = " ".join(lines[:2] if lines[0].startswith("Config name is missing") else lines[:1])
         raise InputError(
-            f"--dataset_name {name} cannot be loaded ({reason}): check the name, the login, the net."
+            f"--dataset_name {name} cannot be loaded ({reason}): check the name, --dataset_config_name, the login, the net."
         ) from None
     if "train" not in splits:
         raise InputError(
@@ -177,6 +215,14 @@ def _open_hub(name: str, config: str | None, image_column: str, label_column: st
     if not files:
         raise InputError(f"--dataset_name {name} holds no images: give one that does.")
     return Source(name, tuple(files))
+
+
+def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
+    """By `load_dataset`, or what `save_to_disk` wrote, which that refuses."""
+    if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+        saved = datasets.load_from_disk(name)
+        return saved if isinstance(saved, dict) else {"train": saved}
+    return datasets.load_dataset(name, config)
 
 
 def _hub_files(
@@ -215,8 +261,8 @@ def _hub_labels(rows: datasets.Dataset, label_column: str) -> list[str | None]:
     """Labels as names; None where there is none (a hidden test split has -1)."""
     feature, labels = rows.features[label_column], rows[label_column][:]
     if isinstance(feature, datasets.ClassLabel):
-        return [feature.int2str(label) if label is not None and label >= 0 else None for label in labels]
-    return [str(label) if label is not None else None for label in labels]
+        labels = [feature.int2str(label) if label is not None and label >= 0 else None for label in labels]
+    return [unicodedata.normalize("NFC", str(label)) if label is not None else None for label in labels]
 
 
 def _read_row(images: datasets.Dataset, row: int, image_column: str) -> bytes:

@@ -78,10 +78,12 @@ def train_classifier(
     augmentation: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = augment,
     device: str = "cpu",
     title: str = "",
+    weights: np.ndarray | None = None,
 ) -> ScanClassifier:
     """Train for ``steps`` or ``STEPS`` steps of AdamW with one cycle of the rate, augmentation and smoothed labels.
 
     The number of steps does not depend on the number of images, so that settings with more of them get no more training.
+    ``weights`` ``(N,)``: how often each image is drawn; all alike when ``None``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,7 +94,10 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     images, labels = torch.from_numpy(images), torch.from_numpy(labels)
     for _ in tqdm(range(steps), desc=title, leave=False, disable=not title):
-        rows = torch.randint(len(images), (BATCH,), generator=generator)
+        if weights is None:
+            rows = torch.randint(len(images), (BATCH,), generator=generator)
+        else:
+            rows = torch.multinomial(torch.from_numpy(weights), BATCH, replacement=True, generator=generator)
         batch = augmentation(images[rows], generator).to(device)  # (B, 1, H, W)
         loss = F.cross_entropy(model(batch), labels[rows].to(device), label_smoothing=0.1)
         optimizer.zero_grad()

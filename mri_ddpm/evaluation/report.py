@@ -42,10 +42,10 @@ def write_report(metrics: dict, folder: Path) -> None:
         for name in PLOTS
         if (folder / name).is_file()
     }
-    template = jinja2.Template(TEMPLATE.read_text(), autoescape=True)
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
     texts = {"captions": PLOTS, "titles": TITLES, "shares": SHARES, "limits": LIMITS}
     html = template.render(metrics=metrics, pictures=pictures, **texts)
-    (folder / "report.html").write_text(html)
+    (folder / "report.html").write_text(html, encoding="utf-8")
 
 
 def verdicts(metrics: dict) -> list[dict]:

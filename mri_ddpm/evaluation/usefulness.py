@@ -6,6 +6,7 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled, predict, train_classifier
 from mri_ddpm.evaluation.estimates import Estimate
 
+SYNTHETIC_SHARE = 0.5  # of a batch, whatever the number of images
 SEEDS = 3
 RESAMPLES = 1000
 FEWEST_TESTED = 20  # fewer say nothing
@@ -17,6 +18,7 @@ def usefulness(
     tested: dict[str, Labelled],
     class_names: tuple[str, ...],
     *,
+    synthetic_share: float = SYNTHETIC_SHARE,
     seeds: int = SEEDS,
     device: str = "cpu",
     progress: bool = False,
@@ -32,12 +34,13 @@ def usefulness(
         synthetic: what it drew.
         tested: real scans that neither saw, by name.
         class_names: names by index.
+        synthetic_share: of a batch of ``real_and_synthetic``, however many scans there are of either kind.
         seeds: trainings a setting.
         device: where to train.
         progress: show a bar a training.
 
     Returns:
-        For every name in ``tested``: ``n``, and for every setting ``accuracy``, ``macro_f1`` and ``recall`` by class, each
+        For every name in ``tested``: ``n``, ``synthetic_share``, and for every setting ``accuracy``, ``macro_f1`` and ``recall`` by class, each
         as ``Estimate.as_dict()``, and but for ``real`` the same three of ``gain``: the difference from ``real``. Intervals
         are of a bootstrap over seeds and scans, which are drawn alike for all settings.
 
@@ -53,17 +56,29 @@ def usefulness(
                 f"there is no {name} scan of {missing[0]}; draw more images, or leave the class out."
             )
     both = tuple(np.concatenate(parts) for parts in zip(training, synthetic, strict=True))
-    settings = {"real": training, "synthetic": synthetic, "real_and_synthetic": both}
+    shares = [(1 - synthetic_share) / len(training[1]), synthetic_share / len(synthetic[1])]
+    weights = np.repeat(shares, [len(training[1]), len(synthetic[1])])  # (N,), of both
+    settings = {
+        "real": (*training, None),
+        "synthetic": (*synthetic, None),
+        "real_and_synthetic": (*both, weights),
+    }
     tested = {name: (x, y) for name, (x, y) in tested.items() if len(y) >= FEWEST_TESTED}
     predictions: dict[str, dict[str, list]] = {name: {setting: [] for setting in settings} for name in tested}
-    for setting, (images, labels) in settings.items():
+    for setting, (images, labels, weights) in settings.items():
         for seed in range(seeds):
             title = f"classifier on {setting}, seed {seed}" if progress else ""
-            model = train_classifier(images, labels, len(class_names), seed=seed, device=device, title=title)
+            model = train_classifier(
+                images, labels, len(class_names), seed=seed, device=device, title=title, weights=weights
+            )
             for name, (x, _) in tested.items():
                 predictions[name][setting].append(predict(model, x, device))
     return {
-        name: {"n": len(y), **compare({s: np.array(p) for s, p in predictions[name].items()}, y, class_names)}
+        name: {
+            "n": len(y),
+            "synthetic_share": synthetic_share,
+            **compare({s: np.array(p) for s, p in predictions[name].items()}, y, class_names),
+        }
         for name, (_, y) in tested.items()
     }
 

@@ -39,7 +39,7 @@ def make_model_card(
     scheduler = pipeline.scheduler.config
     return ModelCard.from_template(
         data,
-        template_path=str(TEMPLATE),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
         repo_id=repo_id,
         license=license,
         size=pipeline.unet.config.sample_size,

@@ -53,7 +53,7 @@ def export_repository(source: Path, folder: Path, repo_id: str, license: str | N
     for part in ("unet", "scheduler"):
         copy_part(record.pipeline_dir / part, folder / part)
     write_papers(record, folder / "training")
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
@@ -69,7 +69,7 @@ def copy_part(source: Path, folder: Path) -> None:
         if path.name == "diffusion_pytorch_model.safetensors" or path in variants(source):
             shutil.copyfile(path, folder / path.name)
         elif path.name in ("config.json", "scheduler_config.json"):
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)
             write_json(folder / path.name, config)
 

@@ -93,7 +93,7 @@ def write_report(sections: list[Section], facts: dict, folder: Path) -> None:
     for name in ("report.html", "report.md"):
         text = environment.get_template(name).render(sections=sections, **facts)
         with whole_file(folder / name) as unfinished:
-            unfinished.write_text(text)
+            unfinished.write_text(text, encoding="utf-8")
 
 
 def columns(table: list[dict]) -> list[str]:

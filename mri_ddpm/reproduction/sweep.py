@@ -186,7 +186,7 @@ def finite(losses: np.ndarray) -> list[float]:
 @contextlib.contextmanager
 def output_to(log: Path, quiet: bool) -> Iterator[None]:
     """Send what a run says to its log, and of a quiet process the progress bars too."""
-    with log.open("a") as file, contextlib.ExitStack() as stack:
+    with log.open("a", encoding="utf-8") as file, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(file))
         if quiet:
             stack.enter_context(contextlib.redirect_stderr(file))

@@ -120,7 +120,7 @@ def read_request(path: Path) -> dict:
         InputError: when it is no such folder.
     """
     try:
-        found = json.loads((path / REQUEST_FILE).read_text())
+        found = json.loads((path / REQUEST_FILE).read_text(encoding="utf-8"))
         return {
             "request": dict(found["request"]),
             "batch_size": {device: max(1, int(size)) for device, size in found["batch_size"].items()},

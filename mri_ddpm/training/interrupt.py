@@ -1,6 +1,7 @@
 """Ctrl-C, or a machine that is taken away, between two steps instead of in the middle of one."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,7 +37,8 @@ def interrupt_between_steps(accelerator: Accelerator) -> Iterator[Interrupt]:
     """Let a first signal end training after the current step, with a checkpoint; a second Ctrl-C ends it at once.
 
     Several processes hear it at different steps, and may hear it twice, from the terminal and from their launcher: they
-    agree on a step every ``--logging_steps``, and their launcher ends them if that takes more than half a minute.
+    agree on a step every ``--logging_steps``, and their launcher ends them if that takes more than half a minute. In a
+    thread beside the main one, as of a web page, signals are not heard.
     """
     interrupt = Interrupt(accelerator)
 
@@ -45,7 +47,8 @@ def interrupt_between_steps(accelerator: Accelerator) -> Iterator[Interrupt]:
         if interrupt.alone:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {signum: signal.signal(signum, on_signal) for signum in SIGNALS}
+    heard = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {signum: signal.signal(signum, on_signal) for signum in heard}
     try:
         yield interrupt
     finally:

@@ -248,6 +248,11 @@ def announce(run: "TrainingRun") -> None:
     left_out = {words: scans.manifest["split"][kind]["total"] for kind, words in kinds.items()}
     if any(left_out.values()):
         say("left out: " + ", ".join(f"{count} {words}" for words, count in left_out.items() if count))
+    if (scans.manifest["repeats"] or {}).get("label_conflicts"):
+        say(
+            f"warning: {scans.manifest['repeats']['label_conflicts']} pictures lie in folders of more than one class, and count "
+            "as the first of them; 'group' in manifest.json says which."
+        )
     if scans.manifest["dark"]:
         say(data.dark_warning(scans.manifest))
     parameters = sum(p.numel() for p in run.raw_unet.parameters()) / 1e6

@@ -36,7 +36,7 @@ class Metrics:
     def append(self, rows: Sequence[dict]) -> None:
         """Add rows, each with its ``step``."""
         self.rows += rows
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def sync(self) -> None:
