@@ -94,7 +94,7 @@ def test_every_run_leaves_one_line_and_its_folder(reproduction):
     kids = [
         row["kid"]["value"]
         for row in rows
-        if row["part"] in ("paper", "ratio", "blocks", "timesteps", "losses")
+        if row["part"] in ("paper", "start", "ratio", "blocks", "timesteps", "losses")
     ]
     assert len(kids) == len([run for run in plan if run.part not in ("provoked", "ours", "large")])
     assert len(set(kids)) == len(kids) - 1  # the guard has nothing to do, so one run is drawn twice

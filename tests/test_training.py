@@ -359,6 +359,7 @@ def test_the_front_door_ends_with_one_sentence_and_exit_code_2(tmp_path):
 def test_a_run_to_zero_terminal_snr_whose_classes_are_never_dropped(tmp_path):
     """Min-SNR weights, validation and grids, too, meet a timestep without any signal."""
     changes = {
+        "prediction_type": "v_prediction",
         "rescale_betas_zero_snr": True,
         "class_dropout_prob": 0.0,
         "snr_gamma": 5.0,
