@@ -62,7 +62,7 @@ def test_a_preset_is_the_same_in_python(preset):
 @pytest.mark.parametrize(
     ("text", "flags", "lengths"),
     [
-        ("", [], (None, 900)),  # of the preset
+        ("", [], (None, 800)),  # of the preset
         ("", ["--num_train_epochs", "50"], (50, None)),
         ("", ["--max_train_steps", "50"], (None, 50)),
         ("num_train_epochs: 50", [], (50, None)),
