@@ -3,6 +3,7 @@
 Letters in shape comments: B batch, C channels, H height, W width, N = H * W tokens, E embedding width.
 """
 
+import functools
 import json
 import logging
 
@@ -266,8 +267,9 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
                 )
         return (model, info) if output_loading_info else model
 
+    @functools.wraps(ModelMixin.save_pretrained)  # diffusers asks its signature which arguments it takes
     def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
-        """As in diffusers, but that with ``push_to_hub=True`` a new repository is private, unless asked otherwise."""
+        # With push_to_hub=True a new repository is private, unless asked otherwise
         super().save_pretrained(save_directory, *args, private=private, **kwargs)
 
     def push_to_hub(
