@@ -1,5 +1,6 @@
 """The pipeline, whole, in one file that is uploaded to the Hub as it is (diffusers and what it needs, and no sibling)."""
 
+import functools
 import inspect
 import json
 import logging
@@ -89,8 +90,11 @@ class MRIDDPMPipeline(DiffusionPipeline):
         """As in diffusers, which passes on a network of the type that the constructor names; this file knows none."""
         return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
 
+    @functools.wraps(
+        DiffusionPipeline.save_pretrained
+    )  # diffusers asks its signature which arguments it takes
     def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
-        """As in diffusers, but that with ``push_to_hub=True`` a new repository is private, unless asked otherwise."""
+        # With push_to_hub=True a new repository is private, unless asked otherwise
         super().save_pretrained(str(save_directory), *args, private=private, **kwargs)
 
     def push_to_hub(

@@ -115,7 +115,7 @@ def test_a_loaded_pipeline_is_saved_and_pushed_again(hub, pushed, tmp_path):
     pipeline.save_pretrained(tmp_path / "saved")
     cli.main(["push", str(tmp_path / "saved"), "me/again"])
     pipeline.push_to_hub("me/by-diffusers")
-    pipeline.save_pretrained(tmp_path / "sent", push_to_hub=True, repo_id="me/sent")
+    pipeline.save_pretrained(str(tmp_path / "sent"), push_to_hub=True, repo_id="me/sent")
     pipeline.unet.push_to_hub("me/unet")
     for repo_id in ("me/again", "me/by-diffusers", "me/sent", "me/unet"):
         assert hub.repositories[repo_id].private

@@ -343,7 +343,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
 
     @functools.wraps(ModelMixin.save_pretrained)  # a pipeline asks its signature what may be passed on
     def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
-        """As in diffusers, but that with ``push_to_hub=True`` a new repository is private, unless asked otherwise."""
+        # With push_to_hub=True a new repository is private, unless asked otherwise
         super().save_pretrained(save_directory, *args, private=private, **kwargs)
 
     def push_to_hub(
