@@ -90,9 +90,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
         """As in diffusers, which passes on a network of the type that the constructor names; this file knows none."""
         return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
 
-    @functools.wraps(
-        DiffusionPipeline.save_pretrained
-    )  # diffusers asks its signature which arguments it takes
+    # diffusers asks its signature which arguments it takes
+    @functools.wraps(DiffusionPipeline.save_pretrained)
     def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
         # With push_to_hub=True a new repository is private, unless asked otherwise
         super().save_pretrained(str(save_directory), *args, private=private, **kwargs)

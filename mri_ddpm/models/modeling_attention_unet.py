@@ -341,7 +341,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         resize = {"size": (height, width), "mode": "bilinear", "antialias": True}
         return F.interpolate(self.x_0_mean, **resize), F.interpolate(self.x_0_components, **resize)
 
-    @functools.wraps(ModelMixin.save_pretrained)  # a pipeline asks its signature what may be passed on
+    # A pipeline asks its signature which arguments it takes
+    @functools.wraps(ModelMixin.save_pretrained)
     def save_pretrained(self, save_directory, *args, private: bool = True, **kwargs) -> None:
         # With push_to_hub=True a new repository is private, unless asked otherwise
         super().save_pretrained(save_directory, *args, private=private, **kwargs)
