@@ -318,7 +318,7 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         (["--batch_size", "many"], "'many' is neither a number nor 'auto'"),
         (["--seed", str(2**63)], f"--seed is {2**63}; with 16 images take at most"),
         (["--guidance_scale", "nan"], "guidance_scale is nan; take a number, 1 for none."),
-        (["--class_label", "2"], "class 2 is not in the model; its classes are: glioma_tumor, no_tumor."),
+        (["--class_label", "2"], "class '2' is not in the model; its classes are: glioma_tumor, no_tumor."),
         (["--image", "GOOD"], "--image needs the --class_label to draw it as: glioma_tumor, no_tumor."),
         (["--image", "GOOD", "--mask_image", "GOOD", *CLASS], "mask_image has no white pixel"),
         (
