@@ -65,7 +65,7 @@ def test_the_components_are_the_leading_ones_of_the_scans_about_their_classes_me
     assert (np.abs(components).sum(1) > 0).sum() == kept
 
 
-def test_no_single_scan_can_be_told_from_the_moments():
+def test_a_single_scan_can_hardly_be_told_from_its_classs_mean():
     """Who holds a scan and the moments asks whether it was trained on: the mean leans towards its own scans, but too little.
 
     The test that an attacker would take (Dwork et al. 2015, "Robust traceability from trace amounts"): how far the class's mean
