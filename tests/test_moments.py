@@ -92,6 +92,27 @@ def test_a_single_scan_can_hardly_be_told_from_its_classs_mean():
     assert np.abs(change).max() < 2 * 1.1 / (len(inside) + PRIOR_SCANS)
 
 
+@pytest.mark.parametrize("num_scans", [60, 120])
+def test_a_single_scan_can_hardly_be_told_from_the_directions(num_scans):
+    """How much of a scan lies along them: more, for scans trained on, where there are as many directions as for thousands."""
+    population = load_phantoms(num_images=2 * num_scans + 200, resolution=16, seed=2)
+    rows, labels = as_rows(population)
+    inside, outside = np.arange(num_scans), np.arange(num_scans, len(rows))
+    unet = moments_of(dataclasses.replace(population, train=Part(population.train, inside)))
+    components = unet.x_0_components.flatten(1).double().numpy()
+    deviations = rows - unet.x_0_mean.flatten(1).double().numpy()[labels]
+
+    def told_apart(axes: np.ndarray) -> float:
+        along = ((deviations @ axes.T) ** 2).sum(1) / (deviations**2).sum(1)
+        return (along[inside].mean() - along[outside].mean()) / along[outside].std()
+
+    kept = np.linalg.qr(components[components.any(1)].T)[0].T
+    many = np.linalg.svd(rows[inside] - rows[inside].mean(0), full_matrices=False)[2][:MAX_COMPONENTS]
+    assert len(kept) == num_scans // SCANS_A_COMPONENT
+    assert told_apart(many) > 0.8
+    assert abs(told_apart(kept)) < 0.3
+
+
 class Part:
     """Some rows of a data set."""
 
