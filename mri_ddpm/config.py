@@ -383,7 +383,7 @@ PRESETS: dict[str, dict] = {
         "train_batch_size": 8,
     },
     "mri-ddpm-64": {"output_dir": "runs/mri-ddpm-64"},  # our own recipe: the defaults above
-    "mri-ddpm-44": {  # the same for small machines: an hour and a half on two CPU cores
+    "mri-ddpm-44": {  # the same for small machines
         "output_dir": "runs/mri-ddpm-44",
         "resolution": 44,
         "block_out_channels": [32, 64, 128],
