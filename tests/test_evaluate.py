@@ -121,7 +121,6 @@ def test_a_second_evaluation_takes_up_the_samples(evaluated, tmp_path):
 
 
 def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "KEEP_SECONDS", 0)
     again = {
         "output_dir": tmp_path / "evaluation",
         "cache_dir": str(evaluated.parent / "cache"),
@@ -132,20 +131,20 @@ def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_p
     class Stopped(Exception):
         pass
 
-    def count(levels, *arguments):
-        drawn.append(len(levels))
-        save_levels(levels, *arguments)
-        if len(drawn) == 3:
+    def count(path, value):
+        write_json(path, value)
+        drawn.append(value.get("done"))
+        if len(drawn) == 4:
             raise Stopped
 
-    save_levels = evaluation.save_levels
-    monkeypatch.setattr(evaluation, "save_levels", count)
+    write_json = evaluation.write_json
+    monkeypatch.setattr(evaluation, "write_json", count)
     with pytest.raises(Stopped):
         evaluate(str(evaluated), **again, **FAST)
     with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5"):
         evaluate(str(evaluated), **again, seed=5, **FAST)
     metrics = evaluate(str(evaluated), **again, **FAST)
-    assert drawn == [16, 32, 48, 64, 80, 96, 112, 120, 120]
+    assert [count for count in drawn if count is not None] == [0, 16, 32, 48, 48, 64, 80, 96, 112, 120]
     assert metrics["quality"]["kid"]["value"] == pytest.approx(
         metrics_of(evaluated)["quality"]["kid"]["value"], rel=0.01
     )
@@ -218,7 +217,49 @@ def test_a_model_without_classes_is_compared_without_them(tmp_path):
     assert metrics["quality"]["kid"]["n"] == 120
     assert metrics["quality_by_class"] == {}
     assert "usefulness" not in metrics
+    assert "the model draws without classes" in metrics["not_measured"]["usefulness"]
     assert "the model draws without classes" in (tmp_path / "eval" / "report.html").read_text()
+
+
+def test_of_a_small_set_is_measured_what_can_be(tmp_path, capsys):
+    """45 scans, 5 of them held out: too few for an audit, for which nothing else may be lost."""
+    run = train_alone(
+        tiny(tmp_path / "run", phantom_images=45, max_train_steps=6, evaluate_epochs=[1], evaluate_images=100,
+             cache_dir=str(tmp_path / "cache"))
+    )  # fmt: skip
+    assert "warning: --evaluate_epochs leaves out the search for copies" in capsys.readouterr().out
+    [row] = [row for row in read_json_lines(run / "metrics.jsonl") if "kid" in row]
+    assert row["epoch"] == 1
+    assert "flagged_share" not in row
+    assert row["wavelet_kid_interval"][0] > 0
+    assert Image.open(run / "evaluation.png").width > 400
+    cli.main(
+        ["evaluate", str(run), "--scheduler", "ddim", "--num_inference_steps", "2", "--num_images", "100"]
+    )
+    printed = capsys.readouterr().out
+    assert "Do they copy patients? Not measured: " in printed
+    assert "50 or more" not in printed
+    metrics = metrics_of(run)
+    assert metrics["quality"]["wavelet_kid"]["value"] > 1
+    assert metrics["bits_per_dimension"]["held_out"]
+    assert set(metrics["not_measured"]) >= {"memorisation", "usefulness", "two_sample_accuracy"}
+    html = (run / "evaluation" / "report.html").read_text()
+    assert metrics["not_measured"]["memorisation"] in html
+
+
+def test_what_was_measured_is_on_disk_before_the_next_part(run, tmp_path, monkeypatch):
+    class Lost(Exception):
+        pass
+
+    def lose(*_, **__):
+        raise Lost
+
+    monkeypatch.setattr(evaluation, "denoising", lose)
+    with pytest.raises(Lost):
+        evaluate(str(run), tmp_path / "eval", cache_dir=str(run.parent / "cache"), **FAST)
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["quality"]["kid"]["n"] > 0
+    assert "Not measured yet." in (tmp_path / "eval" / "report.html").read_text()
 
 
 # During training

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 
 from mri_ddpm.data import to_model_range
 from mri_ddpm.errors import InputError
@@ -20,7 +21,7 @@ from mri_ddpm.evaluation.report import verdicts, write_report
 from mri_ddpm.evaluation.scores import score_all
 from mri_ddpm.evaluation.subject import RealScans, class_counts, draw, load_real_scans, raw_unet
 from mri_ddpm.evaluation.usefulness import usefulness
-from mri_ddpm.files import write_json
+from mri_ddpm.files import read_json, write_json
 from mri_ddpm.hub import Record, load_pipeline, load_record, provenance
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.sampling import check_sampling, set_scheduler
@@ -29,8 +30,8 @@ from mri_ddpm.sampling.sheets import sheet
 FEWEST_IMAGES = 100  # below it every interval is too wide to say anything
 IMAGES_PER_TIMESTEP = 8  # of T timesteps, for two networks and two parts: the longest wait after sampling
 CHAIN = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "seed")
-UNFINISHED = ".samples.unfinished.npz"
-KEEP_SECONDS = 30  # of drawing, at most, are lost when it is cut short
+SAMPLES = "samples.npz"
+UNFINISHED, PROGRESS = ".samples.unfinished.npy", ".samples.unfinished.json"  # each image is written once
 PROGRESSIVE_SHARES = (0.1, 0.3, 0.5, 0.7, 0.85, 0.99)  # of T, where the strip shows the x_0 estimate
 
 
@@ -111,32 +112,26 @@ def evaluate(
     with timed(seconds, "sampling"):
         synthetic = samples(pipeline, real, output_dir, settings, batch_size)
 
-    # Compare with real scans
-    with timed(seconds, "quality"):
-        metrics = {"settings": settings, "extractor": features.name, "images": image_counts(real, synthetic)}
-        metrics |= score_all(real, synthetic, features)
-        curves = {"synthetic": synthetic[0], "training": real.training[0], "held out": real.held_out[0]}
-        pictures.plot_spectra({key: power_spectrum(x) for key, x in curves.items()}, output_dir)
-        pictures.plot_histograms({key: intensity_histogram(x) for key, x in curves.items()}, output_dir)
-        pictures.save_side_by_side(real, synthetic, output_dir)
-    with timed(seconds, "likelihood"):
-        pipeline.scheduler = noise_scheduler  # losses and bounds are of the chain it was trained for
-        metrics |= denoising(pipeline, record, real, output_dir)
-
-    # Ask what they are good for
-    with timed(seconds, "usefulness"):
-        if len(real.class_names) >= 2:
-            metrics["usefulness"] = usefulness(
-                real.training, synthetic, real.unseen, real.class_names, device=device, progress=True
-            )
-
-    # Look for copies of training scans
-    with timed(seconds, "memorisation"):
-        metrics["memorisation"] = memorisation(real, synthetic, features, output_dir)
-
-    metrics |= {"verdicts": verdicts(metrics), "seconds": seconds}
-    write_json(output_dir / "metrics.json", metrics)
-    write_report(metrics, output_dir)
+    # Measure part by part, and write down each as it comes: what has too few scans is left out by name
+    metrics = {"settings": settings, "extractor": features.name, "images": image_counts(real, synthetic)}
+    metrics |= {"not_measured": {}, "seconds": seconds}
+    parts = {
+        "quality": lambda: compare(real, synthetic, features, output_dir),
+        "likelihood": lambda: denoising(pipeline, noise_scheduler, record, real, output_dir),
+        "usefulness": lambda: {"usefulness": usefulness_of(real, synthetic, device)},
+        "memorisation": lambda: {"memorisation": memorisation(real, synthetic, features, output_dir)},
+    }
+    for part, measure in parts.items():
+        with timed(seconds, part):
+            try:
+                found = measure()
+            except InputError as error:
+                found = {"not_measured": {part: str(error)}}
+        metrics["not_measured"] |= found.pop("not_measured", {})
+        metrics |= found
+        metrics["verdicts"] = verdicts(metrics)
+        write_json(output_dir / "metrics.json", metrics)
+        write_report(metrics, output_dir)
     return metrics
 
 
@@ -152,10 +147,12 @@ def refuse_other_folder(output_dir: Path, settings: dict) -> None:
     """Refuse a folder that holds anything but an evaluation with the same settings."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
-    drawn = [output_dir / name for name in ("samples.npz", UNFINISHED) if (output_dir / name).is_file()]
-    if not drawn:
+    if (output_dir / SAMPLES).is_file():
+        before = json.loads(str(np.load(output_dir / SAMPLES)["settings"]))
+    elif (output_dir / PROGRESS).is_file():
+        before = read_json(output_dir / PROGRESS)["settings"]
+    else:
         raise InputError(f"--output_dir {output_dir} is not an empty folder; name a new one.")
-    before = json.loads(str(np.load(drawn[0])["settings"]))
     other = [key for key in settings if before.get(key) != settings[key]]
     if other:
         raise InputError(
@@ -168,31 +165,27 @@ def samples(
     pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Path, settings: dict, batch_size: int
 ) -> Labelled:
     """The synthetic images: those of ``samples.npz``, or drawn now, from where an earlier start stopped, and kept there."""
-    file, unfinished = output_dir / "samples.npz", output_dir / UNFINISHED
+    file, unfinished, progress = (output_dir / name for name in (SAMPLES, UNFINISHED, PROGRESS))
     counts = class_counts(real.training[1], max(1, len(real.class_names)), settings["num_images"])
     labels = np.repeat(np.arange(len(counts)), counts)
     if not file.is_file():
-        since = time.monotonic()
+        done = read_json(progress)["done"] if progress.is_file() and unfinished.is_file() else 0
+        shape = (len(labels), *2 * (pipeline.unet.config.sample_size,))
+        levels = np.lib.format.open_memmap(unfinished, "r+" if done else "w+", np.uint8, shape)
 
-        def keep(levels: np.ndarray) -> None:
-            nonlocal since
-            if time.monotonic() - since >= KEEP_SECONDS:
-                save_levels(levels, labels, settings, unfinished)
-                since = time.monotonic()
+        def keep(count: int) -> None:
+            levels.flush()
+            write_json(progress, {"settings": settings, "done": count})
 
+        keep(done)
         chain = {key: settings[key] for key in CHAIN}
-        kept = np.load(unfinished)["images"] if unfinished.is_file() else None
-        images, _ = draw(pipeline, counts, kept, keep, batch_size=batch_size, **chain)
-        save_levels(np.round(images[:, 0] * 255).astype(np.uint8), labels, settings, file)
-        unfinished.unlink(missing_ok=True)
+        draw(pipeline, counts, levels, done, keep, batch_size=batch_size, **chain)
+        writing = output_dir / ".writing.npz"
+        np.savez_compressed(writing, images=levels, labels=labels, settings=json.dumps(settings))
+        writing.replace(file)
+        unfinished.unlink()
+        progress.unlink()
     return np.load(file)["images"][:, None].astype(np.float32) / 255, labels
-
-
-def save_levels(levels: np.ndarray, labels: np.ndarray, settings: dict, file: Path) -> None:
-    """Keep the first images ``(N, H, W)`` of 256 levels, their classes, and what they were drawn by, whole or not at all."""
-    writing = file.with_name(".writing.npz")
-    np.savez_compressed(writing, images=levels, labels=labels[: len(levels)], settings=json.dumps(settings))
-    writing.replace(file)
 
 
 def image_counts(real: RealScans, synthetic: Labelled) -> dict:
@@ -205,8 +198,24 @@ def image_counts(real: RealScans, synthetic: Labelled) -> dict:
     }
 
 
-def denoising(pipeline: MRIDDPMPipeline, record: Record, real: RealScans, output_dir: Path) -> dict:
+def compare(real: RealScans, synthetic: Labelled, features: Extractor, output_dir: Path) -> dict:
+    """Every score beside that of real scans, with spectra, histograms and examples side by side as pictures."""
+    curves = {"synthetic": synthetic[0], "training": real.training[0], "held out": real.held_out[0]}
+    pictures.plot_spectra({key: power_spectrum(x) for key, x in curves.items()}, output_dir)
+    pictures.plot_histograms({key: intensity_histogram(x) for key, x in curves.items()}, output_dir)
+    pictures.save_side_by_side(real, synthetic, output_dir)
+    return score_all(real, synthetic, features)
+
+
+def denoising(
+    pipeline: MRIDDPMPipeline,
+    noise_scheduler: DDPMScheduler,
+    record: Record,
+    real: RealScans,
+    output_dir: Path,
+) -> dict:
     """Losses by timestep, raw and EMA weights, on training and held-out scans; bits per dimension; rate and distortion."""
+    pipeline.scheduler = noise_scheduler  # losses and bounds are of the chain it was trained for
     config = record.config or {}
     loss = {"loss_type": config.get("loss_type", "huber"), "huber_delta": config.get("huber_delta", 1.0)}
     networks = {"ema": pipeline.unet, "raw": raw_unet(pipeline, record)}
@@ -263,6 +272,11 @@ def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, data: str | None) ->
     real = load_real_scans(load_record(name), data, pipeline.unet.config.sample_size)
     features = make_extractor("in_domain", *real.training, real.class_names, str(pipeline.device))
     return CopyDetector.fit(real.training[0], real.held_out[0], features)
+
+
+def usefulness_of(real: RealScans, synthetic: Labelled, device: str) -> dict:
+    """What synthetic scans add to real ones, judged by those that nobody trained on."""
+    return usefulness(real.training, synthetic, real.unseen, real.class_names, device=device, progress=True)
 
 
 def memorisation(real: RealScans, synthetic: Labelled, features: Extractor, output_dir: Path) -> dict:

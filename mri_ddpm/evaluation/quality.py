@@ -43,8 +43,7 @@ def kid(real: np.ndarray, fake: np.ndarray, seed: int = 0) -> Estimate:
     # The first row weighs every image once, the others are resamples.
     real_counts = np.vstack([np.ones(len(real)), resampling_counts(len(real), rng)])  # (1 + B, M)
     fake_counts = np.vstack([np.ones(len(fake)), resampling_counts(len(fake), rng)])  # (1 + B, N)
-    products = np.einsum("bn,bn->b", real_counts @ _cubic_kernel(real, fake), fake_counts)  # (1 + B,)
-    between = products / (len(real) * len(fake))
+    between = _kernel_sums(real, fake, real_counts, fake_counts) / (len(real) * len(fake))  # (1 + B,)
     mmd = _mean_within(real, real_counts) + _mean_within(fake, fake_counts) - 2 * between  # (1 + B,)
     return Estimate(float(mmd[0]), *percentile_interval(mmd[1:]), n=min(len(real), len(fake)))
 
@@ -247,15 +246,30 @@ def _cubic_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return kernel
 
 
+def _kernel_sums(
+    a: np.ndarray, b: np.ndarray, a_counts: np.ndarray, b_counts: np.ndarray, apart: bool = False
+) -> np.ndarray:
+    """Kernels of all pairs, each as often as its images are taken: ``(M, D), (N, D), (B, M), (B, N) -> (B,)``.
+
+    In blocks of the second set: of 50,000 images the whole matrix would fill 20 GB. ``apart``: of a set with itself, where no
+    image is paired with itself.
+    """
+    sums = np.zeros(len(a_counts))
+    for block in _blocks(len(b)):
+        kernel = _cubic_kernel(a, b[block])  # (M, block)
+        if apart:
+            np.fill_diagonal(kernel[block], 0)
+        sums += np.einsum("bn,bn->b", a_counts @ kernel, b_counts[:, block])
+    return sums
+
+
 def _mean_within(features: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean kernel of two different images of one set, ``(M, D), (B, M) -> (B,)``.
 
     A resample holds images twice. Their k(x, x) would bias the mean, so no image is paired with itself or its own copy.
     """
-    kernel = _cubic_kernel(features, features)
-    np.fill_diagonal(kernel, 0)
     pairs = counts.sum(axis=1) ** 2 - (counts**2).sum(axis=1)
-    return np.einsum("bn,bn->b", counts @ kernel, counts) / pairs
+    return _kernel_sums(features, features, counts, counts, apart=True) / pairs
 
 
 def _fit(features: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -59,13 +59,14 @@ def verdict_on_quality(metrics: dict) -> dict:
     Not the KID of a classifier's features, which see brightness before anatomy.
     """
     question = "Do they look like real scans?"
-    taught, distance = (metrics["quality"].get(name) for name in ("two_sample_accuracy", "wavelet_kid"))
+    quality = metrics.get("quality") or {}
+    taught, distance = (quality.get(name) for name in ("two_sample_accuracy", "wavelet_kid"))
     measured = [
         *([f"a network taught to tell gets {spell(taught)} of them and of real scans right, where 0.5 is guessing"] if taught else []),
         *([f"the wavelet KID is {spell(distance)}, of held-out real scans {distance['real']:.3g}"] if comparable(distance) else []),
     ]  # fmt: skip
     if not measured:
-        return {"question": question, "tone": "open", "answer": "Not measured: too few images."}
+        return {"question": question, "tone": "open", "answer": not_measured(metrics, "quality")}
     numbers = "; ".join(measured)
     if not (taught and taught["interval"][0] > taught["real"]) and not told_apart(distance):
         seen = min(entry["n"] for entry in (taught, distance) if entry)
@@ -98,7 +99,7 @@ def verdict_on_usefulness(metrics: dict) -> list[dict]:
     """Whether real and synthetic scans together train a better classifier than real ones alone."""
     found = (metrics.get("usefulness") or {}).get("held_out")
     if not found:
-        return []
+        return []  # of a model without classes nobody asks
     gain = found["real_and_synthetic"]["gain"]["accuracy"]
     low, high = gain["interval"]
     answer, tone = "No difference was shown", "open"
@@ -118,7 +119,10 @@ def spell(estimate: dict) -> str:
 
 def verdict_on_copies(metrics: dict) -> dict:
     """Whether more images are taken for copies than real scans that were never trained on, or one surely is one."""
-    audit = metrics["memorisation"]
+    question = "Do they copy patients?"
+    audit = metrics.get("memorisation")
+    if not audit:
+        return {"question": question, "tone": "open", "answer": not_measured(metrics, "memorisation")}
     copies = audit["copies"]
     share, expected = copies["share"], copies["expected"]
     low, high = share["interval"]
@@ -138,7 +142,13 @@ def verdict_on_copies(metrics: dict) -> dict:
         answer, tone = "Yes, some do", "bad"
     elif high > 2 * expected:
         answer, tone = "Not shown either way", "open"
-    return {"question": "Do they copy patients?", "tone": tone, "answer": f"{answer}: {numbers}."}
+    return {"question": question, "tone": tone, "answer": f"{answer}: {numbers}."}
+
+
+def not_measured(metrics: dict, part: str) -> str:
+    """Why a part of the evaluation has no numbers."""
+    reason = metrics.get("not_measured", {}).get(part, "too few images." if part in metrics else "")
+    return f"Not measured: {reason}" if reason else "Not measured yet."
 
 
 def is_over(part: dict) -> bool:

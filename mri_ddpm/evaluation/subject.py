@@ -114,8 +114,9 @@ def as_arrays(part) -> Labelled:
 def draw(
     pipeline: MRIDDPMPipeline,
     counts: np.ndarray,
-    kept: np.ndarray | None = None,
-    keep: Callable[[np.ndarray], None] | None = None,
+    levels: np.ndarray | None = None,
+    done: int = 0,
+    keep: Callable[[int], None] | None = None,
     **request,
 ) -> Labelled:
     """Draw images of each class, as the 8-bit pictures a user gets.
@@ -123,23 +124,22 @@ def draw(
     Args:
         pipeline: the model.
         counts: images wanted of each class, ``(C,)``; ``(1,)`` for a model without classes.
-        kept: the first of them in 256 levels, ``(K, H, W)``, from a drawing that was cut short.
-        keep: is given all that is there after each batch, in the same form.
+        levels: where they are put in 256 levels, uint8 ``(N, H, W)``; a new array when ``None``.
+        done: how many of them are there already, from a drawing that was cut short.
+        keep: is told after each batch how many are there.
         request: ``batch_size``, ``seed``, ``num_inference_steps``, ``guidance_scale``, ..., as of ``draw_batches``.
     """
     labels = np.repeat(np.arange(len(counts)), counts)
     asked = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
     size = pipeline.unet.config.sample_size
-    levels = np.empty((len(labels), size, size), np.uint8)
-    done = range(0 if kept is None else len(kept))
-    if kept is not None:
-        levels[: len(kept)] = kept
+    if levels is None:
+        levels = np.empty((len(labels), size, size), np.uint8)
     for numbers, images in draw_batches(
-        pipeline, asked, num_images=len(labels), output_type="np", done=done, **request
+        pipeline, asked, num_images=len(labels), output_type="np", done=range(done), **request
     ):
         levels[numbers.start : numbers.stop] = np.round(images * 255)
         if keep:
-            keep(levels[: numbers.stop])
+            keep(numbers.stop)
     return levels[:, None].astype(np.float32) / 255, labels  # (N, 1, H, W)
 
 

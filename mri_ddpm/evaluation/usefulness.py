@@ -45,16 +45,25 @@ def usefulness(
         are of a bootstrap over seeds and scans, which are drawn alike for all settings.
 
     Raises:
-        InputError: for fewer than two classes, or one without any synthetic or training scan.
+        InputError: for fewer than two classes, for one without any synthetic or training scan, or for fewer than 20 scans
+            in every part to be tested; smaller parts beside a larger one are left out.
     """
     if len(class_names) < 2:
-        raise InputError(f"usefulness needs at least two classes, and there are {len(class_names)}.")
+        there = "there is one" if class_names else "the model draws without classes"
+        raise InputError(f"usefulness needs at least two classes, and {there}.")
     for name, (_, labels) in (("training", training), ("synthetic", synthetic)):
         missing = [class_names[c] for c in range(len(class_names)) if c not in labels]
         if missing:
             raise InputError(
                 f"there is no {name} scan of {missing[0]}; draw more images, or leave the class out."
             )
+    enough = {name: part for name, part in tested.items() if len(part[1]) >= FEWEST_TESTED}
+    if not enough:
+        most = max((len(y) for _, y in tested.values()), default=0)
+        raise InputError(
+            f"{most} scans to test on are too few for usefulness: at least {FEWEST_TESTED} are needed."
+        )
+    tested = enough
     both = tuple(np.concatenate(parts) for parts in zip(training, synthetic, strict=True))
     shares = [(1 - synthetic_share) / len(training[1]), synthetic_share / len(synthetic[1])]
     weights = np.repeat(shares, [len(training[1]), len(synthetic[1])])  # (N,), of both
@@ -63,7 +72,6 @@ def usefulness(
         "synthetic": (*synthetic, None),
         "real_and_synthetic": (*both, weights),
     }
-    tested = {name: (x, y) for name, (x, y) in tested.items() if len(y) >= FEWEST_TESTED}
     predictions: dict[str, dict[str, list]] = {name: {setting: [] for setting in settings} for name in tested}
     for setting, (images, labels, weights) in settings.items():
         for seed in range(seeds):

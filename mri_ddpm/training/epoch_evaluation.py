@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from diffusers import DDPMScheduler
 
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.estimates import Estimate
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.memorisation import VERDICT_RATE, CopyDetector, audit
 from mri_ddpm.evaluation.quality import detail, kid
@@ -34,7 +36,16 @@ class EpochEvaluation:
         self.features, self.detail = self.extractor(training[self.extractor.reference]), detail(training)
         self.wavelets = WaveletFeatures.fit(training)
         self.wavelet_features = self.wavelets(training)
-        self.detector = CopyDetector.fit(training, held_out, self.extractor)
+        self.metrics = {
+            "wavelet_kid": lambda images: kid(self.wavelet_features, self.wavelets(images)),
+            "kid": lambda images: kid(self.features, self.extractor(images)),
+        }
+        try:
+            self.detector = CopyDetector.fit(training, held_out, self.extractor)
+        except InputError as error:
+            run.bar.write(f"copies are not looked for: {error}")
+        else:
+            self.metrics["flagged_share"] = self.flagged_share
 
     def record(self, epoch: int) -> None:
         """Measure the network as it is, and bring the numbers to ``metrics.jsonl``, the trackers and ``evaluation.png``."""
@@ -42,11 +53,9 @@ class EpochEvaluation:
         row = {"step": run.progress.step, "epoch": epoch, **self.measure(self.draw())}
         run.metrics.append([row])
         plot_evaluation(run.metrics.rows, run.run_dir / "evaluation.png", expected_share=VERDICT_RATE)
-        chosen = ("wavelet_kid", "kid", "flagged_share")
-        run.accelerator.log({name: row[name] for name in chosen}, step=row["step"])
-        run.bar.write(
-            f"epoch {epoch}: wavelet KID {row['wavelet_kid']:.4f}, {row['flagged_share']:.1%} flagged as copies"
-        )
+        run.accelerator.log({name: row[name] for name in self.metrics if name in row}, step=row["step"])
+        shown = [f"{name} {row[name]:.4f}" for name in self.metrics if name in row]
+        run.bar.write(f"epoch {epoch}: {', '.join(shown) or 'too few scans to measure anything but detail'}")
 
     def draw(self) -> np.ndarray:
         """Samples of the network, ``(evaluate_images, 1, H, W)`` in [0, 1], in the classes' training proportions."""
@@ -68,16 +77,21 @@ class EpochEvaluation:
         return images
 
     def measure(self, images: np.ndarray) -> dict:
-        """KIDs and the share of images flagged as copies, each with its 95 % interval, and fine detail relative to scans."""
-        distance = kid(self.features, self.extractor(images))
-        wavelet_distance = kid(self.wavelet_features, self.wavelets(images))
-        copies = audit(self.detector, images)["copies"]["share"]
-        return {
-            "wavelet_kid": wavelet_distance.value,
-            "wavelet_kid_interval": [wavelet_distance.low, wavelet_distance.high],
-            "kid": distance.value,
-            "kid_interval": [distance.low, distance.high],
-            "flagged_share": copies["value"],
-            "flagged_share_interval": copies["interval"],
-            "detail_ratio": detail(images) / self.detail,
-        }
+        """KIDs and the share of images flagged as copies, each with its 95 % interval, and fine detail relative to scans.
+
+        What there are too few scans or images for is left out.
+        """
+        found: dict = {"detail_ratio": detail(images) / self.detail}
+        for name, metric in self.metrics.items():
+            try:
+                estimate = metric(images)
+            except InputError as error:
+                self.run.bar.write(f"{name} is not measured: {error}")
+                continue
+            found |= {name: estimate.value, f"{name}_interval": [estimate.low, estimate.high]}
+        return found
+
+    def flagged_share(self, images: np.ndarray) -> Estimate:
+        """The share taken for copies of training scans."""
+        share = audit(self.detector, images)["copies"]["share"]
+        return Estimate(share["value"], *share["interval"], n=share["n"])

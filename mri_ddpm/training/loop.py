@@ -377,7 +377,9 @@ class TrainingRun:
     def evaluate(self, epoch: int) -> None:
         """Quality and copying of EMA samples at the end of an epoch; no second time when resuming there."""
         with self.writing():
-            if self.metrics and not any("kid" in row and row["epoch"] == epoch for row in self.metrics.rows):
+            if self.metrics and not any(
+                "detail_ratio" in row and row["epoch"] == epoch for row in self.metrics.rows
+            ):
                 self.epoch_evaluation = self.epoch_evaluation or EpochEvaluation(self)
                 with averaged_weights(self.ema, self.raw_unet):
                     self.epoch_evaluation.record(epoch)

@@ -18,6 +18,7 @@ from mri_ddpm import data
 from mri_ddpm.config import AUTO, TrainingConfig
 from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.memorisation import MIN_HELD_OUT, MIN_TRAINING
 from mri_ddpm.files import read_json
 from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
@@ -255,6 +256,11 @@ def announce(run: "TrainingRun") -> None:
         )
     if scans.manifest["dark"]:
         say(data.dark_warning(scans.manifest))
+    if config.evaluate_epochs and (len(scans.train) < MIN_TRAINING or len(scans.validation) < MIN_HELD_OUT):
+        say(
+            f"warning: --evaluate_epochs leaves out the search for copies, which takes {MIN_TRAINING} training and {MIN_HELD_OUT} "
+            "held-out scans."
+        )
     parameters = sum(p.numel() for p in run.raw_unet.parameters()) / 1e6
     processes, factor = run.accelerator.num_processes, run.guard.rate_factor
     say(

@@ -80,16 +80,20 @@ def plot_evaluation(rows: Sequence[dict], path: Path, expected_share: float) -> 
     """Plot the KID of wavelets and the share flagged as copies against the epoch, with intervals and what real scans would score."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if "wavelet_kid" in row]
-    epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(7, 5), layout="constrained")
     titles = {
         "wavelet_kid": ("wavelet KID to the training scans", 0),
         "flagged_share": ("flagged as copies", expected_share),
     }
-    for axes, (key, (title, real)) in zip(figure.subplots(2, sharex=True), titles.items(), strict=True):
-        value = np.array([row[key] for row in rows])
-        low, high = np.array([row[f"{key}_interval"] for row in rows]).T
+    titles = {key: title for key, title in titles.items() if any(key in row for row in rows)}
+    if not titles:
+        return  # there were too few scans
+    for axes, (key, (title, real)) in zip(
+        figure.subplots(len(titles), sharex=True, squeeze=False)[:, 0], titles.items(), strict=True
+    ):
+        measured = [row for row in rows if key in row]
+        epochs, value = [row["epoch"] for row in measured], np.array([row[key] for row in measured])
+        low, high = np.array([row[f"{key}_interval"] for row in measured]).T
         axes.errorbar(epochs, value, yerr=np.maximum([value - low, high - value], 0), fmt="o-", capsize=3)
         axes.axhline(real, color="gray", linestyle=":", label="expected of real scans never trained on")
         axes.set(ylabel=title)
