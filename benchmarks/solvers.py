@@ -4,7 +4,7 @@ Draws the same number of images from the same noise by every scheduler and step 
 compares each set in wavelet features with the training scans, and with the whole ancestral chain's images. Then draws by several
 guidance scales, and asks a classifier that was trained on real scans whether it sees the class that was asked for.
 
-    python benchmarks/solvers.py --pipeline runs/c --data DIR --output_dir runs/solvers
+    python benchmarks/solvers.py --pipeline runs/c --train_data_dir DIR --output_dir runs/solvers
 
 What is there is not drawn again, so that several processes can share the drawing: --schedulers ddpm in one, the others in
 another, and the command without it for the tables at the end.
@@ -122,7 +122,7 @@ def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pipeline", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--train_data_dir", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/solvers"))
     parser.add_argument("--schedulers", nargs="+", choices=[*SCHEDULERS, "guidance"], help="only draw these")
     parser.add_argument("--num_images", type=int, default=800)
@@ -132,7 +132,9 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     pipeline = load_pipeline(args.pipeline, "cpu")
-    real = load_real_scans(load_record(args.pipeline), args.data, pipeline.unet.config.sample_size)
+    real = load_real_scans(
+        load_record(args.pipeline), {"train_data_dir": args.train_data_dir}, pipeline.unet.config.sample_size
+    )
     counts = class_counts(real.training[1], len(real.class_names), args.num_images)
     wanted = requests(args.schedulers or [*SCHEDULERS, "guidance"])
     drawn = {name: images_of(name, request, pipeline, counts, args) for name, request in wanted.items()}

@@ -5,7 +5,7 @@ at a fifth, three fifths and the whole of that time, by its own DDIM sampler wit
 compared with the training scans by KID, in the features of one classifier that was trained on these scans.
 
     pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch monai
-    python benchmarks/time_to_quality.py --data DIR --output_dir runs/time_to_quality
+    python benchmarks/time_to_quality.py --train_data_dir DIR --output_dir runs/time_to_quality
 
 `ours` is `train_ddpm.py` with the defaults of `TrainingConfig`, classes included, and `ours-in-a-fifth` the same with a
 schedule that ends at a fifth of the time. The peers' recipes, which know no classes, are written out in `recipes.py`:
@@ -153,7 +153,7 @@ def launch(run_dir: Path, steps: int, args: argparse.Namespace, **others: int) -
     levels = len(args.block_out_channels)
     flags = {
         "preset": "mri-ddpm-64",  # the defaults
-        "train_data_dir": args.data.resolve(),
+        "train_data_dir": args.train_data_dir.resolve(),
         "output_dir": run_dir.resolve(),
         "resolution": args.resolution,
         "block_out_channels": args.block_out_channels,
@@ -333,7 +333,7 @@ def parse_args() -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     add = functools.partial(parser.add_argument, type=int)
-    add("--data", type=Path, required=True, help="folder of scans, as train_ddpm.py takes it")
+    add("--train_data_dir", type=Path, required=True, help="folder of scans, as train_ddpm.py takes it")
     add("--output_dir", type=Path, default=Path("runs/time_to_quality"), help="(runs/time_to_quality)")
     add("--budget_minutes", type=float, default=12.0, help="training time of each family (12)")
     add("--resolution", default=44, help="pixels a side (44)")
@@ -360,13 +360,13 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     names = ("budget_minutes", "resolution", "block_out_channels", "train_batch_size", "learning_rate",
              "num_images", "seed")  # fmt: skip
-    settings = {"data": args.data.name, **{name: getattr(args, name) for name in names}}
+    settings = {"data": args.train_data_dir.name, **{name: getattr(args, name) for name in names}}
     file = args.output_dir / "settings.json"
     if file.exists() and json.loads(file.read_text()) != settings:
         raise SystemExit(f"{file} has other settings; name another --output_dir.")
     write_json(file, settings)
 
-    scans = load_scans(resolution=args.resolution, train_data_dir=str(args.data), seed=args.seed)
+    scans = load_scans(resolution=args.resolution, train_data_dir=str(args.train_data_dir), seed=args.seed)
     images, class_labels = as_arrays(scans.train)
     for name in args.families:
         train_family(name, images, args)

@@ -13,6 +13,7 @@ from mri_ddpm.data import account_of, format_account
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, exit_on_input_error
 from mri_ddpm.evaluation.features import EXTRACTORS
+from mri_ddpm.evaluation.subject import HUB_FLAGS
 from mri_ddpm.files import write_json, writing_to
 from mri_ddpm.hub import export_repository, load_pipeline, provenance, push_run
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
@@ -79,7 +80,7 @@ def add_sample(commands) -> None:
     parser.add_argument(
         "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
     )
-    parser.add_argument("--data", help="the scans it was trained on, for --reject_copies")
+    add_scans(parser, "for --reject_copies, the scans it was trained on")
     parser.add_argument(
         "--film",
         action="store_true",
@@ -126,6 +127,21 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance_end", type=float, default=1.0, help="share of the chain where it ends")
 
 
+def add_scans(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where real scans are, by the flags of the training."""
+    hub = "needed only where the run's papers do not say it"
+    parser.add_argument("--train_data_dir", "--data", metavar="DIR", help=f"{what}: a folder or .zip")
+    parser.add_argument("--dataset_name", help=f"or a data set on the Hub, or what save_to_disk wrote; {hub}")
+    parser.add_argument("--dataset_config_name", help="configuration of --dataset_name")
+    parser.add_argument("--image_column", help="image column of --dataset_name")
+    parser.add_argument("--label_column", help="class column of --dataset_name")
+
+
+def where(args: argparse.Namespace) -> dict[str, str | None]:
+    """What `add_scans` asked for; `None` where it was not given."""
+    return {name: getattr(args, name) for name in ("train_data_dir", *HUB_FLAGS)}
+
+
 def auto_or_int(value: str) -> int | str:
     """``--batch_size``: a number or ``auto``."""
     if value != "auto" and not value.lstrip("-").isdigit():
@@ -167,7 +183,7 @@ def sample(args: argparse.Namespace) -> None:
     if args.reject_copies:
         from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
 
-        detector = fit_copy_detector(pipeline, args.pipeline, args.data)
+        detector = fit_copy_detector(pipeline, args.pipeline, **where(args))
 
         def copies(images: list[Image.Image]) -> np.ndarray:
             return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
@@ -225,7 +241,8 @@ def read_file(flag: str, path: Path, resolution: int | None = None) -> np.ndarra
 def add_data(commands) -> None:
     """``mri-ddpm data DIR``: the account of a data set."""
     parser = commands.add_parser("data", help="count, check and split a folder of scans; trains nothing")
-    parser.add_argument("train_data_dir", help="folder or .zip of scans")
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder or .zip of scans")
+    add_scans(parser, "the same")
     parser.add_argument("--validation_share", type=float, default=0.1)
     parser.add_argument("--keep_repeats", action="store_true", help="leave copies in the training part")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
@@ -241,8 +258,13 @@ def data(args: argparse.Namespace) -> None:
         raise InputError(f"--output {args.output} exists; name another file, or remove it.")
     with writing_to(args.output.parent, "name another file.", "--output "):
         args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.folder and args.train_data_dir:
+        raise InputError(
+            f"{args.folder} and --train_data_dir {args.train_data_dir} are both given; give one of them."
+        )
+    args.train_data_dir = args.train_data_dir or args.folder
     manifest = account_of(
-        args.train_data_dir,
+        **{name: value for name, value in where(args).items() if value is not None},
         validation_share=args.validation_share,
         keep_repeats=args.keep_repeats,
         seed=args.seed,
@@ -254,14 +276,12 @@ def data(args: argparse.Namespace) -> None:
 
 
 def add_evaluate(commands) -> None:
-    """``mri-ddpm evaluate PIPELINE --data DIR``: quality, usefulness, and whether patients are copied."""
+    """``mri-ddpm evaluate PIPELINE --train_data_dir DIR``: quality, usefulness, and whether patients are copied."""
     parser = commands.add_parser(
         "evaluate", help="measure a model: quality, usefulness, and whether it copies patients"
     )
     add_pipeline(parser)
-    parser.add_argument(
-        "--data", help="folder or .zip of the scans it was trained on; none for the phantom's"
-    )
+    add_scans(parser, "the scans it was trained on, but for the phantom's")
     parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to draw")
     add_chain(parser)
     parser.add_argument(
@@ -287,8 +307,9 @@ def evaluate_model(args: argparse.Namespace) -> None:
         if not (Path(args.pipeline) / "pipeline").is_dir():
             raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
         output_dir = Path(args.pipeline) / "evaluation"
-    same_names = ("data", "num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "extractor", "batch_size", "seed", "device")  # fmt: skip
-    metrics = evaluate(args.pipeline, output_dir, **{name: getattr(args, name) for name in same_names})
+    same_names = ("num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "extractor", "batch_size", "seed", "device")  # fmt: skip
+    chosen = {name: getattr(args, name) for name in same_names}
+    metrics = evaluate(args.pipeline, output_dir, **chosen, **where(args))
     for verdict in metrics["verdicts"]:
         print(f"{verdict['question']} {verdict['answer']}")
     print(f"Report: {output_dir / 'report.html'}   numbers: {output_dir / 'metrics.json'}")
@@ -330,7 +351,12 @@ def add_reproduce(commands) -> None:
     parser = commands.add_parser(
         "reproduce", help="run the paper's experiments again and report them beside the paper's own"
     )
-    parser.add_argument("--data", help="folder or .zip of scans; the built-in phantom when not given")
+    parser.add_argument(
+        "--train_data_dir",
+        "--data",
+        metavar="DIR",
+        help="folder or .zip of scans; the built-in phantom when not given",
+    )
     parser.add_argument(
         "--budget",
         choices=BUDGETS,
@@ -355,4 +381,6 @@ def reproduce_paper(args: argparse.Namespace) -> None:
     """Run what is not run yet, and write the report."""
     from mri_ddpm.reproduction.reproduce import reproduce  # imported late: it brings training and plots along
 
-    reproduce(args.output_dir, data=args.data, budget=args.budget, with_scans=not args.without_scans)
+    reproduce(
+        args.output_dir, data=args.train_data_dir, budget=args.budget, with_scans=not args.without_scans
+    )

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from conftest import tiny, train_alone
@@ -11,16 +12,16 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from mri_ddpm import cli
-from mri_ddpm.data import PHANTOM_CLASS_NAMES, load_scans
+from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import classifier, two_sample
 from mri_ddpm.evaluation import evaluate as evaluation
 from mri_ddpm.evaluation.evaluate import evaluate
 from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
-from mri_ddpm.evaluation.subject import class_counts
+from mri_ddpm.evaluation.subject import class_counts, load_real_scans
 from mri_ddpm.files import read_json_lines
-from mri_ddpm.hub import export_repository, push_run
+from mri_ddpm.hub import export_repository, load_record, push_run
 
 NAMES = tuple(PHANTOM_CLASS_NAMES)
 FAST = {"num_images": 120, "scheduler": "dpmsolver++", "num_inference_steps": 4}
@@ -301,12 +302,41 @@ def test_sample_leaves_copies_out_and_says_how_many(run, tmp_path, capsys):
     (copycat / "manifest.json").write_text(json.dumps(scans.manifest))
     learned = {Path(f["path"]).name for f in scans.manifest["files"] if f["split"] == "train"}
 
-    rejecting = ["--num_images", "24", "--reject_copies", "--data", str(tmp_path / "scans")]
+    rejecting = ["--num_images", "24", "--reject_copies", "--train_data_dir", str(tmp_path / "scans")]
     cli.main(["sample", str(copycat), *flags, *rejecting, "--output_dir", str(tmp_path / "kept")])
     kept = {path.name for path in (tmp_path / "kept").glob("*.png")}
     assert f"{24 - len(kept)} of 24 images came too close to a training scan" in capsys.readouterr().out
     assert not kept & learned  # all that it had learned were left out
     assert len(kept) >= 3  # and most of the quarter that it had not, kept
+
+
+# Scans of a data set of `datasets`
+
+
+def test_a_model_of_a_data_set_is_accounted_for_measured_and_checked(tmp_path, capsys):
+    """Its columns are in the run's papers, its place is not: of a folder no path leaves the machine."""
+    images, labels = draw_phantoms(80, 16, seed=3)
+    pictures = [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_dict(
+        {"scan": pictures, "kind": [NAMES[label] for label in labels]},
+        features=datasets.Features({"scan": datasets.Image(), "kind": datasets.Value("string")}),
+    ).save_to_disk(saved)
+    there = ["--dataset_name", str(saved), "--image_column", "scan", "--label_column", "kind"]
+    cli.main(["data", *there, "--output", str(tmp_path / "manifest.json")])
+    cache = {"cache_dir": str(tmp_path / "cache"), "validation_share": 0.3}
+    columns = {"dataset_name": str(saved), "image_column": "scan", "label_column": "kind"}
+    run = train_alone(tiny(tmp_path / "run", **columns, **cache, max_train_steps=4))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(run), "--num_images", "100"])
+    assert "by --train_data_dir, or the data set by --dataset_name" in capsys.readouterr().err
+    real = load_real_scans(load_record(str(run)), {"dataset_name": str(saved)}, 16)
+    assert real.class_names == NAMES
+    assert len(real.training[1]) + len(real.held_out[1]) == 80
+    flags = ["--reject_copies", "--num_images", "4", "--num_inference_steps", "2"]
+    cli.main(["sample", str(run), *flags, *there, "--output_dir", str(tmp_path / "drawn")])
+    assert "of 4 images came too close" in capsys.readouterr().out
 
 
 # Refusals
@@ -348,7 +378,9 @@ def test_refuses_scans_that_the_model_has_seen_or_that_are_not_its_own(run, tmp_
     other = [{**file, "sha256": "ab" * 32} for file in manifest["files"]]
     with pytest.raises(InputError, match="lacks 1 of the 1 scans that the model was trained on"):
         evaluate(with_manifest(files=other), tmp_path / "eval", **FAST)
-    with pytest.raises(InputError, match="was trained on ward-7; give the folder of these scans by --data"):
+    with pytest.raises(
+        InputError, match="was trained on ward-7; give the folder of these scans by --train_data_dir"
+    ):
         evaluate(with_manifest(source="ward-7"), tmp_path / "eval", **FAST)
 
 

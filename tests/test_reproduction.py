@@ -215,7 +215,7 @@ def test_scans_are_shown_unless_they_may_not_be(scans, tmp_path):
 
 
 def test_few_scans_are_refused_before_anything_is_trained(scans, tmp_path):
-    with pytest.raises(InputError, match="--data has 12 training scans .* --budget tiny needs 51"):
+    with pytest.raises(InputError, match="--train_data_dir has 12 training scans .* --budget tiny needs 51"):
         reproduce(tmp_path / "out", data=scans, budget="tiny")
     assert not (tmp_path / "out").exists()
     few = load_phantoms(num_images=160, resolution=16)  # enough for tiny but for what is held out

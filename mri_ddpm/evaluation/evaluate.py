@@ -39,7 +39,6 @@ def evaluate(
     name: str,
     output_dir: Path,
     *,
-    data: str | None = None,
     num_images: int = 2000,
     scheduler: str | None = None,
     num_inference_steps: int | None = None,
@@ -51,6 +50,7 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     cache_dir: str | None = None,
+    **where: str | None,
 ) -> dict:
     """Measure a model: quality, losses and likelihood, usefulness, memorisation.
 
@@ -58,7 +58,6 @@ def evaluate(
         name: run folder, saved pipeline or repository on the Hub; with the manifest of its training.
         output_dir: for ``metrics.json``, ``report.html``, pictures and ``samples.npz``; new or empty, or one that holds the
             samples of the same evaluation, whole or cut short, which are taken up again.
-        data: folder or .zip of the scans it was trained on; not needed for a model of the phantom.
         num_images: how many to draw, in the classes' training proportions.
         scheduler: a name of ``SCHEDULERS``; that of the training when ``None``.
         num_inference_steps: steps of the reverse chain; all when ``None``.
@@ -70,6 +69,8 @@ def evaluate(
         seed: of the first image.
         device: where to run.
         cache_dir: where decoded scans and classifiers are kept.
+        where: ``train_data_dir``, folder or .zip of the scans it was trained on, or ``dataset_name``, ... as of `load_scans`; not
+            needed for a model of the phantom, nor of a data set on the Hub.
 
     Returns:
         What is in ``metrics.json``.
@@ -103,7 +104,7 @@ def evaluate(
         "seed": seed,
     }
     refuse_other_folder(output_dir, settings)
-    real = load_real_scans(record, data, pipeline.unet.config.sample_size, cache_dir)
+    real = load_real_scans(record, where, pipeline.unet.config.sample_size, cache_dir)
     features = make_extractor(extractor, *real.training, real.class_names, device, cache_dir)
     real = real if pipeline.class_names else real.without_classes()
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -267,9 +268,9 @@ def progressive_strip(pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Pa
     sheet(np.concatenate([images[None, rows], unit]), titles).save(output_dir / "progressive.png")
 
 
-def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, data: str | None) -> CopyDetector:
+def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, **where: str | None) -> CopyDetector:
     """A detector of copies of the scans that a loaded model was trained on; arguments and errors as of ``evaluate``."""
-    real = load_real_scans(load_record(name), data, pipeline.unet.config.sample_size)
+    real = load_real_scans(load_record(name), where, pipeline.unet.config.sample_size)
     features = make_extractor("in_domain", *real.training, real.class_names, str(pipeline.device))
     return CopyDetector.fit(real.training[0], real.held_out[0], features)
 

@@ -14,6 +14,8 @@ from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.sampling import draw_batches
 
+HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_column")  # as of `load_scans`
+
 
 @dataclass(frozen=True)
 class RealScans:
@@ -38,13 +40,14 @@ class RealScans:
 
 
 def load_real_scans(
-    record: Record, data: str | None, resolution: int, cache_dir: str | None = None
+    record: Record, where: dict[str, str | None], resolution: int, cache_dir: str | None = None
 ) -> RealScans:
     """Load the scans that a model was trained on, split as they were then.
 
     Args:
         record: the run's papers; its manifest knows the settings and every file's hash.
-        data: folder or .zip of the scans; not needed for a model of the phantom.
+        where: ``train_data_dir``, or ``dataset_name`` and what belongs to it, as of `load_scans`. Of a model of the phantom,
+            or of a data set on the Hub, nothing is needed.
         resolution: pixels a side of the model.
         cache_dir: where decoded scans are kept.
 
@@ -61,13 +64,9 @@ def load_real_scans(
     settings = {key: manifest["settings"][key] for key in ("validation_share", "seed")}
     if manifest["source"] == "phantom":
         scans = load_phantoms(num_images=len(manifest["files"]), resolution=resolution, **settings)
-    elif data is None:
-        raise InputError(
-            f"the model was trained on {manifest['source']}; give the folder of these scans by --data."
-        )
     else:
         scans = load_scans(
-            train_data_dir=data,
+            **where_scans_are(record, where),
             resolution=resolution,
             fit=manifest["settings"]["fit"],
             keep_repeats=manifest["settings"]["keep_repeats"],
@@ -75,7 +74,7 @@ def load_real_scans(
             cache_dir=cache_dir,
             **settings,
         )
-    refuse_other_scans(manifest, scans.manifest, data)
+    refuse_other_scans(manifest, scans.manifest)
     parts = {
         name: None if part is None else as_arrays(part)
         for name, part in (("training", scans.train), ("held_out", scans.validation), ("test", scans.test))
@@ -83,7 +82,29 @@ def load_real_scans(
     return RealScans(**parts, class_names=scans.class_names)
 
 
-def refuse_other_scans(trained: dict, found: dict, data: str | None) -> None:
+def where_scans_are(record: Record, where: dict[str, str | None]) -> dict[str, str]:
+    """What `load_scans` is to be given: what the user says, and of a data set on the Hub what the run's papers say.
+
+    Raises:
+        InputError: where neither says it.
+    """
+    given = {name: value for name, value in where.items() if value is not None}
+    if given.get("train_data_dir"):
+        return given
+    config = record.config or {}
+    found = {name: config[name] for name in HUB_FLAGS if config.get(name) is not None} | given
+    if "/" not in found.get("dataset_name", ""):  # of a folder the papers keep the name, but not its place
+        found.pop("dataset_name", None)
+        found |= given
+    if "dataset_name" not in found:
+        raise InputError(
+            f"the model was trained on {record.manifest['source']}; give the folder of these scans by --train_data_dir, or "
+            "the data set by --dataset_name."
+        )
+    return found
+
+
+def refuse_other_scans(trained: dict, found: dict) -> None:
     """Refuse scans of which the model has seen some that would count as unseen, or that lack what it was trained on."""
 
     def hashes(manifest: dict, *splits: str) -> set[str]:
@@ -93,13 +114,13 @@ def refuse_other_scans(trained: dict, found: dict, data: str | None) -> None:
     leaked = seen & hashes(found, "validation", "test")
     if leaked:
         raise InputError(
-            f"the model was trained on {len(leaked)} of the scans that {data} would be tested on; give the data set that it "
+            f"the model was trained on {len(leaked)} of the scans that {found['source']} would be tested on; give the data set that it "
             "was trained on, unchanged."
         )
     missing = seen - hashes(found, "train")
     if missing:
         raise InputError(
-            f"{data or 'the phantom'} lacks {len(missing)} of the {len(seen)} scans that the model was trained on, so copies "
+            f"{found['source']} lacks {len(missing)} of the {len(seen)} scans that the model was trained on, so copies "
             "of them could not be found; give the data set that it was trained on."
         )
 

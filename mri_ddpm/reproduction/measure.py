@@ -32,7 +32,9 @@ def measure(run: Run) -> dict:
 def real_scans(run: Run) -> RealScans:
     """The scans that a run was trained on, and those held out of them."""
     config = run.config
-    return load_real_scans(load_record(str(run.folder)), config.train_data_dir, config.resolution)
+    return load_real_scans(
+        load_record(str(run.folder)), {"train_data_dir": config.train_data_dir}, config.resolution
+    )
 
 
 def bits(pipeline: MRIDDPMPipeline, real: RealScans) -> dict:

@@ -117,7 +117,7 @@ def refuse_few_scans(budget: Budget, scans: Scans) -> None:
     for part, number in least.items():
         if found[part] < number:
             raise InputError(
-                f"--data has {found[part]} {part} scans after copies are folded; --budget {budget.name} needs {number}."
+                f"--train_data_dir has {found[part]} {part} scans after copies are folded; --budget {budget.name} needs {number}."
             )
 
 
@@ -165,7 +165,13 @@ def wait_for(plan_file: Path, note: dict) -> None:
 def facts(material: Material, output_dir: Path, data: str | None) -> dict:
     """What the head of the report says."""
     budget, rows = material.budget, material.results.rows
-    command = ["mri-ddpm", "reproduce", *(["--data", data] if data else []), "--output_dir", str(output_dir)]
+    command = [
+        "mri-ddpm",
+        "reproduce",
+        *(["--train_data_dir", data] if data else []),
+        "--output_dir",
+        str(output_dir),
+    ]
     command += ["--budget", budget.name, *([] if material.with_scans else ["--without_scans"])]
     packages = rows[0]["environment"]["packages"]
     devices = ", ".join(sorted({row["environment"]["device"] for row in rows}))
