@@ -96,10 +96,8 @@ class Yardstick:
     """Everything that is measured of images, against the training scans."""
 
     def __init__(self, scans):
-        (self.training, self.labels), (self.validation, _) = (
-            as_arrays(scans.train),
-            as_arrays(scans.validation),
-        )
+        self.training, self.labels = as_arrays(scans.train)
+        self.validation = np.asarray(as_arrays(scans.validation)[0])
         self.features = {
             "wavelet": WaveletFeatures.fit(self.training),
             "in_domain": make_extractor("in_domain", self.training, self.labels, scans.class_names),

@@ -29,6 +29,7 @@ from mri_ddpm.sampling.sheets import sheet
 
 FEWEST_IMAGES = 100  # below it every interval is too wide to say anything
 IMAGES_PER_TIMESTEP = 8  # of T timesteps, for two networks and two parts: the longest wait after sampling
+MOST_SCANS = 10_000  # for losses and likelihood, which hold them in memory; more are no use to 8 a timestep
 CHAIN = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "seed")
 SAMPLES = "samples.npz"
 UNFINISHED, PROGRESS = ".samples.unfinished.npy", ".samples.unfinished.json"  # each image is written once
@@ -226,7 +227,8 @@ def denoising(
         for part, (images, labels) in parts.items():
             if unet is None:
                 continue
-            x_0, y = on_device(pipeline, images, labels, real.class_names)
+            rows = np.linspace(0, len(labels) - 1, min(len(labels), MOST_SCANS)).astype(int)
+            x_0, y = on_device(pipeline, images[rows], labels[rows], real.class_names)
             curves[weights, part] = likelihood.denoising_curves(
                 unet, pipeline.scheduler, x_0, y, images_per_timestep=IMAGES_PER_TIMESTEP, progress=True, **loss
             )  # fmt: skip
@@ -250,7 +252,7 @@ def denoising(
 
 def on_device(pipeline: MRIDDPMPipeline, images: np.ndarray, labels: np.ndarray, class_names: tuple) -> tuple:
     """Scans and classes as the network takes them."""
-    x_0 = torch.from_numpy(to_model_range(images)).to(pipeline.device)
+    x_0 = torch.from_numpy(to_model_range(np.asarray(images))).to(pipeline.device)
     known = bool(class_names) and bool(pipeline.unet.config.num_class_embeds)
     return x_0, torch.from_numpy(labels).to(pipeline.device) if known else None
 
@@ -265,7 +267,7 @@ def progressive_strip(pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Pa
     estimates = likelihood.progressive_estimates(pipeline.unet, pipeline.scheduler, x_0, y, timesteps)
     unit = (estimates.clamp(-1, 1) / 2 + 0.5).cpu().numpy()  # (K, B, 1, H, W)
     titles = ["scan", *(f"t = {t}" for t in timesteps)]
-    sheet(np.concatenate([images[None, rows], unit]), titles).save(output_dir / "progressive.png")
+    sheet(np.concatenate([np.asarray(images[rows])[None], unit]), titles).save(output_dir / "progressive.png")
 
 
 def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, **where: str | None) -> CopyDetector:
