@@ -280,9 +280,15 @@ def add_evaluate(commands) -> None:
     parser = commands.add_parser(
         "evaluate", help="measure a model: quality, usefulness, and whether it copies patients"
     )
-    add_pipeline(parser)
+    parser.add_argument(
+        "pipeline", nargs="?", help="run folder, such as runs/a, its pipeline folder, or a Hub repository"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="measure these synthetic images instead, whoever drew them"
+    )
     add_scans(parser, "the scans it was trained on, but for the phantom's")
     parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to draw")
+    parser.add_argument("--metrics", nargs="+", help="what to measure; everything when not given")
     add_chain(parser)
     parser.add_argument(
         "--extractor", choices=EXTRACTORS, default="in_domain", help="what makes the features"
@@ -300,16 +306,27 @@ def add_evaluate(commands) -> None:
 
 def evaluate_model(args: argparse.Namespace) -> None:
     """Measure, write the report, and say in short what came out."""
-    from mri_ddpm.evaluation.evaluate import evaluate  # imported late: it brings the plots along
+    from mri_ddpm.evaluation import evaluate as doors  # imported late: it brings the plots along
 
+    if (args.images is None) == (args.pipeline is None):
+        raise InputError("give either a PIPELINE to draw with, or --images DIR to measure as they are.")
     output_dir = args.output_dir
+    if output_dir is None and args.images:
+        raise InputError("--images is given without --output_dir; say by that where the report goes.")
     if output_dir is None:
         if not (Path(args.pipeline) / "pipeline").is_dir():
             raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
         output_dir = Path(args.pipeline) / "evaluation"
     same_names = ("num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "extractor", "batch_size", "seed", "device")  # fmt: skip
-    chosen = {name: getattr(args, name) for name in same_names}
-    metrics = evaluate(args.pipeline, output_dir, **chosen, **where(args))
+    chosen = {name: getattr(args, name) for name in same_names} | where(args)
+    if args.metrics:
+        chosen["metrics"] = args.metrics
+    if args.images:
+        of_images = ("extractor", "metrics", "seed", "device", *where(args))
+        chosen = {name: value for name, value in chosen.items() if name in of_images}
+        metrics = doors.evaluate_images(args.images, output_dir, **chosen)
+    else:
+        metrics = doors.evaluate(args.pipeline, output_dir, **chosen)
     for verdict in metrics["verdicts"]:
         print(f"{verdict['question']} {verdict['answer']}")
     print(f"Report: {output_dir / 'report.html'}   numbers: {output_dir / 'metrics.json'}")

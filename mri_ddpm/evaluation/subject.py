@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mri_ddpm.data import ScanDataset, load_phantoms, load_scans, to_unit_range
+from mri_ddpm.data import ScanDataset, Scans, load_phantoms, load_scans, to_unit_range
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
 from mri_ddpm.evaluation.lazy import LazyImages
@@ -76,11 +76,14 @@ def load_real_scans(
             **settings,
         )
     refuse_other_scans(manifest, scans.manifest)
-    parts = {
-        name: None if part is None else as_arrays(part)
-        for name, part in (("training", scans.train), ("held_out", scans.validation), ("test", scans.test))
-    }
-    return RealScans(**parts, class_names=scans.class_names)
+    return real_scans(scans)
+
+
+def real_scans(scans: Scans) -> RealScans:
+    """The parts of a data set as arrays."""
+    parts = {"training": scans.train, "held_out": scans.validation, "test": scans.test}
+    arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
+    return RealScans(**arrays, class_names=scans.class_names)
 
 
 def where_scans_are(record: Record, where: dict[str, str | None]) -> dict[str, str]:
