@@ -60,6 +60,19 @@ RECIPES = {  # name -> flags, and what was expected
         {**PAPERS, **LOGNORMAL, "log_sigma_mean": -0.6},
         "better shapes, less detail",
     ),
+    "paper-lognormal-batch16": (
+        {**PAPERS, **LOGNORMAL, "train_batch_size": 16, "max_train_steps": 1800},
+        "the same images in twice the steps: a little better",
+    ),
+    "paper-lognormal-ema-long": (
+        {**PAPERS, **LOGNORMAL, "ema_power": 0.85},
+        "no better: the rate decays to 0 anyway",
+    ),
+    "paper-lognormal-ema-short": (
+        {**PAPERS, **LOGNORMAL, "ema_power": 0.6},
+        "a little better, for early weights are worse",
+    ),
+    "paper-lognormal-beta2": ({**PAPERS, **LOGNORMAL, "adam_beta2": 0.99}, "a little better: few steps"),
 }
 SAMPLERS = {
     "dpmsolver++-30": {"scheduler": "dpmsolver++", "num_inference_steps": 30},

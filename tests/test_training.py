@@ -217,8 +217,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, accumula
     adam = torch.optim.Adam(twin)
     while run.progress.step < run.max_steps:
         for batches in run.epoch_from_here():
-            inputs = [(index, batch["pixel_values"], batch["class_labels"]) for index, batch in batches]
-            large = torch.stack([run.loss(*batch) for batch in inputs]).mean()
+            large = torch.stack([run.loss(index, batch) for index, batch in batches]).mean()
             gradients = torch.autograd.grad(large, parameters)
             row = run.step(batches)
             run.progress.step += 1
