@@ -6,6 +6,7 @@ Tests run ``train`` in this process, or the front door as a user starts it, in a
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -274,6 +275,31 @@ def test_grids_at_chosen_epochs_and_a_tracker(tmp_path):
     assert list(run_dir.rglob("events.out.tfevents*"))
     early, late = (np.asarray(Image.open(run_dir / "samples" / name)) for name in (names[1], names[3]))
     assert not np.array_equal(early, late)
+
+
+def test_a_tracker_that_cannot_start_is_refused_before_anything_is_written(unbroken, tmp_path):
+    run_dir = shutil.copytree(unbroken, tmp_path / "run")
+    (run_dir / "mri-ddpm").write_text("mine")  # where tensorboard's folder would be
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    changes = {"report_to": "tensorboard", "max_train_steps": 25, "resume_from_checkpoint": "latest"}
+    with pytest.raises(
+        InputError, match="--report_to tensorboard cannot be started: .*mri-ddpm.*leave out"
+    ) as refusal:
+        train_alone(tiny(run_dir, **changes))
+    assert "\n" not in str(refusal.value)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    (run_dir / "mri-ddpm").unlink()
+    assert len(losses(train_alone(tiny(run_dir, **changes)))) == 25
+
+
+def test_wandb_without_a_login_leaves_no_run_folder(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a login is kept
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--report_to wandb cannot be started: .*log in"):
+        train_alone(tiny(tmp_path / "run", report_to="wandb"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradient_checkpointing_changes_nothing(unbroken, tmp_path):

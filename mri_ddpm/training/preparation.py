@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,13 +222,29 @@ def build_optimizer(config: TrainingConfig, unet: AttentionUNet2DModel) -> torch
 
 
 def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Open the tracker of ``--report_to`` with the configuration as its hyperparameters."""
-    if config.report_to:
-        flat = {
-            name: value if isinstance(value, (int, float)) else str(value)
-            for name, value in dataclasses.asdict(config).items()
-        }
+    """Open the tracker of ``--report_to`` with the configuration as its hyperparameters.
+
+    Raises:
+        InputError: when it does not open, as without a login; a run folder that it made is gone again.
+    """
+    if not config.report_to:
+        return
+    run_dir = Path(config.output_dir)
+    is_new = not any(run_dir.glob("*"))
+    flat = {
+        name: value if isinstance(value, (int, float)) else str(value)
+        for name, value in dataclasses.asdict(config).items()
+    }
+    try:
         accelerator.init_trackers("mri-ddpm", config=flat)
+    except Exception as error:  # each tracker has its own kinds
+        if is_new:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"--report_to {config.report_to} cannot be started: {reason.removesuffix('.'):.300}; log in to it or mend that, or "
+            "leave out --report_to."
+        ) from error
 
 
 def announce(run: "TrainingRun") -> None:
