@@ -169,7 +169,8 @@ class TrainingConfig:
 
     # Publishing
     push_to_hub: bool = about(
-        False, "Push to the Hugging Face Hub at every checkpoint, in the background, and at the end."
+        False,
+        "Push to the Hugging Face Hub at checkpoints, in the background and ten minutes apart, and at the end.",
     )
     hub_model_id: str | None = about(
         None, "Repository, such as me/brain-mri-ddpm; the name of --output_dir when not given."
