@@ -129,20 +129,19 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
-    """Load the scans, or draw phantoms where there are none; one process a machine fills the cache for the others."""
-    with accelerator.local_main_process_first():
-        if config.train_data_dir or config.dataset_name:
-            same_names = ("train_data_dir", "dataset_name", "dataset_config_name", "image_column", "label_column",
-                          "resolution", "fit", "validation_share", "keep_repeats", "on_bad_image", "seed",
-                          "cache_dir")  # fmt: skip
-            scans = data.load_scans(**{name: getattr(config, name) for name in same_names})
-        else:
-            scans = data.load_phantoms(
-                num_images=config.phantom_images,
-                resolution=config.resolution,
-                validation_share=config.validation_share,
-                seed=config.seed,
-            )
+    """Load the scans, or draw phantoms where there are none; one process fills the cache for the others."""
+    if config.train_data_dir or config.dataset_name:
+        same_names = ("train_data_dir", "dataset_name", "dataset_config_name", "image_column", "label_column",
+                      "resolution", "fit", "validation_share", "keep_repeats", "on_bad_image", "seed",
+                      "cache_dir")  # fmt: skip
+        scans = data.load_scans(**{name: getattr(config, name) for name in same_names})
+    else:
+        scans = data.load_phantoms(
+            num_images=config.phantom_images,
+            resolution=config.resolution,
+            validation_share=config.validation_share,
+            seed=config.seed,
+        )
     global_batch = accelerator.num_processes * (
         1 if config.train_batch_size == AUTO else config.train_batch_size
     )
