@@ -253,6 +253,15 @@ def test_going_on_with_another_batch_size_says_what_becomes_of_epochs(tmp_path, 
     assert "begun with" not in capsys.readouterr().out
 
 
+def test_a_warm_up_longer_than_the_training_is_said(tmp_path, capsys):
+    train_alone(tiny(tmp_path / "long", lr_warmup_steps=3, max_train_steps=3))
+    said = capsys.readouterr().out
+    assert "--lr_warmup_steps 3 do not end within the 3 steps" in said
+    assert "--learning_rate 0.001 is never reached" in said
+    train_alone(tiny(tmp_path / "short", lr_warmup_steps=2, max_train_steps=3))
+    assert "--lr_warmup_steps" not in capsys.readouterr().out
+
+
 def test_training_works_in_a_thread(tmp_path):
     """As in a web page, or under a notebook's own threads: only the main thread may ask for signals."""
     with ThreadPoolExecutor(1) as pool:

@@ -281,6 +281,11 @@ def announce(run: "TrainingRun") -> None:
         + (f", going on from step {run.progress.step}" if run.progress.step else "")
         + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )
+    if config.lr_warmup_steps >= run.max_steps:
+        say(
+            f"warning: --lr_warmup_steps {config.lr_warmup_steps} do not end within the {run.max_steps} steps of this training, "
+            f"so that --learning_rate {config.learning_rate:g} is never reached; take fewer."
+        )
     signal = terminal_signal(run.noise_scheduler)
     if signal > MAX_TERMINAL_SIGNAL and not config.start_from_moments:
         say(
