@@ -53,10 +53,12 @@ def decoded(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_old(folder)
-        with FileLock(file.with_suffix(".lock")):  # of a process that dies the system lets go
-            if (table := _whole_table(file, contents)) is not None:
-                return table
-            _write(file, contents, resolution, fit)
+        lock = file.with_suffix(".lock")
+        with FileLock(lock):  # of a process that dies the system lets go
+            if _whole_table(file, contents) is None:
+                _write(file, contents, resolution, fit)
+            with contextlib.suppress(OSError):  # who waits for it finds the table, whoever holds the next one
+                lock.unlink()
     except (OSError, NotImplementedError) as error:  # the latter of a drive without locks
         raise InputError(
             f"The cache folder {folder} cannot be written ({getattr(error, 'strerror', None) or error}):"
