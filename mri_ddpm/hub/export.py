@@ -11,7 +11,6 @@ from mri_ddpm.hub.record import Record, read_record
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 
-
 KEPT_STEPS = 4000  # of a run's steps, so that a long one sends 0.7 MB of them and not 45
 
 
