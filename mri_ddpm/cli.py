@@ -1,6 +1,7 @@
 """The ``mri-ddpm`` command: one thin subcommand a capability."""
 
 import argparse
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from mri_ddpm.config import parse_config
 from mri_ddpm.data import account_of, format_account
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, exit_on_input_error
@@ -22,6 +24,7 @@ from mri_ddpm.sampling import SCHEDULERS, check_sampling, set_scheduler
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
+TRAIN = "train"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BIT_DEPTHS = {8: "pil", 16: "pil16"}
 CHAIN = (
@@ -35,14 +38,28 @@ def main(args: list[str] | None = None) -> None:
         prog="mri-ddpm", description="Synthetic brain MRI with diffusion models."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser(TRAIN, help="train a model; 'mri-ddpm train --help' lists its flags")
     add_sample(commands)
     add_data(commands)
     add_evaluate(commands)
     add_push(commands)
     add_reproduce(commands)
-    parsed = parser.parse_args(args)
+    args = sys.argv[1:] if args is None else args
     with exit_on_input_error():
+        if args[:1] == [
+            TRAIN
+        ]:  # its flags are the fields of TrainingConfig, which have a parser of their own
+            train_model(args[1:])
+            return
+        parsed = parser.parse_args(args)
         parsed.run(parsed)
+
+
+def train_model(flags: list[str]) -> None:
+    """``mri-ddpm train``: what ``train_ddpm.py`` does, from wherever the package is installed."""
+    from mri_ddpm.training import train  # imported late: it brings the plots along
+
+    train(parse_config(flags))
 
 
 def add_sample(commands) -> None:

@@ -45,7 +45,7 @@ from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, dra
 from mri_ddpm.training.records import Metrics, plot_loss
 from mri_ddpm.training.validation import averaged_weights, draw_grid, validation_loss
 
-PLOT_SECONDS = 20.0  # a plot takes a tenth of a second, and of a hundred thousand steps a whole one
+PLOT_SECONDS = 20.0  # a plot takes a tenth of a second, and of hundreds of thousands of steps half a second
 
 
 @dataclass
@@ -258,7 +258,7 @@ class TrainingRun:
             save_checkpoint(self.accelerator, self.run_dir, step, config.checkpoints_total_limit)
             self.save_pipeline()
             if self.push and not stopping and step < self.max_steps:  # the end has a push of its own
-                self.push.start(step)
+                self.push.start(step, MRIDDPMPipeline(self.raw_unet, self.noise_scheduler))
 
     def log(self) -> None:
         """Bring the losses since the last time to ``metrics.jsonl``, the trackers and the progress bar."""
