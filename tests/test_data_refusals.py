@@ -1,6 +1,7 @@
 """What cannot be used as scans is refused in one sentence that names it and the way out."""
 
 import io
+import json
 import zipfile
 
 import datasets
@@ -71,8 +72,10 @@ def test_missing_and_empty(refusal, tmp_path, make_folder):
     empty = make_folder({".hidden": b"x"})
     assert f"{empty} holds no images" in refusal(train_data_dir=empty)
     texts = make_folder({"a/notes.txt": b"x", "b/more.txt": b"y"})
-    assert "a/notes.txt is not an image" in refusal(train_data_dir=texts, on_bad_image="skip")
-    with pytest.raises(InputError, match="holds no images"):
+    assert "holds 2 files that are no images (.txt), and nothing else" in refusal(
+        train_data_dir=texts, on_bad_image="skip"
+    )
+    with pytest.raises(InputError, match="2 files that are no images"):
         account_of(texts, cache_dir=str(tmp_path / "cache"))
 
 
@@ -109,7 +112,7 @@ def test_bad_images_are_listed(refusal, make_folder):
         "bomb.png": bomb.getvalue(),
         "cut.png": HEADS[0][:500],
         "empty.png": b"",
-        "notes.md": b"# notes",
+        "notes.png": b"# notes",
     }
     message = refusal(train_data_dir=make_folder(files))
     assert message.startswith("4 of 12 files")
@@ -117,7 +120,7 @@ def test_bad_images_are_listed(refusal, make_folder):
         "bomb.png has more than 89478485 pixels",
         "cut.png cannot be decoded",
         "empty.png is empty",
-        "notes.md is not an image",
+        "notes.png is not an image",
         "--on_bad_image skip",
     ):
         assert part in message
@@ -147,10 +150,42 @@ def test_a_class_of_which_nothing_is_left_to_train_on(refusal, make_folder):
         (b"\x1f\x8b" + bytes(300), "is compressed (a .nii.gz?)"),
         (b"PAR1" + bytes(300), "by --dataset_name"),
         (b"\xff\xff\xff\xff" + bytes(300), "by --dataset_name"),
+        (b"MATLAB 5.0 MAT-file" + bytes(300), "is a MATLAB file"),
     ],
 )
-def test_files_of_another_kind_are_named(refusal, make_folder, content, words):
-    assert words in refusal(train_data_dir=make_folder({"a/0": content, "a/1": content}))
+@pytest.mark.parametrize("suffix", ["", ".bin", ".png"])
+def test_files_of_another_kind_are_named(refusal, make_folder, content, words, suffix):
+    files = {f"a/0{suffix}": content, f"a/1{suffix}": content, "README.md": b"# Scans"}
+    assert words in refusal(train_data_dir=make_folder(files))
+
+
+def test_a_data_set_of_the_hub_given_as_a_folder(refusal, tmp_path):
+    rows = datasets.Dataset.from_dict({"image": HEADS, "label": [0] * 8})
+    rows.to_parquet(tmp_path / "parquet/train.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "dict")
+    for name, kind in (("parquet", "parquet"), ("saved", "Arrow"), ("dict", "Arrow")):
+        message = refusal(train_data_dir=str(tmp_path / name))
+        assert f"is an {kind} table: give" in message or f"is a {kind} table: give" in message
+        assert "by --dataset_name" in message
+
+
+def test_a_data_set_with_several_configurations(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    rows = datasets.Dataset.from_dict({"image": HEADS, "label": ["x", "y"] * 4})
+    configs = [{"config_name": name, "data_files": f"{name}/train.parquet"} for name in ("axial", "coronal")]
+    for row in configs:
+        rows.to_parquet(tmp_path / "set" / row["data_files"])
+    (tmp_path / "set/README.md").write_text(
+        "---\n" + json.dumps({"configs": configs}) + "\n---\n", encoding="utf-8"
+    )
+    name = str(tmp_path / "set")
+    message = refusal(dataset_name=name)
+    assert "has several configurations: choose one by --dataset_config_name (axial, coronal)" in message
+    message = refusal(dataset_name=name, dataset_config_name="sagittal")
+    assert "['axial', 'coronal']" in message
+    chosen = account_of(dataset_name=name, dataset_config_name="axial", cache_dir=str(tmp_path / "cache"))
+    assert chosen["class_names"] == ["x", "y"]
 
 
 def test_testing_alone(refusal, make_folder):

@@ -66,7 +66,7 @@ def planted():
 BROKEN = {
     "Training/a/broken.png": (encoded(HEADS[39])[:2000], "cannot be decoded"),
     "Training/b/empty.png": (b"", "is empty"),
-    "Testing/c/notes.txt": (b"not an image", "is not an image"),
+    "Testing/c/notes.png": (b"not an image", "is not an image"),
     "Training/stray.png": (encoded(HEADS[38]), "lies outside the class folders"),
     "stray.png": (encoded(HEADS[38]), "lies outside the training and testing folders"),
 }
@@ -242,6 +242,32 @@ def test_broken_files_are_skipped_and_counted(scans, tmp_path, cache_dir):
     account = account_of(folder, cache_dir=cache_dir)  # never stops at them
     assert account["unreadable"] == skipped.manifest["unreadable"]
     assert "unreadable files: 5" in format_account(account)
+
+
+OTHERS = {
+    "README.md": b"# Scans",
+    "Training/a/labels.csv": b"file,class\n00.png,a\n",
+    "Testing/more.csv": b"",
+    "licence": b"Do as you like.",
+    "volume.h5": b"\x89HDF\r\n\x1a\n" + bytes(300),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_that_are_no_images_are_passed_over_and_counted(scans, tmp_path, cache_dir, packed):
+    files = {f"brain/{path}": content for path, content in planted().items()} | OTHERS
+    source = write_zip(tmp_path / "a.zip", files) if packed else write_folder(tmp_path / "a", files)
+    other = load_scans(resolution=32, train_data_dir=source, cache_dir=cache_dir)
+    assert other.manifest["files"] == scans.manifest["files"]
+    assert other.manifest["content_sha256"] == scans.manifest["content_sha256"]
+    counted = "passed over: 5 files that are no images (.csv, .h5, .md, without a suffix)"
+    assert counted in format_account(other.manifest)
+
+
+def test_an_image_may_be_called_anything(scans, tmp_path, cache_dir):
+    files = {path.replace(".png", ""): content for path, content in planted().items()}
+    other = load_scans(resolution=32, train_data_dir=write_folder(tmp_path, files), cache_dir=cache_dir)
+    torch.testing.assert_close(images_of(other.train), images_of(scans.train), rtol=0, atol=0)
 
 
 def test_a_folder_without_classes(tmp_path, cache_dir):

@@ -1,6 +1,6 @@
 """Scans for training: found, read, checked, de-duplicated and split; and the phantom for want of scans."""
 
-from .account import dark_warning, format_account
+from .account import dark_warning, format_account, format_findings
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
@@ -15,6 +15,7 @@ __all__ = [
     "dark_warning",
     "draw_phantoms",
     "format_account",
+    "format_findings",
     "load_phantoms",
     "load_scans",
     "to_model_range",

@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
+from dataclasses import asdict
 
 import numpy as np
 
+from .layout import Finding
 from .split import ScanRecord
 
 MANIFEST_VERSION = 1
@@ -14,7 +16,12 @@ SPLITS = ("train", "validation", "test", "repeat", "leak", "bad")
 
 
 def make_manifest(
-    source: str, records: list[ScanRecord], class_names: tuple[str, ...], settings: dict, grouped: bool = True
+    source: str,
+    records: list[ScanRecord],
+    class_names: tuple[str, ...],
+    settings: dict,
+    findings: tuple[Finding, ...] = (),
+    grouped: bool = True,
 ) -> dict:
     """Everything there is to say about the records after `assign_split`, ready for `json.dump`.
 
@@ -40,6 +47,7 @@ def make_manifest(
     return {
         "manifest_version": MANIFEST_VERSION,
         "source": source,
+        "findings": [asdict(finding) for finding in findings],
         "settings": settings,
         "class_names": list(class_names),
         "parts": _count_by_class(records, class_names, lambda record: record.part),
@@ -131,6 +139,7 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
     sizes = manifest["sizes"]
     lines = [
         f"{manifest['source']}: {len(manifest['files'])} files",
+        *([format_findings(manifest)] if manifest["findings"] else []),
         "",
         *_table([header, *rows]),
         "",
@@ -156,6 +165,14 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
     if manifest["dark"]:
         lines += [dark_warning(manifest)]
     return "\n".join([*lines, "", f"content sha256: {manifest['content_sha256']}"])
+
+
+def format_findings(manifest: dict) -> str:
+    """One paragraph on what was found among the files, what was left out and why; "" where there is nothing to say."""
+    named = (
+        f"{row['words']} ({row['path']})" if row["path"] else row["words"] for row in manifest["findings"]
+    )
+    return "; ".join(named)
 
 
 def dark_warning(manifest: dict) -> str:

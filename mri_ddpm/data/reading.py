@@ -5,12 +5,14 @@ H, W: height and width in pixels, after the rotation that EXIF asks for.
 
 import io
 import warnings
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FITS = ("pad", "crop", "stretch")
 RUN_BY_OTHERS = ("EPS", "WMF")  # Pillow hands these programs to Ghostscript and to Windows
+UNREAD = ("PDF", "MPEG", "HDF5", "GRIB", "BUFR")  # Pillow knows their names, but cannot read them
 # Where in a file of another kind something stands that no image has there, what it is, and the way out
 OTHERS = (
     (128, b"DICM", "is a DICOM file, which is not read: save its slices as 16-bit PNG"),
@@ -19,12 +21,38 @@ OTHERS = (
     (0, b"PAR1", "is a parquet table: give the folder it lies in by --dataset_name"),
     (0, b"ARROW1", "is an Arrow table: give the folder it lies in by --dataset_name"),
     (0, b"\xff\xff\xff\xff", "is an Arrow table: give the folder it lies in by --dataset_name"),
+    (0, b"MATLAB 5", "is a MATLAB file, which is not read: save its slices as 16-bit PNG"),
+    (0, b"MATLAB 7", "is a MATLAB file, which is not read: save its slices as 16-bit PNG"),
+    (0, b"\x93NUMPY", "is a numpy array, which is not read: save its slices as 16-bit PNG"),
+    (0, b"NRRD", "is an NRRD volume, which is not read: save its slices as 16-bit PNG"),
 )
 _ITU_R_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of R, G, B
 
 
 class BadImageError(Exception):
     """A file that cannot be used as a scan; the message is the reason and does not name the file."""
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file is called what images are called, `.png` and so on."""
+    format = Image.registered_extensions().get(PurePosixPath(name).suffix.lower())
+    return format is not None and format not in UNREAD
+
+
+def opens(content: bytes) -> bool:
+    """Whether Pillow takes a file for an image, by its first bytes; it may be damaged or enormous all the same."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.format not in UNREAD
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # of what is none, plugins raise nearly anything
+        return False
+
+
+def kind_of_file(content: bytes) -> str | None:
+    """What a file that is no image is, and the way out, in words; None where that is not known."""
+    return next((words for at, magic, words in OTHERS if content[at : at + len(magic)] == magic), None)
 
 
 def read_scan(content: bytes) -> np.ndarray:
@@ -51,8 +79,7 @@ def read_scan(content: bytes) -> np.ndarray:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
-        words = (words for at, magic, words in OTHERS if content[at : at + len(magic)] == magic)
-        raise BadImageError(next(words, "is not an image that Pillow can read")) from None
+        raise BadImageError(kind_of_file(content) or "is not an image that Pillow can read") from None
     except BadImageError:
         raise
     except (

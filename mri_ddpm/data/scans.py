@@ -84,7 +84,12 @@ def load_scans(
     class_names = _split(source, table, records, validation_share, keep_repeats, seed)
     _refuse_empty_classes(source, records, class_names)
     settings = _settings(resolution, fit, validation_share, keep_repeats, seed)
-    return _scans(table, records, class_names, make_manifest(source.name, records, class_names, settings))
+    return _scans(
+        table,
+        records,
+        class_names,
+        make_manifest(source.name, records, class_names, settings, source.findings),
+    )
 
 
 def account_of(
@@ -108,7 +113,7 @@ def account_of(
     table, records = _examine(source, None, FITS[0], cache_dir)
     class_names = _split(source, table, records, validation_share, keep_repeats, seed)
     settings = _settings(None, None, validation_share, keep_repeats, seed)
-    return make_manifest(source.name, records, class_names, settings)
+    return make_manifest(source.name, records, class_names, settings, source.findings)
 
 
 def load_phantoms(*, num_images: int, resolution: int, validation_share: float = 0.1, seed: int = 0) -> Scans:

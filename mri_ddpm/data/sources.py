@@ -1,7 +1,6 @@
 """Where scans come from: a folder, a .zip or a Hub data set becomes one sorted list of files.
 
-A file's class is the folder it lies in, its part "training" or "testing" (the published layout
-`Training/CLASS/*` + `Testing/CLASS/*`; everything is training where there are no such folders).
+What the names of files and folders mean is in `layout.py`.
 """
 
 import contextlib
@@ -17,22 +16,12 @@ import datasets
 
 from mri_ddpm.errors import InputError
 
-from .reading import BadImageError
+from .layout import Finding, ScanFile, arrange
+from .reading import BadImageError, has_image_suffix, kind_of_file, opens
 
-PARTS = {"training": "training", "train": "training", "testing": "testing", "test": "testing"}
 MAX_FILE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
+MOST_SUFFIXES = 6  # that are named
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
-
-
-@dataclass(frozen=True)
-class ScanFile:
-    """One file of a source, not yet read. `read` returns its bytes or raises `BadImageError` or `OSError`."""
-
-    path: str  # relative to the source, with forward slashes
-    part: str  # "training" or "testing"
-    class_name: str | None
-    read: Callable[[], bytes]
-    flaw: str | None = None  # why it cannot be used, where its place already says so
 
 
 @dataclass(frozen=True)
@@ -41,6 +30,7 @@ class Source:
 
     name: str
     files: tuple[ScanFile, ...]
+    findings: tuple[Finding, ...]  # what was found, what was left out and why
 
 
 def find_source(
@@ -78,7 +68,9 @@ def _open_path(train_data_dir: str) -> Source:
         )
     if not readers:
         raise InputError(f"The {kind} {train_data_dir} holds no images: give --train_data_dir one that does.")
-    return Source(train_data_dir, _arrange(readers, may_be_class=root.is_dir()))
+    images, passed_over = _pass_over(f"The {kind} {train_data_dir}", readers)
+    files, findings = arrange(images, may_be_class=root.is_dir())
+    return Source(train_data_dir, files, (*findings, *passed_over))
 
 
 def _folder_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
@@ -154,44 +146,42 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         raise BadImageError(f"cannot be unpacked ({error})") from None
 
 
+def _pass_over(
+    title: str, readers: dict[PurePosixPath, Callable[[], bytes]]
+) -> tuple[dict[PurePosixPath, Callable[[], bytes]], tuple[Finding, ...]]:
+    """Take out what is no image and is not called one, such as a README or a table; refuse if nothing is left.
+
+    A file that is called an image stays, for if it is none it is damaged.
+    """
+    others: dict[PurePosixPath, str | None] = {}  # what each is, where that is known
+    for path, read in readers.items():
+        if not has_image_suffix(path.name):
+            try:
+                content = read()
+            except BadImageError:
+                others[path] = None
+            except OSError:
+                continue  # read again and named later
+            else:
+                if not opens(content):
+                    others[path] = kind_of_file(content)
+    suffixes = sorted({path.suffix.lower() or "without a suffix" for path in others})
+    suffixes = ", ".join(suffixes[:MOST_SUFFIXES] + ["..."] * (len(suffixes) > MOST_SUFFIXES))
+    counted = "1 file that is no image" if len(others) == 1 else f"{len(others)} files that are no images"
+    if len(others) < len(readers):
+        images = {path: read for path, read in readers.items() if path not in others}
+        return images, (Finding(f"passed over: {counted}", suffixes),) if others else ()
+    known = next((f"{path} {words}" for path, words in sorted(others.items()) if words), None)
+    if known:
+        raise InputError(f"{title} holds no images: {known}.")
+    raise InputError(
+        f"{title} holds {counted} ({suffixes}), and nothing else: give --train_data_dir one that holds images."
+    )
+
+
 def _is_litter(path: PurePosixPath) -> bool:
     """Hidden files and what file managers leave behind."""
     return any(part.startswith(".") or part.lower() in _LITTER for part in path.parts)
-
-
-def _arrange(readers: dict[PurePosixPath, Callable[[], bytes]], may_be_class: bool) -> tuple[ScanFile, ...]:
-    """Give every file its part and class by the folders it lies in; see the module's docstring."""
-    readers = dict(sorted(readers.items(), key=lambda item: str(item[0])))
-    top = _enclosing_folder([path.parts[:-1] for path in readers], may_be_class=may_be_class)
-    inner = {path: path.parts[len(top) :] for path in readers}
-    has_parts = any(len(parts) > 1 and parts[0].lower() in PARTS for parts in inner.values())
-    depth = 1 if has_parts else 0  # how deep the class folders lie
-    has_classes = any(len(parts) > depth + 1 for parts in inner.values())
-    files = []
-    for path, parts in inner.items():
-        part = PARTS.get(parts[0].lower()) if has_parts and len(parts) > 1 else None
-        class_name = parts[depth] if len(parts) > depth + 1 else None
-        flaw = None
-        if has_parts and part is None:
-            flaw = "lies outside the training and testing folders"
-        elif has_classes and class_name is None:
-            flaw = "lies outside the class folders"
-        files.append(ScanFile("/".join(parts), part or "training", class_name, readers[path], flaw))
-    return tuple(files)
-
-
-def _enclosing_folder(folders: list[tuple[str, ...]], may_be_class: bool) -> tuple[str, ...]:
-    """The folders that enclose everything and mean nothing, as a packed or cloned data set often has them.
-
-    A single folder with files directly in it is a class in a folder, and an enclosing folder in a .zip.
-    """
-    top: tuple[str, ...] = ()
-    while len({folder[: len(top) + 1] for folder in folders}) == 1:
-        shortest = min(map(len, folders))
-        if shortest <= len(top) + may_be_class or folders[0][len(top)].lower() in PARTS:
-            break
-        top = folders[0][: len(top) + 1]
-    return top
 
 
 def _open_hub(name: str, config: str | None, image_column: str, label_column: str) -> Source:
@@ -200,7 +190,12 @@ def _open_hub(name: str, config: str | None, image_column: str, label_column: st
         splits = _load_splits(name, config)
     except Exception as error:  # not found, no network, gated, no such configuration, a broken file within
         lines = (str(error).strip() or type(error).__name__).splitlines()
-        reason = " ".join(lines[:2] if lines[0].startswith("Config name is missing") else lines[:1])
+        if lines[0].startswith("Config name is missing"):
+            raise InputError(
+                f"--dataset_name {name} has several configurations: choose one by --dataset_config_name"
+                f" ({', '.join(datasets.get_dataset_config_names(name))})."
+            ) from None
+        reason = lines[0]
         raise InputError(
             f"--dataset_name {name} cannot be loaded ({reason}): check the name, --dataset_config_name, the login, the net."
         ) from None
@@ -214,7 +209,7 @@ def _open_hub(name: str, config: str | None, image_column: str, label_column: st
             files += _hub_files(name, split, part, splits[split], image_column, label_column)
     if not files:
         raise InputError(f"--dataset_name {name} holds no images: give one that does.")
-    return Source(name, tuple(files))
+    return Source(name, tuple(files), ())
 
 
 def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:

@@ -261,6 +261,8 @@ def announce(run: "TrainingRun") -> None:
     say(
         f"{len(scans.train)} training and {len(scans.validation)} held-out images{names}, {config.resolution} px"
     )
+    if scans.manifest["findings"]:
+        say(data.format_findings(scans.manifest))
     kinds = {"repeat": "repeats", "bad": "unreadable files", "leak": "leaks", "test": "test scans"}
     left_out = {words: scans.manifest["split"][kind]["total"] for kind, words in kinds.items()}
     if any(left_out.values()):
