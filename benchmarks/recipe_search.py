@@ -60,6 +60,19 @@ RECIPES = {  # name -> flags, and what was expected
         {**PAPERS, **LOGNORMAL, "log_sigma_mean": -0.6},
         "better shapes, less detail",
     ),
+    "paper-lognormal-batch16": (
+        {**PAPERS, **LOGNORMAL, "train_batch_size": 16, "max_train_steps": 1800},
+        "the same images in twice the steps: a little better",
+    ),
+    "paper-lognormal-ema-long": (
+        {**PAPERS, **LOGNORMAL, "ema_power": 0.85},
+        "no better: the rate decays to 0 anyway",
+    ),
+    "paper-lognormal-ema-short": (
+        {**PAPERS, **LOGNORMAL, "ema_power": 0.6},
+        "a little better, for early weights are worse",
+    ),
+    "paper-lognormal-beta2": ({**PAPERS, **LOGNORMAL, "adam_beta2": 0.99}, "a little better: few steps"),
 }
 SAMPLERS = {
     "dpmsolver++-30": {"scheduler": "dpmsolver++", "num_inference_steps": 30},
@@ -96,10 +109,8 @@ class Yardstick:
     """Everything that is measured of images, against the training scans."""
 
     def __init__(self, scans):
-        (self.training, self.labels), (self.validation, _) = (
-            as_arrays(scans.train),
-            as_arrays(scans.validation),
-        )
+        self.training, self.labels = as_arrays(scans.train)
+        self.validation = np.asarray(as_arrays(scans.validation)[0])
         self.features = {
             "wavelet": WaveletFeatures.fit(self.training),
             "in_domain": make_extractor("in_domain", self.training, self.labels, scans.class_names),

@@ -368,6 +368,7 @@ def main() -> None:
 
     scans = load_scans(resolution=args.resolution, train_data_dir=str(args.train_data_dir), seed=args.seed)
     images, class_labels = as_arrays(scans.train)
+    images = np.asarray(images)
     for name in args.families:
         train_family(name, images, args)
     for percent in DRAWING_ORDER:

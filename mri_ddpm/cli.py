@@ -1,6 +1,7 @@
 """The ``mri-ddpm`` command: one thin subcommand a capability."""
 
 import argparse
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from mri_ddpm.config import parse_config
 from mri_ddpm.data import account_of, format_account
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, exit_on_input_error
@@ -22,6 +24,7 @@ from mri_ddpm.sampling import SCHEDULERS, check_sampling, set_scheduler
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
+TRAIN = "train"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BIT_DEPTHS = {8: "pil", 16: "pil16"}
 CHAIN = (
@@ -35,14 +38,28 @@ def main(args: list[str] | None = None) -> None:
         prog="mri-ddpm", description="Synthetic brain MRI with diffusion models."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser(TRAIN, help="train a model; 'mri-ddpm train --help' lists its flags")
     add_sample(commands)
     add_data(commands)
     add_evaluate(commands)
     add_push(commands)
     add_reproduce(commands)
-    parsed = parser.parse_args(args)
+    args = sys.argv[1:] if args is None else args
     with exit_on_input_error():
+        if args[:1] == [
+            TRAIN
+        ]:  # its flags are the fields of TrainingConfig, which have a parser of their own
+            train_model(args[1:])
+            return
+        parsed = parser.parse_args(args)
         parsed.run(parsed)
+
+
+def train_model(flags: list[str]) -> None:
+    """``mri-ddpm train``: what ``train_ddpm.py`` does, from wherever the package is installed."""
+    from mri_ddpm.training import train  # imported late: it brings the plots along
+
+    train(parse_config(flags))
 
 
 def add_sample(commands) -> None:
@@ -280,9 +297,15 @@ def add_evaluate(commands) -> None:
     parser = commands.add_parser(
         "evaluate", help="measure a model: quality, usefulness, and whether it copies patients"
     )
-    add_pipeline(parser)
+    parser.add_argument(
+        "pipeline", nargs="?", help="run folder, such as runs/a, its pipeline folder, or a Hub repository"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="measure these synthetic images instead, whoever drew them"
+    )
     add_scans(parser, "the scans it was trained on, but for the phantom's")
     parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to draw")
+    parser.add_argument("--metrics", nargs="+", help="what to measure; everything when not given")
     add_chain(parser)
     parser.add_argument(
         "--extractor", choices=EXTRACTORS, default="in_domain", help="what makes the features"
@@ -300,16 +323,27 @@ def add_evaluate(commands) -> None:
 
 def evaluate_model(args: argparse.Namespace) -> None:
     """Measure, write the report, and say in short what came out."""
-    from mri_ddpm.evaluation.evaluate import evaluate  # imported late: it brings the plots along
+    from mri_ddpm.evaluation import evaluate as doors  # imported late: it brings the plots along
 
+    if (args.images is None) == (args.pipeline is None):
+        raise InputError("give either a PIPELINE to draw with, or --images DIR to measure as they are.")
     output_dir = args.output_dir
+    if output_dir is None and args.images:
+        raise InputError("--images is given without --output_dir; say by that where the report goes.")
     if output_dir is None:
         if not (Path(args.pipeline) / "pipeline").is_dir():
             raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
         output_dir = Path(args.pipeline) / "evaluation"
     same_names = ("num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "extractor", "batch_size", "seed", "device")  # fmt: skip
-    chosen = {name: getattr(args, name) for name in same_names}
-    metrics = evaluate(args.pipeline, output_dir, **chosen, **where(args))
+    chosen = {name: getattr(args, name) for name in same_names} | where(args)
+    if args.metrics:
+        chosen["metrics"] = args.metrics
+    if args.images:
+        of_images = ("extractor", "metrics", "seed", "device", *where(args))
+        chosen = {name: value for name, value in chosen.items() if name in of_images}
+        metrics = doors.evaluate_images(args.images, output_dir, **chosen)
+    else:
+        metrics = doors.evaluate(args.pipeline, output_dir, **chosen)
     for verdict in metrics["verdicts"]:
         print(f"{verdict['question']} {verdict['answer']}")
     print(f"Report: {output_dir / 'report.html'}   numbers: {output_dir / 'metrics.json'}")

@@ -169,7 +169,8 @@ class TrainingConfig:
 
     # Publishing
     push_to_hub: bool = about(
-        False, "Push to the Hugging Face Hub at every checkpoint, in the background, and at the end."
+        False,
+        "Push to the Hugging Face Hub at checkpoints, in the background and ten minutes apart, and at the end.",
     )
     hub_model_id: str | None = about(
         None, "Repository, such as me/brain-mri-ddpm; the name of --output_dir when not given."
@@ -183,7 +184,9 @@ class TrainingConfig:
         fields = dataclasses.fields(self)
         unknown = ", ".join(given.keys() - {f.name for f in fields})
         if unknown:
-            raise InputError(f"a training has no {unknown}; 'train_ddpm.py --help' lists all it can be told.")
+            raise InputError(
+                f"a training has no {unknown}; 'mri-ddpm train --help' lists all it can be told."
+            )
         preset = given.get("preset", TrainingConfig.preset)
         if preset not in PRESETS:
             raise InputError(f"--preset {preset} is unknown; the presets are: {', '.join(PRESETS)}.")
@@ -421,7 +424,8 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
     parser = HfArgumentParser(
         TrainingConfig,
         description="Train a diffusion model on brain MRI slices. Without scans it trains on a built-in phantom.",
-        usage="train_ddpm.py [--train_data_dir DIR] [--preset NAME] [--config FILE.yaml] [--FLAG VALUE ...]",
+        prog="mri-ddpm train",
+        usage="mri-ddpm train [--train_data_dir DIR] [--preset NAME] [--config FILE.yaml] [--FLAG VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -472,7 +476,7 @@ def read_config_file(path: str) -> dict:
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise InputError(
-            f"--config {path} has unknown keys: {', '.join(unknown)}; 'train_ddpm.py --help' lists them all."
+            f"--config {path} has unknown keys: {', '.join(unknown)}; 'mri-ddpm train --help' lists them all."
         )
     for f in dataclasses.fields(TrainingConfig):
         value, takes_list = values.get(f.name), f.default_factory is not dataclasses.MISSING

@@ -4,6 +4,9 @@ Equations: "DDPM" is Ho et al. 2020 (arXiv:2006.11239), "v" is Salimans & Ho 202
 et al. 2023 (arXiv:2303.09556). Timesteps count from 0: timestep t is the papers' t + 1, and L_t is its bound's term.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
@@ -71,6 +74,44 @@ def loss_per_sample(
     else:
         loss = {"l1": F.l1_loss, "l2": F.mse_loss}[loss_type](prediction, target, reduction="none")
     return loss.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """What one call of the network gives: the loss ``(B,)``, and with it ``prediction`` and ``x_t``, ``(B, C, H, W)`` each."""
+
+    per_sample: torch.Tensor
+    prediction: torch.Tensor
+    x_t: torch.Tensor
+
+
+def training_loss(
+    unet: Callable,
+    scheduler: DDPMScheduler,
+    x_0: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    conditioning: dict[str, torch.Tensor],
+    *,
+    loss_type: str = "huber",
+    huber_delta: float = 1.0,
+) -> TrainingLoss:
+    """The one training loss (DDPM, algorithm 1): noise x_0, have the network predict, and compare with what it should say.
+
+    Args:
+        unet: called as ``unet(x_t, timesteps, **conditioning).sample``.
+        scheduler: knows the noise of each timestep, and what is to be predicted.
+        x_0: ``(B, C, H, W)`` in [-1, 1].
+        noise: of the same shape.
+        timesteps: ``(B,)``, in 0..T-1.
+        conditioning: by name, as the network's ``conditioning_of`` picks it from a batch.
+        loss_type: one of ``LOSS_TYPES``.
+        huber_delta: where the Huber loss turns linear.
+    """
+    x_t = scheduler.add_noise(x_0, noise, timesteps)
+    prediction = unet(x_t, timesteps, **conditioning).sample.to(x_t.dtype)
+    target = training_target(scheduler, x_0, noise, timesteps)
+    return TrainingLoss(loss_per_sample(prediction, target, loss_type, huber_delta), prediction, x_t)
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float) -> torch.Tensor:

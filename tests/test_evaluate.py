@@ -14,9 +14,9 @@ from PIL import Image
 from mri_ddpm import cli
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_scans
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation import classifier, two_sample
+from mri_ddpm.evaluation import classifier, parts, two_sample
 from mri_ddpm.evaluation import evaluate as evaluation
-from mri_ddpm.evaluation.evaluate import evaluate
+from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
 from mri_ddpm.evaluation.subject import class_counts, load_real_scans
@@ -255,11 +255,13 @@ def test_what_was_measured_is_on_disk_before_the_next_part(run, tmp_path, monkey
     def lose(*_, **__):
         raise Lost
 
-    monkeypatch.setattr(evaluation, "denoising", lose)
+    monkeypatch.setattr(parts, "memorisation", lose)
+    asked = {"metrics": ["kid", "likelihood", "memorisation"], "cache_dir": str(run.parent / "cache")}
     with pytest.raises(Lost):
-        evaluate(str(run), tmp_path / "eval", cache_dir=str(run.parent / "cache"), **FAST)
+        evaluate(str(run), tmp_path / "eval", **asked, **FAST)
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["quality"]["kid"]["n"] > 0
+    assert metrics["bits_per_dimension"]["held_out"]
     assert "Not measured yet." in (tmp_path / "eval" / "report.html").read_text()
 
 
@@ -337,6 +339,80 @@ def test_a_model_of_a_data_set_is_accounted_for_measured_and_checked(tmp_path, c
     flags = ["--reject_copies", "--num_images", "4", "--num_inference_steps", "2"]
     cli.main(["sample", str(run), *flags, *there, "--output_dir", str(tmp_path / "drawn")])
     assert "of 4 images came too close" in capsys.readouterr().out
+
+
+# Anybody's images
+
+
+@pytest.fixture(scope="module")
+def scans_and_images(tmp_path_factory) -> tuple[Path, Path]:
+    """100 phantoms as scans, and 60 others as the images of a perfect generator, in class folders."""
+    folder = tmp_path_factory.mktemp("anybodys")
+    for name, count, seed in (("scans", 240, 0), ("images", 60, 1)):
+        for i, (image, label) in enumerate(zip(*draw_phantoms(count, 16, seed), strict=True)):
+            where = folder / name / NAMES[label]
+            where.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255).round().astype(np.uint8)).save(where / f"{i:03d}.png")
+    return folder / "scans", folder / "images"
+
+
+def test_images_of_anybody_are_measured(scans_and_images, tmp_path, capsys):
+    scans, images = scans_and_images
+    out = ["--train_data_dir", str(scans), "--output_dir", str(tmp_path / "eval")]
+    chosen = ["wavelet_kid", "detail_ratio", "memorisation", "likelihood"]
+    cli.main(["evaluate", "--images", str(images), *out, "--metrics", *chosen])
+    assert "Do they copy patients?" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert set(metrics["quality"]) == {"wavelet_kid", "detail_ratio"}
+    low, high = metrics["quality"]["wavelet_kid"]["interval"]
+    assert low < 0.1 < high + 0.2  # as good as scans, give or take
+    assert metrics["quality_by_class"].keys() == set(NAMES)
+    assert metrics["memorisation"]["images"] == 60
+    assert metrics["not_measured"]["usefulness"] == "it was not asked for."
+    assert metrics["not_measured"]["likelihood"] == "there is no network, but images alone."
+    html = (tmp_path / "eval" / "report.html").read_text()
+    assert "Evaluation of images" in html
+    assert "revision" not in html
+    # Copies of scans are known for what they are, flat and without classes too
+    flat = tmp_path / "copies"
+    flat.mkdir()
+    for file in sorted(scans.rglob("*.png"))[:40]:
+        shutil.copy(file, flat / f"{file.parent.name}-{file.name}")
+    found = evaluate_images(flat, tmp_path / "eval2", metrics=["memorisation"], train_data_dir=str(scans))
+    assert found["memorisation"]["copies"]["sure"] > 20
+    assert found["images"]["synthetic"] == {"total": 40}
+
+
+def test_refuses_images_that_cannot_be_measured(scans_and_images, run, tmp_path, capsys):
+    scans, images = scans_and_images
+
+    def message(*args) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["evaluate", *map(str, args)])
+        assert end.value.code == 2
+        return capsys.readouterr().err.split("error: ")[1]
+
+    there = ("--train_data_dir", scans, "--output_dir", tmp_path / "eval")
+    assert "either a PIPELINE to draw with, or --images" in message(*there)
+    assert "either a PIPELINE to draw with, or --images" in message(run, "--images", images, *there)
+    assert "--images is given without --output_dir" in message("--images", images, "--train_data_dir", scans)
+    assert "--metrics fid is unknown; take some of wavelet_kid" in message(
+        "--images", images, *there, "--metrics", "fid"
+    )
+    assert "takes a network" in message("--images", images, *there, "--metrics", "likelihood")
+    assert "No scans were given" in message("--images", images, "--output_dir", tmp_path / "eval")
+    other = shutil.copytree(images, tmp_path / "other")
+    (other / NAMES[0]).rename(other / "cyst")
+    assert "has images of class cyst, which is none of the scans' classes" in message(
+        "--images", other, *there
+    )
+    Image.new("L", (20, 16)).save(other / "cyst" / "0.png")
+    assert "cyst/0.png has 20 x 16 pixels; give square images of one size" in message(
+        "--images", other, *there
+    )
+    (other / "cyst" / "0.png").write_bytes(b"no image")
+    assert "cyst/0.png" in message("--images", other, *there)
+    assert not (tmp_path / "eval").exists()
 
 
 # Refusals

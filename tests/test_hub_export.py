@@ -1,5 +1,6 @@
 """What a repository holds: exported from a real run, opened in fresh processes, and refused when tampered with."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -17,7 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, cli
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import read_json_lines, write_json_lines
 from mri_ddpm.hub import export_repository
+from mri_ddpm.hub.card import training_facts
+from mri_ddpm.hub.record import read_record
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FILES = {
@@ -64,6 +68,33 @@ def test_an_exported_run_holds_exactly_this(unbroken, exported):
     assert index["_class_name"] == ["pipeline_mri_ddpm", "MRIDDPMPipeline"]
     assert index["unet"] == ["modeling_attention_unet", "AttentionUNet2DModel"]
     assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
+
+
+def test_of_a_long_run_old_steps_are_thinned_and_all_else_stays(unbroken, tmp_path):
+    run = shutil.copytree(unbroken, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    rows = [
+        {"step": step, "epoch": 0, "loss": 1 / step, "images_per_second": 100.0 if step <= 9000 else 50.0}
+        for step in range(1, 18_001)
+    ]
+    others = [
+        {"step": step, "validation_loss": 0.1, "validation_loss_ema": 0.2} for step in range(10, 18_001, 10)
+    ]
+    write_json_lines(run / "metrics.jsonl", sorted(rows + others, key=lambda row: row["step"]))
+    before = (run / "metrics.jsonl").read_bytes()
+    export_repository(run, tmp_path / "exported", "me/tiny")
+    assert (run / "metrics.jsonl").read_bytes() == before
+    sent = read_json_lines(tmp_path / "exported/training/metrics.jsonl")
+    steps = [row["step"] for row in sent if "loss" in row]
+    assert [row for row in sent if "loss" not in row] == others
+    assert 3000 < len(steps) <= 4000
+    assert steps[-2000:] == list(range(16_001, 18_001))
+    assert set(np.diff(steps[:-2000])) == {8}
+    record = read_record(run)
+    assert training_facts(record)["minutes"] == pytest.approx(8 * (9000 / 100 + 9000 / 50) / 60)
+    thinned = training_facts(dataclasses.replace(record, metrics=sent))
+    assert thinned == pytest.approx(training_facts(record), rel=1e-2)
+    export_repository(tmp_path / "exported", tmp_path / "again", "me/tiny")
+    assert read_json_lines(tmp_path / "again/training/metrics.jsonl") == sent
 
 
 def test_exporting_what_was_exported_changes_nothing(exported, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from test_training import start
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, cli
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import write_json
-from mri_ddpm.hub import push, push_run
+from mri_ddpm.hub import background, export_repository, push, push_run
 
 REPO = "me/brain-mri-ddpm"
 WRONG_TOKEN = "hf_" + "w" * 34
@@ -416,6 +417,33 @@ def test_training_pushes_at_checkpoints_and_at_the_end(hub, unbroken, tmp_path):
     ]
     everything += [content.decode(errors="replace") for content in repository.files().values()]
     assert not [text for text in everything if TOKEN in text]
+
+
+def test_a_background_push_is_of_its_step_and_done_beside_training(hub, unbroken, tmp_path, monkeypatch):
+    """The run goes on at once, and what it then writes belongs to the next push, which does not follow on the heels."""
+    run = shutil.copytree(unbroken, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    weights, said, threads = (run / "pipeline" / WEIGHTS).read_bytes(), [], []
+
+    def export(*args, **kwargs):
+        threads.append(threading.current_thread())
+        shutil.rmtree(run / "pipeline")
+        return export_repository(*args, **kwargs)
+
+    monkeypatch.setattr(background, "export_repository", export)
+    pushing = background.BackgroundPush(run, REPO, False, None, said.append)
+    pipeline = MRIDDPMPipeline.from_pretrained(run / "pipeline")
+    pushing.start(20, pipeline)
+    pushing.thread.join()
+    pushing.start(30, pipeline)
+    assert pushing.thread is threads[0]
+    assert threads[0] is not threading.main_thread()
+    assert [line.split(" to ")[0].split(":")[0] for line in said] == ["step 20"]
+    assert [commit.message for commit in hub.repositories[REPO].commits] == ["initial commit", "Step 20"]
+    sent = hub.repositories[REPO].files()
+    assert sent[WEIGHTS] == weights
+    export_repository(unbroken, tmp_path / "exported", REPO)  # with the pipeline as it opens from its folder
+    for name in FILES:
+        assert sent[name] == (tmp_path / "exported" / name).read_bytes(), name
 
 
 def test_training_survives_a_hub_that_is_away(hub, unbroken, tmp_path):

@@ -1,6 +1,7 @@
 """Memory: scans that do not fit into it, and batches that do."""
 
 import json
+import tracemalloc
 
 import datasets
 import numpy as np
@@ -12,6 +13,9 @@ from conftest import losses, tiny, train_alone
 from mri_ddpm.data import ScanDataset, load_phantoms
 from mri_ddpm.data.cache import DEPTH
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.lazy import joined, turned
+from mri_ddpm.evaluation.quality import kid
+from mri_ddpm.evaluation.subject import as_arrays
 
 SIDE, SCANS = 256, 1000  # 131 MB on disk, twice that as float32
 
@@ -103,3 +107,66 @@ def test_a_batch_size_is_one_that_the_memory_allows(tmp_path, monkeypatch):
 def test_a_batch_size_that_is_no_number(tmp_path):
     with pytest.raises(InputError, match="--train_batch_size is 0"):
         tiny(tmp_path / "run", train_batch_size=0)
+
+
+MEASURED_WITH_LITTLE_MEMORY = """
+import resource, sys
+import datasets, numpy as np, torch
+from mri_ddpm.data import ScanDataset
+from mri_ddpm.evaluation.features import Extractor
+from mri_ddpm.evaluation.lazy import joined, turned
+from mri_ddpm.evaluation.memorisation import nearest_by_correlation
+from mri_ddpm.evaluation.quality import detail_ratio, intensity_histogram, kid, power_spectrum
+from mri_ddpm.evaluation.subject import as_arrays
+
+table = datasets.Dataset.from_file(sys.argv[1])
+images, _ = as_arrays(ScanDataset(table, np.arange(len(table)), np.zeros(len(table), dtype=np.int64)))
+assert np.prod(images.shape) * 4 > 100e6
+mean = lambda x: x.mean((2, 3))
+extractor, few = Extractor("mean", mean, "cpu"), np.asarray(images[:60])
+nearest_by_correlation(few[:2], few)  # threads and their buffers are there before the limit
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + 96 * 2**20,) * 2)
+try:
+    np.asarray(images)
+except MemoryError:
+    pass
+else:
+    raise AssertionError("the limit is no limit")
+assert detail_ratio(images, few).value > 0
+assert power_spectrum(images)[1].min() > 0
+assert np.isclose(intensity_histogram(images)[1].mean(), 1)
+assert extractor(joined(images, few)).shape == (len(images) + 60, 1)
+assert extractor(turned(images[::9])).shape == (len(images[::9]) * 4, 1)
+assert (nearest_by_correlation(few[:2], images[:100]).index == [0, 1]).all()
+"""
+
+
+def test_scans_larger_than_memory_are_measured(tmp_path, run_fresh):
+    write_table(tmp_path / "scans.arrow", 400)
+    run_fresh(MEASURED_WITH_LITTLE_MEMORY, tmp_path / "scans.arrow")
+
+
+def test_the_kernel_of_kid_is_never_whole():
+    """Of 6000 images it would fill 288 MB, three times over."""
+    features = np.random.default_rng(0).normal(size=(6000, 8))
+    tracemalloc.start()
+    kid(features, features[:1000])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 280e6  # of which 56 MB are the resamples
+
+
+def test_images_on_disk_are_the_same_as_in_memory():
+    scans = load_phantoms(num_images=24, resolution=16).train
+    images, labels = as_arrays(scans)
+    whole = np.asarray(images)
+    assert whole.shape == images.shape == (len(scans), 1, 16, 16)
+    np.testing.assert_array_equal(whole * 255, np.round(whole * 255))
+    np.testing.assert_array_equal(np.asarray(images[labels == 1]), whole[labels == 1])
+    np.testing.assert_array_equal(np.asarray(images[3:9][[2, 0]]), whole[[5, 3]])
+    np.testing.assert_array_equal(images[4], whole[4])
+    both = np.concatenate([whole, whole[:5]])
+    np.testing.assert_array_equal(np.asarray(joined(images, whole[:5])[::-1]), both[::-1])
+    turns = np.concatenate([np.rot90(whole, k, (2, 3)) for k in range(4)])
+    np.testing.assert_array_equal(np.asarray(turned(images)), turns)

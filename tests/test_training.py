@@ -6,6 +6,7 @@ Tests run ``train`` in this process, or the front door as a user starts it, in a
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -217,8 +218,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, accumula
     adam = torch.optim.Adam(twin)
     while run.progress.step < run.max_steps:
         for batches in run.epoch_from_here():
-            inputs = [(index, batch["pixel_values"], batch["class_labels"]) for index, batch in batches]
-            large = torch.stack([run.loss(*batch) for batch in inputs]).mean()
+            large = torch.stack([run.loss(index, batch) for index, batch in batches]).mean()
             gradients = torch.autograd.grad(large, parameters)
             row = run.step(batches)
             run.progress.step += 1
@@ -252,6 +252,15 @@ def test_going_on_with_another_batch_size_says_what_becomes_of_epochs(tmp_path, 
     assert "begun with" not in capsys.readouterr().out
 
 
+def test_a_warm_up_longer_than_the_training_is_said(tmp_path, capsys):
+    train_alone(tiny(tmp_path / "long", lr_warmup_steps=3, max_train_steps=3))
+    said = capsys.readouterr().out
+    assert "--lr_warmup_steps 3 do not end within the 3 steps" in said
+    assert "--learning_rate 0.001 is never reached" in said
+    train_alone(tiny(tmp_path / "short", lr_warmup_steps=2, max_train_steps=3))
+    assert "--lr_warmup_steps" not in capsys.readouterr().out
+
+
 def test_training_works_in_a_thread(tmp_path):
     """As in a web page, or under a notebook's own threads: only the main thread may ask for signals."""
     with ThreadPoolExecutor(1) as pool:
@@ -274,6 +283,31 @@ def test_grids_at_chosen_epochs_and_a_tracker(tmp_path):
     assert list(run_dir.rglob("events.out.tfevents*"))
     early, late = (np.asarray(Image.open(run_dir / "samples" / name)) for name in (names[1], names[3]))
     assert not np.array_equal(early, late)
+
+
+def test_a_tracker_that_cannot_start_is_refused_before_anything_is_written(unbroken, tmp_path):
+    run_dir = shutil.copytree(unbroken, tmp_path / "run")
+    (run_dir / "mri-ddpm").write_text("mine")  # where tensorboard's folder would be
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    changes = {"report_to": "tensorboard", "max_train_steps": 25, "resume_from_checkpoint": "latest"}
+    with pytest.raises(
+        InputError, match="--report_to tensorboard cannot be started: .*mri-ddpm.*leave out"
+    ) as refusal:
+        train_alone(tiny(run_dir, **changes))
+    assert "\n" not in str(refusal.value)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    (run_dir / "mri-ddpm").unlink()
+    assert len(losses(train_alone(tiny(run_dir, **changes)))) == 25
+
+
+def test_wandb_without_a_login_leaves_no_run_folder(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a login is kept
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--report_to wandb cannot be started: .*log in"):
+        train_alone(tiny(tmp_path / "run", report_to="wandb"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradient_checkpointing_changes_nothing(unbroken, tmp_path):

@@ -158,5 +158,5 @@ def test_each_rung_costs_more_than_brightness_on_phantoms(phantoms):
 @pytest.mark.skipif(not SCANS.is_dir(), reason="the reference set is not here")
 def test_each_rung_costs_more_than_brightness_on_scans(tmp_path):
     scans = load_scans(resolution=32, train_data_dir=str(SCANS), cache_dir=str(tmp_path))
-    (training, _), unseen = as_arrays(scans.train), as_arrays(scans.validation)
-    climb(training[::4], *unseen, shares_spliced=(0.25, 0.5, 1))
+    training, (unseen, labels) = as_arrays(scans.train)[0], as_arrays(scans.validation)
+    climb(np.asarray(training[::4]), np.asarray(unseen), labels, shares_spliced=(0.25, 0.5, 1))

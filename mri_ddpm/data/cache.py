@@ -16,6 +16,7 @@ from uuid import uuid4
 import datasets
 import numpy as np
 from datasets.arrow_writer import ArrowWriter
+from filelock import FileLock
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync
@@ -28,7 +29,7 @@ CACHE_VERSION = 3  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
 ROWS_PER_BATCH = 256
 KEEP_DAYS = 90  # that nobody has used a table for
-OURS = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.tmp|\.arrow)")
+OURS = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.tmp|\.arrow|\.lock)")
 
 
 def decoded(
@@ -36,8 +37,12 @@ def decoded(
 ) -> datasets.Dataset:
     """The memory-mapped table of all contents (sha256 -> reader), decoded now unless the cache has it whole.
 
+    Of processes that ask for it at once one decodes, and the others wait for its file however long that takes: a
+    collective, in which they could wait too, gives up after minutes.
+
     U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1), kind,
-    lowest, highest (`Samples.extent`), picture_hash (bytes) and, unless `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
+    lowest, highest (`Samples.extent`), picture_hash (bytes) and, unless `resolution` is None, pixels: uint16
+    (resolution**2,), 0..65535, zeros for a flaw.
     Raises `InputError` if the cache folder cannot be written.
     """
     folder = (
@@ -45,23 +50,36 @@ def decoded(
     )
     identity = "\n".join([f"{CACHE_VERSION} {resolution} {fit if resolution else ''}", *sorted(contents)])
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
-    if file.is_file():
-        with contextlib.suppress(Exception):  # a damaged table makes its reader raise nearly anything
-            table = datasets.Dataset.from_file(str(file))
-            if list(table["sha256"]) == sorted(contents):
-                with contextlib.suppress(OSError):  # another's file
-                    os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
-                return table
+    if (table := _whole_table(file, contents)) is not None:
+        return table
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_old(folder)
-        _write(file, contents, resolution, fit)
-    except OSError as error:
+        lock = file.with_suffix(".lock")
+        with FileLock(lock):  # of a process that dies the system lets go
+            if _whole_table(file, contents) is None:
+                _write(file, contents, resolution, fit)
+            with contextlib.suppress(OSError):  # who waits for it finds the table, whoever holds the next one
+                lock.unlink()
+    except (OSError, NotImplementedError) as error:  # the latter of a drive without locks
         raise InputError(
-            f"The cache folder {folder} cannot be written ({error.strerror or error}):"
+            f"The cache folder {folder} cannot be written ({getattr(error, 'strerror', None) or error}):"
             " name another by --cache_dir."
         ) from None
     return datasets.Dataset.from_file(str(file))
+
+
+def _whole_table(file: Path, contents: dict[str, Callable[[], bytes]]) -> datasets.Dataset | None:
+    """The table in the cache; None where there is none, or it is damaged or of other contents."""
+    if not file.is_file():
+        return None
+    with contextlib.suppress(Exception):  # a damaged table makes its reader raise nearly anything
+        table = datasets.Dataset.from_file(str(file))
+        if list(table["sha256"]) == sorted(contents):
+            with contextlib.suppress(OSError):  # another's file
+                os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
+            return table
+    return None
 
 
 def _remove_old(folder: Path) -> None:

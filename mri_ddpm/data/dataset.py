@@ -62,8 +62,12 @@ class ScanDataset(torch.utils.data.Dataset):
     @property
     def nbytes(self) -> int:
         """Bytes of all images as float32."""
-        side = self._chunks[0].shape[-1]
-        return len(self) * side * side * 4
+        return len(self) * self.side**2 * 4
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of an image."""
+        return self._chunks[0].shape[-1]
 
     def hold(self, device: torch.device | str) -> None:
         """Keep all images on a device, from where batches are then taken: for data sets that are small beside it."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import STEPS, ScanClassifier, train_classifier
+from mri_ddpm.evaluation.lazy import Images, blocks, turned
 
 EXTRACTORS = ("in_domain", "dinov2", "inception")
 CLASSIFIER_VERSION = 1  # raise it when the classifier or its training changes
@@ -40,15 +41,15 @@ class Extractor:
         self.name, self.network, self.device, self.reference = name, network, device, reference
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Images) -> np.ndarray:
         """``(N, 1, H, W)`` float32 in [0, 1] -> ``(N, D)`` float32."""
-        batches = torch.from_numpy(images).split(128)
-        return torch.cat([self.network(batch.to(self.device)).float().cpu() for batch in batches]).numpy()
+        batches = (torch.from_numpy(block).to(self.device) for block in blocks(images))
+        return torch.cat([self.network(batch).float().cpu() for batch in batches]).numpy()
 
 
 def make_extractor(
     name: str,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     class_names: tuple[str, ...],
     device: str = "cpu",
@@ -91,22 +92,23 @@ def every_other(labels: np.ndarray) -> np.ndarray:
 
 
 def in_domain_classifier(
-    images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], device: str, cache_dir: str | None
+    images: Images, labels: np.ndarray, class_names: tuple[str, ...], device: str, cache_dir: str | None
 ) -> ScanClassifier:
     """The classifier of these scans: out of the cache, or trained now and kept."""
     folder = (
         Path(cache_dir).expanduser() if cache_dir else Path(datasets.config.HF_DATASETS_CACHE, "mri_ddpm")
     )
     content = hashlib.sha256(f"{CLASSIFIER_VERSION} {STEPS} {len(class_names)} {images.shape}".encode())
-    content.update(np.ascontiguousarray(images).tobytes() + np.ascontiguousarray(labels).tobytes())
+    for block in blocks(images):
+        content.update(np.ascontiguousarray(block))
+    content.update(np.ascontiguousarray(labels))
     file = folder / f"classifier-{content.hexdigest()[:32]}.safetensors"
     num_classes = len(class_names) or 4
     if not file.is_file():
         if not class_names:
-            images = np.concatenate([np.rot90(images, turns, (2, 3)) for turns in range(4)])
-            labels = np.repeat(np.arange(4), len(labels))
+            images, labels = turned(images), np.repeat(np.arange(4), len(labels))
         model = train_classifier(
-            np.ascontiguousarray(images),
+            images,
             labels,
             num_classes,
             seed=0,

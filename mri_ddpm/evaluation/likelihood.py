@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
 from mri_ddpm.data import to_model_range, to_unit_range
-from mri_ddpm.diffusion import bound_term, loss_per_sample, predicted_x_0, prior_term, training_target
+from mri_ddpm.diffusion import bound_term, predicted_x_0, prior_term, training_loss
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.estimates import Estimate
 
@@ -88,7 +88,7 @@ def denoising_curves(
     shape = (scheduler.config.num_train_timesteps, images_per_timestep)  # (T, K)
     order = np.random.default_rng(seed).permutation(len(x_0))
     scans = order[np.arange(shape[0] * shape[1]) % len(x_0)]  # (T * K,)
-    measured = []
+    measured, kind = [], {"loss_type": loss_type, "huber_delta": huber_delta}
     starts = range(0, len(scans), batch_size)
     for start in tqdm(starts, desc="denoising", unit="batch", disable=not progress):
         calls = np.arange(start, min(start + batch_size, len(scans)))  # (B,)
@@ -96,10 +96,9 @@ def denoising_curves(
         t = torch.from_numpy(calls // images_per_timestep).to(x_0.device)
         known = labels[rows] if labels is not None else None
         noise = _noise(x_0, seed, calls.tolist())
-        prediction, x_0_hat = _denoise(unet, scheduler, x_0[rows], noise, t, known)
-        target = training_target(scheduler, x_0[rows], noise, t)
+        loss, x_0_hat = _denoise(unet, scheduler, x_0[rows], noise, t, known, **kind)
         values = (
-            loss_per_sample(prediction, target, loss_type, huber_delta).double(),
+            loss.double(),
             bound_term(scheduler, x_0[rows], x_0_hat, t),
             (x_0_hat.double() - x_0[rows].double()).square().flatten(1).mean(1),
         )
@@ -175,17 +174,16 @@ def progressive_estimates(
     return estimates
 
 
-def _denoise(unet, scheduler, x_0, noise, t, labels) -> tuple[torch.Tensor, torch.Tensor]:
-    """The network's prediction for scans with noise, and the x_0 it stands for, each ``(B, 1, H, W)``."""
-    x_t = scheduler.add_noise(x_0, noise, t)
-    prediction = unet(x_t, t, class_labels=labels).sample.to(x_t.dtype)
-    finite = prediction.isfinite().flatten(1).all(1)
+def _denoise(unet, scheduler, x_0, noise, t, labels, **kind) -> tuple[torch.Tensor, torch.Tensor]:
+    """The training loss of scans with noise, ``(B,)``, and the x_0 that the network predicts, ``(B, 1, H, W)``."""
+    found = training_loss(unet, scheduler, x_0, noise, t, {"class_labels": labels}, **kind)
+    finite = found.prediction.isfinite().flatten(1).all(1)
     if not finite.all():
         raise InputError(
             f"The network's prediction at timestep {t[~finite][0].item()} is not finite: take weights from before its"
             " training went astray."
         )
-    return prediction, predicted_x_0(scheduler, prediction.double(), x_t.double(), t)
+    return found.per_sample, predicted_x_0(scheduler, found.prediction.double(), found.x_t.double(), t)
 
 
 def _start(unet, x_0: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, ...]:

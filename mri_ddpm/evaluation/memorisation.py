@@ -37,6 +37,7 @@ from tqdm import tqdm
 from mri_ddpm.errors import InputError
 
 from .estimates import Estimate
+from .lazy import Images, blocks
 
 NEIGHBOURS = 50
 MIN_TRAINING, MIN_HELD_OUT, MIN_SIDE = NEIGHBOURS + 1, 20, 16
@@ -81,12 +82,13 @@ def nearest_by_correlation(images: np.ndarray, training: np.ndarray, *, progress
     _check(training, "training", MIN_TRAINING)
     _check(images, "images", 1, training)
     scale = max(1.0, max(images.shape[2:]) / MAX_SIDE)
-    (images, smooth), (training, smooth_training) = _prepared(images), _prepared(training)
+    images, smooth = _prepared(images)
     steps = range(-_reach(images), _reach(images) + 1)
     variants = [(flip, down, right) for flip in (False, True) for down in steps for right in steps]
-    fixed, found = _window(smooth_training), []  # (M, P)
-    blocks = smooth.split(max(16, 2**21 // len(training)))
-    for rows in tqdm(blocks, desc="Comparing", unit="block", disable=not progress):
+    fixed = torch.cat([_window(_prepared(block)[1]) for block in blocks(training)])  # (M, P)
+    found = []
+    parts = smooth.split(max(16, 2**21 // len(training)))
+    for rows in tqdm(parts, desc="Comparing", unit="block", disable=not progress):
         best = torch.full((len(rows), len(fixed)), -1.0)
         product = torch.empty_like(best)
         for variant in variants:
@@ -98,7 +100,7 @@ def nearest_by_correlation(images: np.ndarray, training: np.ndarray, *, progress
         found.append((similarity, index[:, 0], at))
     similarity, index, at = (torch.cat(parts) for parts in zip(*found, strict=True))
     moves = np.array(variants)[at.numpy()]  # (N, 3)
-    lost = _lost_to_noise(images, smooth, training[index], moves)
+    lost = _lost_to_noise(images, smooth, _shrunk(training[index.numpy()]), moves)
     # Moves are how the image is read; on the training image, flipped first, right is the other way.
     shift = np.round(moves[:, 1:] * np.where(moves[:, :1], [[1, -1]], [[1, 1]]) * scale).astype(np.int64)
     return _nearest(index, similarity, lost, moves[:, 0] == 1, shift)
@@ -146,7 +148,7 @@ class CopyDetector:
     de-duplication missed: over halves of the 272 it varies from 0.04 to 0.09 (32 pixels), the 5th from 0.10 to 0.12.
     """
 
-    training: np.ndarray
+    training: Images
     embed: Embedding | None
     training_features: np.ndarray | None
     held_out: dict[str, Nearest]
@@ -263,7 +265,7 @@ def worst_pairs_picture(
     for place, row in enumerate(rows):
         x, y = place % columns * (3 * side + 16), place // columns * (height + 36)
         pair = _pair(examination, row)
-        real = detector.training[pair["training_image"], 0]  # (H, W)
+        real = detector.training[pair["training_image"]][0]  # (H, W)
         real = real[:, ::-1] if pair["flipped"] else real
         real = move(real, pair["shift"], order=0) if pair["shift"] else real
         for part, picture in enumerate((images[row, 0], real, np.abs(images[row, 0] - real))):
@@ -311,15 +313,21 @@ def _lost_to_noise(images, smooth, real, moves: np.ndarray) -> torch.Tensor:
 
 def _prepared(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of at most 128 pixels, as they are and smoothed, float32 (N, 1, H, W) each."""
-    images, scale = _tensor(images), max(images.shape[2:]) / MAX_SIDE
-    if scale > 1:
-        size = [round(side / scale) for side in images.shape[2:]]
-        images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
+    images = _shrunk(images)
     sigma = SMOOTHING_SHARE * max(images.shape[2:])
     return images, torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, sigma, sigma), mode="nearest"))
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+def _shrunk(images: Images) -> torch.Tensor:
+    """Images of at most 128 pixels a side."""
+    images, scale = _tensor(images), max(images.shape[2:]) / MAX_SIDE
+    if scale <= 1:
+        return images
+    size = [round(side / scale) for side in images.shape[2:]]
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True)
+
+
+def _tensor(array: Images) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
@@ -401,5 +409,5 @@ def _check(values: np.ndarray, name: str, fewest: int, like=None, axes: str = "(
         raise InputError(f"{name} are of {values.shape[2:]} pixels: to compare takes {MIN_SIDE} a side.")
     if like is not None and values.shape[1:] != like.shape[1:]:
         raise InputError(f"{name} are {values.shape[1:]} and training {like.shape[1:]}: make them one size.")
-    if not np.isfinite(values).all():
+    if not all(np.isfinite(block).all() for block in blocks(values)):
         raise InputError(f"{name} hold values that are not finite numbers: mend or remove them.")

@@ -18,6 +18,7 @@ from torchmetrics.functional.image import (
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.estimates import Estimate, percentile_interval, resampling_counts, share
+from mri_ddpm.evaluation.lazy import Images, LazyImages, blocks
 
 _LEAST_IMAGES = 10  # an interval from fewer says nothing
 _FRECHET_RESAMPLES = 200  # each takes a twentieth of a second at 3000 images and 128 features
@@ -134,8 +135,10 @@ def ms_ssim_of_pairs(images: np.ndarray, pairs: int = 1000, seed: int = 0) -> Es
         raise InputError(f"pairs is {pairs}: MS-SSIM of pairs takes 1 or more.")
     weights = _ms_ssim_weights(min(images.shape[2:]))
     first, second = _distinct_pairs(len(images), pairs, np.random.default_rng(seed))
-    blocks = _blocks(len(first), max(1, _BLOCK_PIXELS // images[0].size))
-    values = np.concatenate([_ms_ssim(images[first[b]], images[second[b]], weights) for b in blocks])  # (P,)
+    pairs_of = ((first[b], second[b]) for b in _blocks(len(first), _in_cache(images)))
+    values = np.concatenate(
+        [_ms_ssim(np.asarray(images[a]), np.asarray(images[b]), weights) for a, b in pairs_of]
+    )  # (P,)
     value = float(values.mean())
     spread = np.sqrt(_dyadic_variance(values, first, second, len(images))) * t.ppf(0.975, len(images) - 1)
     return Estimate(value, value - float(spread), value + float(spread), n=len(images))
@@ -155,7 +158,7 @@ def ssim_to_nearest(images: np.ndarray, scans: np.ndarray) -> np.ndarray:
         raise InputError(f"The images are {sizes}: SSIM takes one size, of 11 pixels a side or more.")
     best = np.full(len(images), -1.0)
     images, others = (torch.from_numpy(np.ascontiguousarray(x)) for x in (images, scans))
-    for block in _blocks(len(scans), max(1, _BLOCK_PIXELS // scans[0].size)):
+    for block in _blocks(len(scans), _in_cache(scans)):
         near = others[block]
         for i, image in enumerate(images):
             values = structural_similarity_index_measure(
@@ -202,8 +205,8 @@ def _fine_and_whole_power(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images = _checked_images("fine detail", images, 1)
     radii = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, images.shape[2:]), indexing="ij"))  # (H, W)
     fine, whole = np.empty(len(images)), np.empty(len(images))
-    for block in _blocks(len(images), max(1, _BLOCK_PIXELS // images[0].size)):
-        power = np.abs(np.fft.fft2(images[block, 0].astype(np.float64))) ** 2  # (block, H, W)
+    for block in _blocks(len(images), _in_cache(images)):
+        power = np.abs(np.fft.fft2(np.asarray(images[block], np.float64)[:, 0])) ** 2  # (block, H, W)
         fine[block], whole[block] = power[:, radii > 1 / 3].sum(1), power[:, radii > 0].sum(1)
     return fine, whole
 
@@ -218,8 +221,8 @@ def power_spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images = _checked_images("the power spectrum", images, 1)
     height, width = images.shape[2:]
     power = np.zeros((height, width))
-    for block in _blocks(len(images), max(1, _BLOCK_PIXELS // images[0].size)):
-        spectrum = np.fft.fft2(images[block, 0].astype(np.float64))  # (block, H, W)
+    for block in _blocks(len(images), _in_cache(images)):
+        spectrum = np.fft.fft2(np.asarray(images[block], np.float64)[:, 0])  # (block, H, W)
         power += (np.abs(spectrum) ** 2).sum(axis=0) / (height * width * len(images))
     radii = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))  # (H, W)
     rings = np.rint(radii * min(height, width)).astype(int).ravel()  # (H W,)
@@ -233,8 +236,9 @@ def intensity_histogram(images: np.ndarray, bins: int = 64) -> tuple[np.ndarray,
     The density integrates to 1. Raises `InputError` for no images, images of different size, and NaNs.
     """
     images = _checked_images("the intensity histogram", images, 1)
-    density, edges = np.histogram(images, bins=bins, range=(0, 1), density=True)
-    return (edges[:-1] + edges[1:]) / 2, density
+    edges = np.linspace(0, 1, bins + 1)
+    counts = sum(np.histogram(block, edges)[0] for block in blocks(images))
+    return (edges[:-1] + edges[1:]) / 2, counts * bins / counts.sum()
 
 
 def _cubic_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -292,9 +296,10 @@ def _gaussian_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np
 
 def _kth_neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
     """Distance of every image to its k-th nearest other, ``(N, D) -> (N,)``."""
-    blocks = _blocks(len(features))
     # An image is its own nearest, at 0.
-    return np.concatenate([np.partition(cdist(features[b], features), k, axis=1)[:, k] for b in blocks])
+    return np.concatenate(
+        [np.partition(cdist(features[b], features), k, axis=1)[:, k] for b in _blocks(len(features))]
+    )
 
 
 def _ms_ssim_weights(side: int) -> tuple[float, ...]:
@@ -338,6 +343,10 @@ def _blocks(n: int, size: int = _BLOCK) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, n, size))
 
 
+def _in_cache(images: Images) -> int:
+    return max(1, _BLOCK_PIXELS // int(np.prod(images.shape[1:])))
+
+
 def _checked_features(metric: str, real: np.ndarray, fake: np.ndarray, least: int = 1) -> list[np.ndarray]:
     """Return both as float64, or refuse them."""
     real, fake = np.asarray(real, dtype=np.float64), np.asarray(fake, dtype=np.float64)
@@ -352,17 +361,24 @@ def _checked_features(metric: str, real: np.ndarray, fake: np.ndarray, least: in
     return [real, fake]
 
 
-def _checked_images(metric: str, images: np.ndarray, least: int) -> np.ndarray:
-    """Return the images as float32 ``(N, 1, H, W)``, or refuse them."""
-    shapes = sorted({np.shape(image) for image in images})
-    if len(shapes) > 1:
-        raise InputError(f"The images have shapes {shapes[0]} and {shapes[1]}, and {metric} takes one size.")
-    images = np.asarray(images, dtype=np.float32)
+def _checked_images(metric: str, images: Images, least: int) -> Images:
+    """Return the images as float32 ``(N, 1, H, W)``, those on disk unread, or refuse them."""
+    if not isinstance(images, LazyImages):
+        shapes = sorted({np.shape(image) for image in images})
+        if len(shapes) > 1:
+            raise InputError(
+                f"The images have shapes {shapes[0]} and {shapes[1]}, and {metric} takes one size."
+            )
+        images = np.asarray(images, dtype=np.float32)
     _check_enough(metric, len(images), least)
     if images.ndim != 4 or images.shape[1] != 1:
         raise InputError(f"The images have shape {images.shape}, and {metric} takes (N, 1, H, W).")
-    _check_finite("The images", images)
-    low, high = images.min(), images.max()
+    bad, low, high = 0, np.inf, -np.inf
+    for block in blocks(images):
+        bad += int((~np.isfinite(block)).sum())
+        low, high = min(low, block.min()), max(high, block.max())
+    if bad:
+        raise InputError(f"The images hold NaN or infinity in {bad} places.")
     if low < 0 or high > 1:
         raise InputError(f"The images reach from {low:.3g} to {high:.3g}, and {metric} takes [0, 1].")
     return images

@@ -147,7 +147,8 @@ def verdict_on_copies(metrics: dict) -> dict:
 
 def not_measured(metrics: dict, part: str) -> str:
     """Why a part of the evaluation has no numbers."""
-    reason = metrics.get("not_measured", {}).get(part, "too few images." if part in metrics else "")
+    there = "neither wavelet KID nor two-sample accuracy." if part in metrics else ""
+    reason = metrics.get("not_measured", {}).get(part, there)
     return f"Not measured: {reason}" if reason else "Not measured yet."
 
 

@@ -1,5 +1,7 @@
 """Every measure of quality, overall and by class, beside what real scans score against real scans."""
 
+from collections.abc import Collection
+
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -28,14 +30,22 @@ METRICS = {
     "detail_ratio": ("images", detail_ratio),
     "kid": ("features", kid),
     "frechet_distance": ("features", frechet_distance),
-    "precision and recall": ("features", precision_recall_density_coverage),
+    "precision_recall": ("features", precision_recall_density_coverage),
     "ms_ssim": ("images", lambda _, images: ms_ssim_of_pairs(images)),
 }
+TWO_SAMPLE = "two_sample_accuracy"  # beside them: it needs the unseen scans too
 GUESSING = 0.5  # two-sample accuracy of real scans against others of the same kind
 
 
-def score_all(real: RealScans, synthetic: Labelled, features: Extractor) -> dict:
+def score_all(
+    real: RealScans,
+    synthetic: Labelled,
+    features: Extractor,
+    metrics: Collection[str] = (*METRICS, TWO_SAMPLE),
+) -> dict:
     """Scores of the synthetic images against the training scans, and of the unseen real ones against the same.
+
+    ``metrics``: which, of ``METRICS`` and ``two_sample_accuracy``.
 
     Returns:
         ``quality``: by metric an ``Estimate.as_dict()`` with ``real``, the value of the held-out scans. Here alone is
@@ -73,18 +83,18 @@ def score_all(real: RealScans, synthetic: Labelled, features: Extractor) -> dict
             reference = {name: view[wanted] for name, view in training.items()}
             reference["features"] = training["features"][wanted & unlearned]
             group_views = {name: view[rows] for name, view in viewed.items()}
-            scored[part][group] = scores(reference, group_views, f"{part}, {group}", not_measured)
+            scored[part][group] = scores(reference, group_views, f"{part}, {group}", metrics, not_measured)
     for group, entries in scored["synthetic"].items():
         for metric, entry in entries.items():
             entry["real"] = scored["held_out"][group].get(metric, {}).get("value")
     quality = scored.pop("synthetic")
-    try:
-        told = two_sample_accuracy(
-            real.training[0], real.held_out[0], synthetic[0], features.device, progress=True
-        )
-        quality["all"]["two_sample_accuracy"] = told.as_dict() | {"real": GUESSING}
-    except InputError as error:
-        not_measured["two_sample_accuracy"] = str(error)
+    if TWO_SAMPLE in metrics:
+        sets = (real.training[0], real.held_out[0], synthetic[0])
+        try:
+            told = two_sample_accuracy(*sets, features.device, progress=True)
+            quality["all"][TWO_SAMPLE] = told.as_dict() | {"real": GUESSING}
+        except InputError as error:
+            not_measured[TWO_SAMPLE] = str(error)
     at_size = scored.pop("synthetic_at_held_out_size")["all"]
     return {
         "quality": quality.pop("all"),
@@ -95,10 +105,14 @@ def score_all(real: RealScans, synthetic: Labelled, features: Extractor) -> dict
     }
 
 
-def scores(reference: Views, images: Views, what: str, not_measured: dict[str, str]) -> dict:
+def scores(
+    reference: Views, images: Views, what: str, metrics: Collection[str], not_measured: dict[str, str]
+) -> dict:
     """Every metric of one group of images that there are enough images for."""
     found = {}
     for name, (view, metric) in METRICS.items():
+        if name not in metrics:
+            continue
         try:
             estimates = metric(reference[view], images[view])
         except InputError as error:

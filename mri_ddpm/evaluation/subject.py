@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mri_ddpm.data import load_phantoms, load_scans, to_unit_range
+from mri_ddpm.data import ScanDataset, Scans, load_phantoms, load_scans, to_unit_range
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
+from mri_ddpm.evaluation.lazy import LazyImages
 from mri_ddpm.hub import Record, read_raw_weights
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
@@ -75,11 +76,14 @@ def load_real_scans(
             **settings,
         )
     refuse_other_scans(manifest, scans.manifest)
-    parts = {
-        name: None if part is None else as_arrays(part)
-        for name, part in (("training", scans.train), ("held_out", scans.validation), ("test", scans.test))
-    }
-    return RealScans(**parts, class_names=scans.class_names)
+    return real_scans(scans)
+
+
+def real_scans(scans: Scans) -> RealScans:
+    """The parts of a data set as arrays."""
+    parts = {"training": scans.train, "held_out": scans.validation, "test": scans.test}
+    arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
+    return RealScans(**arrays, class_names=scans.class_names)
 
 
 def where_scans_are(record: Record, where: dict[str, str | None]) -> dict[str, str]:
@@ -125,11 +129,14 @@ def refuse_other_scans(trained: dict, found: dict) -> None:
         )
 
 
-def as_arrays(part) -> Labelled:
-    """A data set as arrays: images in [0, 1], of 256 levels as synthetic ones, and classes."""
-    pixels, labels = part.batch(np.arange(len(part)))
-    pixels, labels = to_unit_range(pixels).cpu().numpy(), labels.cpu().numpy()  # they may be held on a GPU
-    return (np.round(pixels * 255) / 255).astype(np.float32), labels
+def as_arrays(part: ScanDataset) -> Labelled:
+    """A data set as arrays: images in [0, 1], of 256 levels as synthetic ones, and classes. Images are read where they are used."""
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        pixels = to_unit_range(part.batch(rows)[0]).cpu().numpy()  # they may be held on a GPU
+        return (np.round(pixels * 255) / 255).astype(np.float32)
+
+    return LazyImages(read, (1, part.side, part.side), len(part)), part.class_labels
 
 
 def draw(

@@ -5,6 +5,7 @@ import numpy as np
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled, predict, train_classifier
 from mri_ddpm.evaluation.estimates import Estimate
+from mri_ddpm.evaluation.lazy import joined
 
 SYNTHETIC_SHARE = 0.5  # of a batch, whatever the number of images
 SEEDS = 3
@@ -64,7 +65,7 @@ def usefulness(
             f"{most} scans to test on are too few for usefulness: at least {FEWEST_TESTED} are needed."
         )
     tested = enough
-    both = tuple(np.concatenate(parts) for parts in zip(training, synthetic, strict=True))
+    both = joined(training[0], synthetic[0]), np.concatenate([training[1], synthetic[1]])
     shares = [(1 - synthetic_share) / len(training[1]), synthetic_share / len(synthetic[1])]
     weights = np.repeat(shares, [len(training[1]), len(synthetic[1])])  # (N,), of both
     settings = {

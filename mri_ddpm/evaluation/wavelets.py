@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.lazy import Images, blocks
 
 COMPONENTS = 48
 SCALES, ORIENTATIONS = 3, 6
@@ -43,7 +44,7 @@ class WaveletFeatures:
     name = "wavelets"
 
     @classmethod
-    def fit(cls, training: np.ndarray) -> "WaveletFeatures":
+    def fit(cls, training: Images) -> "WaveletFeatures":
         """Whiten on the training scans; of N of them there are at most N - 1 components.
 
         Raises `InputError` for images under 16 pixels, and for fewer than two different ones.
@@ -59,7 +60,7 @@ class WaveletFeatures:
         deviations = singular[:kept] / np.sqrt(len(flat) - 1)
         return cls(means, scales, components[:kept].T / deviations)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Images) -> np.ndarray:
         return _flat(_groups(images), self.means, self.scales) @ self.whitening
 
 
@@ -68,13 +69,13 @@ def _flat(groups: list[np.ndarray], means: tuple[np.ndarray, ...], scales: tuple
     return np.concatenate([(group - mean) / scale for group, mean, scale in parts], axis=1)  # (N, D)
 
 
-def _groups(images: np.ndarray) -> list[np.ndarray]:
+def _groups(images: Images) -> list[np.ndarray]:
     """Roots of first energies ``(N, 288)``, of second energies ``(N, 108)``, and the coarse pictures ``(N, 36)``."""
     if min(images.shape[2:]) < LEAST_SIDE:
         raise InputError(
             f"The images are {images.shape[2:]} pixels: wavelet features take {LEAST_SIDE} a side or more."
         )
-    batches = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).split(BATCH)
+    batches = (torch.from_numpy(block.astype(np.float32)) for block in blocks(images, BATCH))
     found = zip(*(_scattering(_normalised(batch)) for batch in batches), strict=True)
     first, second, coarse = (torch.cat(parts).flatten(1).double().numpy() for parts in found)
     return [np.sqrt(first), np.sqrt(second), coarse]

@@ -1,7 +1,9 @@
 """Push while training goes on."""
 
+import math
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,12 @@ from huggingface_hub.utils import disable_progress_bars
 from mri_ddpm.errors import InputError
 from mri_ddpm.hub.export import export_repository
 from mri_ddpm.hub.push import HubUnreachable, Pushed, prepare_repository, push_folder, push_run
+from mri_ddpm.hub.record import copy_record
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+
+SECONDS_BETWEEN = (
+    600.0  # from one push to the next: a fast training has a checkpoint a minute, with all of its weights
+)
 
 
 class BackgroundPush:
@@ -33,6 +41,7 @@ class BackgroundPush:
         self.run_dir, self.repo_id, self.public, self.license = run_dir, repo_id, public, license
         self.say = say
         self.thread: threading.Thread | None = None
+        self.begun = -math.inf  # the last push, in seconds
         disable_progress_bar()  # those of loading and uploading, which would break into the training's own
         disable_progress_bars()
         try:
@@ -40,27 +49,35 @@ class BackgroundPush:
         except HubUnreachable as error:
             say(f"warning: {error} Training starts all the same, and pushes when the Hub is back.")
 
-    def start(self, step: int) -> None:
-        """Push what the run has now, unless a push is still under way; returns as soon as it is copied."""
+    def start(self, step: int, pipeline: MRIDDPMPipeline) -> None:
+        """Push what the run has now, of which ``pipeline`` is the open one; returns as soon as the files are copied.
+
+        Where a push is still under way, or was begun less than ``SECONDS_BETWEEN`` ago, this step goes along with the next.
+        """
+        if time.monotonic() - self.begun < SECONDS_BETWEEN:
+            return
         if self.thread and self.thread.is_alive():
             self.say(f"step {step}: the push before is still under way; this step goes along with the next.")
             return
         # It removes itself when the program ends, too, where the thread is not waited for
         folder = tempfile.TemporaryDirectory(prefix="mri-ddpm-", ignore_cleanup_errors=True)
         try:
-            export_repository(self.run_dir, Path(folder.name), self.repo_id, self.license)
-        except (InputError, OSError) as error:
+            copy_record(self.run_dir, Path(folder.name, "run"))
+        except OSError as error:
             self.say(f"warning: step {step} was not pushed: {error}")
             folder.cleanup()
             return
-        self.thread = threading.Thread(target=self.push, args=(folder, step), daemon=True)
+        self.begun = time.monotonic()
+        self.thread = threading.Thread(target=self.push, args=(folder, step, pipeline), daemon=True)
         self.thread.start()
 
-    def push(self, folder: tempfile.TemporaryDirectory, step: int) -> None:
-        """The thread's work: push a copy and remove it, saying how it went."""
+    def push(self, folder: tempfile.TemporaryDirectory, step: int, pipeline: MRIDDPMPipeline) -> None:
+        """The thread's work: export and push a copy and remove it, saying how it went."""
+        run, repository = Path(folder.name, "run"), Path(folder.name, "repository")
         try:
             repo_id = prepare_repository(self.repo_id, public=self.public)
-            pushed = push_folder(Path(folder.name), repo_id, f"Step {step}")
+            export_repository(run, repository, repo_id, self.license, pipeline)
+            pushed = push_folder(repository, repo_id, f"Step {step}")
             self.say(f"step {step}: pushed {pushed.sent_bytes / 1e6:.1f} MB to {pushed.url}")
         except (InputError, OSError) as error:
             self.say(f"warning: step {step} was not pushed: {error}")

@@ -71,11 +71,17 @@ def training_facts(record: Record) -> dict:
         * environment.get("num_processes", 1)
     )
     last = held_out[-1] if held_out else {}
+    numbers = [row["step"] for row in steps]
+    since = [
+        1,
+        *(b - a for a, b in zip(numbers[:-1], numbers[1:], strict=True)),
+    ]  # more than 1 where they are thinned
+    timed = [(n, row) for n, row in zip(since, steps, strict=True) if "images_per_second" in row]
     return {
         "step": steps[-1]["step"],
         "epoch": steps[-1]["epoch"] + 1,
         "images_seen": steps[-1]["step"] * batch,
-        "minutes": sum(batch / row["images_per_second"] for row in steps if "images_per_second" in row) / 60,
+        "minutes": sum(n * batch / row["images_per_second"] for n, row in timed) / 60,
         "loss": sum(row["loss"] for row in steps[-100:]) / len(steps[-100:]),
         "loss_steps": len(steps[-100:]),
         "held_out": last.get("validation_loss"),

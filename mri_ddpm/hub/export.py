@@ -11,8 +11,16 @@ from mri_ddpm.hub.record import Record, read_record
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 
+KEPT_STEPS = 4000  # of a run's steps, so that a long one sends 0.7 MB of them and not 45
 
-def export_repository(source: Path, folder: Path, repo_id: str, license: str | None = None) -> list[Path]:
+
+def export_repository(
+    source: Path,
+    folder: Path,
+    repo_id: str,
+    license: str | None = None,
+    pipeline: MRIDDPMPipeline | None = None,
+) -> list[Path]:
     """Write the exact repository of a run or a pipeline: weights, code, model card, samples and the run's papers.
 
     ``pipeline_mri_ddpm.py`` and ``unet/modeling_attention_unet.py`` go with the weights, so that it opens with diffusers
@@ -23,6 +31,7 @@ def export_repository(source: Path, folder: Path, repo_id: str, license: str | N
         folder: where to; new or empty.
         repo_id: the name that the model card shows in its examples, ``owner/name``.
         license: licence of the weights for the card's metadata, as the Hub writes it (``"cc-by-4.0"``).
+        pipeline: that of ``source``, where it is open already: loading in a thread would disturb others that build networks.
 
     Returns:
         The files written, relative to ``folder``.
@@ -34,7 +43,7 @@ def export_repository(source: Path, folder: Path, repo_id: str, license: str | N
         raise InputError(f"{folder} is not an empty folder; name a new one.")
     record = read_record(source)
     try:
-        pipeline = MRIDDPMPipeline.from_pretrained(record.pipeline_dir)
+        pipeline = pipeline or MRIDDPMPipeline.from_pretrained(record.pipeline_dir)
         for path in variants(record.pipeline_dir / "unet"):
             AttentionUNet2DModel.from_pretrained(path.parent, variant=path.suffixes[0][1:])
     except (OSError, ValueError) as error:
@@ -87,7 +96,17 @@ def write_papers(record: Record, folder: Path) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_json(folder / name, paper)
     if record.metrics:
-        write_json_lines(folder / "metrics.jsonl", record.metrics)
+        write_json_lines(folder / "metrics.jsonl", thinned(record.metrics))
     for name, path in record.pictures.items():
         folder.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
+
+
+def thinned(rows: list[dict]) -> list[dict]:
+    """Half of ``KEPT_STEPS`` for the newest steps, half evenly among those before; rows of anything else all stay."""
+    steps = [i for i, row in enumerate(rows) if "loss" in row]
+    if len(steps) <= KEPT_STEPS:
+        return rows
+    old = steps[: -KEPT_STEPS // 2]
+    left_out = set(old) - set(old[:: -(-2 * len(old) // KEPT_STEPS)])
+    return [row for i, row in enumerate(rows) if i not in left_out]

@@ -1,6 +1,7 @@
 """What a run wrote down about itself, as far as it may leave the machine."""
 
 import hashlib
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def read_record(source: Path) -> Record:
         raw_weights=raw_weights,
         pictures={name: path for name, path in pictures.items() if path.is_file()},
     )
+
+
+def copy_record(run_dir: Path, folder: Path) -> None:
+    """Copy what ``read_record`` reads of a run, with the weights, as it is at this moment of the training."""
+    papers = ("config.json", "manifest.json", "environment.json", "metrics.jsonl", "evaluation/metrics.json")
+    for pattern in (*papers, GRID, LOSS, "samples/epoch-*-ema.png", "pipeline/**/*"):
+        for path in run_dir.glob(pattern):
+            target = folder / path.relative_to(run_dir)
+            if path.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)  # with its time, by which the newest grid is known
 
 
 def read_evaluation(path: Path, pipeline_dir: Path) -> dict | None:

@@ -359,6 +359,17 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         config.pop("_name_or_path", None)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
+    def conditioning_of(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `forward` is to be given of a batch beside the images: ``class_labels``, where the model has classes."""
+        return {"class_labels": batch["class_labels"]} if self.class_embedding else {}
+
+    def drop_conditioning(
+        self, conditioning: dict[str, torch.Tensor], dropped: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The same with "no class" where ``dropped``, bool ``(B,)``, says so (Ho & Salimans 2022, arXiv:2207.12598)."""
+        null_class = self.config.num_class_embeds
+        return {name: labels.masked_fill(dropped, null_class) for name, labels in conditioning.items()}
+
     def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Embed timesteps and classes: ``(B, E)``, already passed through SiLU for every block to project."""
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)

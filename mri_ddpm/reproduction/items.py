@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mri_ddpm.config import PAPER_BETAS, SCALED_BETAS
@@ -91,7 +92,8 @@ def shown_scans(material: Material) -> tuple:
     """Images ``(N, 1, H, W)``, labels and class names to show, and what they are: phantoms where scans may not be shown."""
     if material.with_scans:
         what = "phantom" if material.scans.manifest["source"] == "phantom" else "scan"
-        return *as_arrays(material.scans.train), material.scans.class_names, what
+        images, labels = as_arrays(material.scans.train)
+        return np.asarray(images), labels, material.scans.class_names, what
     images, labels = draw_phantoms(len(PHANTOM_CLASS_NAMES), material.budget.best.resolution, 0)
     return (
         images[:, None],

@@ -40,7 +40,7 @@ def real_scans(run: Run) -> RealScans:
 def bits(pipeline: MRIDDPMPipeline, real: RealScans) -> dict:
     """The variational bound on held-out scans."""
     images, labels = real.held_out
-    x_0 = torch.from_numpy(to_model_range(images)).to(DEVICE)
+    x_0 = torch.from_numpy(to_model_range(np.asarray(images))).to(DEVICE)
     known = torch.from_numpy(labels).to(DEVICE) if pipeline.class_names else None
     curves = denoising_curves(
         pipeline.unet,
@@ -70,5 +70,5 @@ def kid_of_blurred_scans(run: Run) -> float:
     real = real_scans(run)
     extractor = make_extractor("in_domain", *real.training, real.class_names, DEVICE)
     sigma = BLUR_SHARE * run.config.resolution
-    blurred = gaussian_filter(real.held_out[0], (0, 0, sigma, sigma))
+    blurred = gaussian_filter(np.asarray(real.held_out[0]), (0, 0, sigma, sigma))
     return kid(extractor(real.training[0][extractor.reference]), extractor(blurred)).value

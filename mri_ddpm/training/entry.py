@@ -77,6 +77,7 @@ def train(config: TrainingConfig) -> Path:
 
     # The run folder, written only now that nothing is left to refuse
     with run.writing():
+        preparation.start_tracker(accelerator, config)
         if accelerator.is_main_process:
             run_dir.mkdir(parents=True, exist_ok=True)
             mark_launcher(run_dir)
@@ -89,7 +90,6 @@ def train(config: TrainingConfig) -> Path:
             tidy(run_dir, run.progress.step)
     if checkpoint:
         run.save_pipeline()  # a kill may have come between the checkpoint and its pipeline
-    preparation.start_tracker(accelerator, config)
     preparation.announce(run)
     if change:
         accelerator.print(change)

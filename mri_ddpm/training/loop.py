@@ -19,10 +19,9 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
 from mri_ddpm.diffusion import (
     lognormal_timestep_weights,
-    loss_per_sample,
     make_noise_scheduler,
     min_snr_weights,
-    training_target,
+    training_loss,
 )
 from mri_ddpm.errors import SurgeError
 from mri_ddpm.files import whole_folder
@@ -46,7 +45,7 @@ from mri_ddpm.training.randomness import DROPOUT, EpochSampler, derive_seed, dra
 from mri_ddpm.training.records import Metrics, plot_loss
 from mri_ddpm.training.validation import averaged_weights, draw_grid, validation_loss
 
-PLOT_SECONDS = 20.0  # a plot takes a tenth of a second, and of a hundred thousand steps a whole one
+PLOT_SECONDS = 20.0  # a plot takes a tenth of a second, and of hundreds of thousands of steps half a second
 
 
 @dataclass
@@ -191,7 +190,7 @@ class TrainingRun:
             # Not accelerate's accumulate(): of an epoch's last batches, gathered here, each would become a step of its own
             is_last = index == batches[-1][0]
             with nullcontext() if is_last else self.accelerator.no_sync(self.unet):
-                loss = self.loss(index, batch["pixel_values"], batch["class_labels"])
+                loss = self.loss(index, batch)
                 losses.append(loss.detach())
                 self.accelerator.backward(loss / len(batches))
         max_norm = self.config.max_grad_norm or math.inf
@@ -205,8 +204,9 @@ class TrainingRun:
         loss = torch.stack(losses).mean()
         return {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **verdict}
 
-    def loss(self, batch_index: int, x_0: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-        """Mean loss of this process's part of a batch: ``(B, 1, H, W)``, ``(B,)`` -> ``()``."""
+    def loss(self, batch_index: int, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean loss ``()`` of this process's part of a batch: ``pixel_values (B, C, H, W)``, ``class_labels (B,)``."""
+        x_0 = batch["pixel_values"]
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(derive_seed(config.seed, DROPOUT, batch_index, accelerator.process_index))
         draws = draw_for_batch(
@@ -219,16 +219,17 @@ class TrainingRun:
         )
         if config.random_flip:
             keep_side = [self.scans.class_names.index(name) for name in config.no_flip_classes]
-            flip = draws.flip & ~torch.isin(class_labels, class_labels.new_tensor(keep_side))
+            flip = draws.flip & ~torch.isin(
+                batch["class_labels"], batch["class_labels"].new_tensor(keep_side)
+            )
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
-        null_class = self.raw_unet.config.num_class_embeds
-        class_labels = class_labels.masked_fill(draws.drop_class, null_class) if null_class else None
-
-        x_t = self.noise_scheduler.add_noise(x_0, draws.noise, draws.timesteps)
+        conditioning = self.raw_unet.drop_conditioning(self.raw_unet.conditioning_of(batch), draws.drop_class)
+        kind = {"loss_type": config.loss_type, "huber_delta": config.huber_delta}
         with accelerator.autocast():
-            prediction = self.unet(x_t, draws.timesteps, class_labels=class_labels).sample
-        target = training_target(self.noise_scheduler, x_0, draws.noise, draws.timesteps)
-        loss = loss_per_sample(prediction.float(), target, config.loss_type, config.huber_delta)  # (B,)
+            drawn = (x_0, draws.noise, draws.timesteps)
+            loss = training_loss(
+                self.unet, self.noise_scheduler, *drawn, conditioning, **kind
+            ).per_sample  # (B,)
         if config.snr_gamma:
             loss = loss * min_snr_weights(self.noise_scheduler, draws.timesteps, config.snr_gamma)
         return loss.mean()
@@ -257,7 +258,7 @@ class TrainingRun:
             save_checkpoint(self.accelerator, self.run_dir, step, config.checkpoints_total_limit)
             self.save_pipeline()
             if self.push and not stopping and step < self.max_steps:  # the end has a push of its own
-                self.push.start(step)
+                self.push.start(step, MRIDDPMPipeline(self.raw_unet, self.noise_scheduler))
 
     def log(self) -> None:
         """Bring the losses since the last time to ``metrics.jsonl``, the trackers and the progress bar."""

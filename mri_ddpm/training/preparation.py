@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,20 +130,19 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def load(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
-    """Load the scans, or draw phantoms where there are none; one process a machine fills the cache for the others."""
-    with accelerator.local_main_process_first():
-        if config.train_data_dir or config.dataset_name:
-            same_names = ("train_data_dir", "dataset_name", "dataset_config_name", "image_column", "label_column",
-                          "resolution", "fit", "validation_share", "keep_repeats", "on_bad_image", "seed",
-                          "cache_dir")  # fmt: skip
-            scans = data.load_scans(**{name: getattr(config, name) for name in same_names})
-        else:
-            scans = data.load_phantoms(
-                num_images=config.phantom_images,
-                resolution=config.resolution,
-                validation_share=config.validation_share,
-                seed=config.seed,
-            )
+    """Load the scans, or draw phantoms where there are none; one process fills the cache for the others."""
+    if config.train_data_dir or config.dataset_name:
+        same_names = ("train_data_dir", "dataset_name", "dataset_config_name", "image_column", "label_column",
+                      "resolution", "fit", "validation_share", "keep_repeats", "on_bad_image", "seed",
+                      "cache_dir")  # fmt: skip
+        scans = data.load_scans(**{name: getattr(config, name) for name in same_names})
+    else:
+        scans = data.load_phantoms(
+            num_images=config.phantom_images,
+            resolution=config.resolution,
+            validation_share=config.validation_share,
+            seed=config.seed,
+        )
     global_batch = accelerator.num_processes * (
         1 if config.train_batch_size == AUTO else config.train_batch_size
     )
@@ -222,13 +222,29 @@ def build_optimizer(config: TrainingConfig, unet: AttentionUNet2DModel) -> torch
 
 
 def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Open the tracker of ``--report_to`` with the configuration as its hyperparameters."""
-    if config.report_to:
-        flat = {
-            name: value if isinstance(value, (int, float)) else str(value)
-            for name, value in dataclasses.asdict(config).items()
-        }
+    """Open the tracker of ``--report_to`` with the configuration as its hyperparameters.
+
+    Raises:
+        InputError: when it does not open, as without a login; a run folder that it made is gone again.
+    """
+    if not config.report_to:
+        return
+    run_dir = Path(config.output_dir)
+    is_new = not any(run_dir.glob("*"))
+    flat = {
+        name: value if isinstance(value, (int, float)) else str(value)
+        for name, value in dataclasses.asdict(config).items()
+    }
+    try:
         accelerator.init_trackers("mri-ddpm", config=flat)
+    except Exception as error:  # each tracker has its own kinds
+        if is_new:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"--report_to {config.report_to} cannot be started: {reason.removesuffix('.'):.300}; log in to it or mend that, or "
+            "leave out --report_to."
+        ) from error
 
 
 def announce(run: "TrainingRun") -> None:
@@ -273,6 +289,11 @@ def announce(run: "TrainingRun") -> None:
         + (f", going on from step {run.progress.step}" if run.progress.step else "")
         + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )
+    if config.lr_warmup_steps >= run.max_steps:
+        say(
+            f"warning: --lr_warmup_steps {config.lr_warmup_steps} do not end within the {run.max_steps} steps of this training, "
+            f"so that --learning_rate {config.learning_rate:g} is never reached; take fewer."
+        )
     signal = terminal_signal(run.noise_scheduler)
     if signal > MAX_TERMINAL_SIGNAL and not config.start_from_moments:
         say(

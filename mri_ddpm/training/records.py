@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GRID_TILE = 96  # pixels; smaller images are enlarged without smoothing
 LABEL_WIDTH = 120  # pixels
+CURVE_POINTS = 4000  # of a longer run every second step, or third, is drawn: a figure has fewer pixels
 
 
 class Metrics:
@@ -45,7 +46,7 @@ class Metrics:
 
 
 def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
-    """Plot the training loss (each step and its running mean) and the held-out loss, raw and EMA, against the step."""
+    """Plot the training loss (steps and the mean of all around them) and the held-out loss, raw and EMA, against the step."""
     from matplotlib.figure import Figure  # imported late: it is slow, and only the main process plots
 
     training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
@@ -59,9 +60,12 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
     if training:
         steps, losses = np.array(training).T
         window = max(1, len(losses) // 50)
-        mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.6)
-        axes.plot(steps[window - 1 :], mean, color="tab:blue", label=f"training, mean of {window} steps")
+        every = -(-len(losses) // CURVE_POINTS)
+        mean = np.lib.stride_tricks.sliding_window_view(losses, window)[::every].mean(axis=1)
+        axes.plot(steps[::every], losses[::every], color="tab:blue", alpha=0.25, linewidth=0.6)
+        axes.plot(
+            steps[window - 1 :: every], mean, color="tab:blue", label=f"training, mean of {window} steps"
+        )
     if held_out:
         steps, raw, ema = np.array(held_out).T
         axes.plot(steps, raw, "o-", color="tab:orange", markersize=3, label="held out, raw weights")

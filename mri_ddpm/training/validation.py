@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import ScanDataset
-from mri_ddpm.diffusion import loss_per_sample, training_target
+from mri_ddpm.diffusion import training_loss
 from mri_ddpm.errors import InputError
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
@@ -50,6 +50,7 @@ def validation_loss(
     spread = torch.randperm(len(scans), generator=make_generator(config.seed, VALIDATION))
     timesteps = (spread + 0.5).mul(num_timesteps / len(scans)).long()  # (number of scans,)
 
+    kind = {"loss_type": config.loss_type, "huber_delta": config.huber_delta}
     total = torch.zeros((), device=accelerator.device)
     starts = range(0, len(scans), config.train_batch_size)
     for index in range(accelerator.process_index, len(starts), accelerator.num_processes):
@@ -60,11 +61,9 @@ def validation_loss(
         t, x_0, noise, labels = (
             v.to(accelerator.device) for v in (timesteps[rows.start : rows.stop], x_0, noise, labels)
         )
+        conditioning = unet.conditioning_of({"class_labels": labels})
         with accelerator.autocast():
-            known = labels if unet.config.num_class_embeds else None
-            prediction = unet(scheduler.add_noise(x_0, noise, t), t, class_labels=known).sample.float()
-        target = training_target(scheduler, x_0, noise, t)
-        total += loss_per_sample(prediction, target, config.loss_type, config.huber_delta).sum()
+            total += training_loss(unet, scheduler, x_0, noise, t, conditioning, **kind).per_sample.sum()
     unet.train(was_training)
     return accelerator.reduce(total, "sum").item() / len(scans)
 

@@ -1,0 +1,65 @@
+"""Synthetic images that somebody else drew, read from a folder."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mri_ddpm.data.reading import BadImageError, read_scan
+from mri_ddpm.data.sources import find_source
+from mri_ddpm.errors import InputError
+
+FEWEST = 10  # of which any measure has an interval
+
+
+def read_images(folder: Path) -> tuple[np.ndarray, list[str | None]]:
+    """Images ``(N, 1, H, H)`` float32 in [0, 1] of 256 levels, and the class of each, by its folder or its PNG's text.
+
+    Raises:
+        InputError: for fewer than 10 images, and naming the first that cannot be read, is not square or of another size.
+    """
+    source = find_source(str(folder), None, None, "", "")
+    levels, names = [], []
+    for file in tqdm(source.files, desc="Reading images", unit="image"):
+        where = f"--images {folder}: {file.path}"
+        try:
+            image = read_scan(file.read())
+        except (OSError, BadImageError) as error:
+            raise InputError(f"{where} {error}; mend or remove it.") from error
+        side = len(levels[0]) if levels else image.shape[0]
+        if image.shape != (side, side):
+            height, width = image.shape
+            raise InputError(
+                f"{where} has {width} x {height} pixels; give square images of one size, such as {side} x {side}."
+            )
+        levels.append(np.round(image * 255).astype(np.uint8))
+        names.append(file.class_name or class_in_text(folder / file.path))
+    if len(levels) < FEWEST:
+        raise InputError(f"--images {folder} holds {len(levels)} images; give {FEWEST} or more.")
+    return np.stack(levels)[:, None].astype(np.float32) / 255, names
+
+
+def class_in_text(path: Path) -> str | None:
+    """The class that a PNG of `mri-ddpm sample` has in its text."""
+    if path.suffix.lower() != ".png" or not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get("class")
+
+
+def labels_of(names: list[str], class_names: tuple[str, ...], folder: Path) -> np.ndarray:
+    """The classes' indices among those of the real scans, int64 ``(N,)``.
+
+    Raises:
+        InputError: for a class that the scans have not.
+    """
+    number = {name: index for index, name in enumerate(class_names)}
+    strangers = sorted(set(names) - set(number))
+    if strangers:
+        there = ", ".join(class_names) or "none"
+        raise InputError(
+            f"--images {folder} has images of class {strangers[0]}, which is none of the scans' classes ({there}); rename or "
+            "remove them."
+        )
+    return np.array([number[name] for name in names], dtype=np.int64)
