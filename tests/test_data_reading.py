@@ -4,9 +4,11 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
+from mri_ddpm.data import format_account, load_scans
 from mri_ddpm.data.intensity import to_model_range, to_unit_range
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 
@@ -148,3 +150,132 @@ def test_padding_to_an_enormous_square_is_refused():
     with pytest.raises(BadImageError, match="too far from square"):
         fit_square(np.zeros((1, 20000), dtype=np.float32), 16, "pad")
     assert fit_square(np.zeros((1, 20000), dtype=np.float32), 16, "stretch").shape == (16, 16)
+
+
+def tiff(*pages, **options):
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in pages:
+            writer.write(page, **({"metadata": None, "photometric": "minisblack"} | options))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "levels", "unit"),
+    [
+        ("uint8", [0, 51, 255], [0, 0.2, 1]),
+        ("int8", [-128, 0, 127], [0, 128 / 255, 1]),
+        ("uint16", [0, 13107, 65535], [0, 0.2, 1]),
+        ("int16", [0, 13107, 32767], [0, 0.2, 32767 / 65535]),
+        ("int16", [-1000, 0, 3000], [0, 0.25, 1]),
+        ("uint32", [0, 2**30, 2**32 - 1], [0, 0.25, 1]),
+        ("int32", [0, 13107, 65535], [0, 0.2, 1]),
+        ("uint64", [0, 13107, 65535], [0, 0.2, 1]),
+        ("float16", [0, 0.25, 1], [0, 0.25, 1]),
+        ("float32", [0, 0.2, 1], [0, 0.2, 1]),
+        ("float64", [0, 600, 3000], [0, 0.2, 1]),
+    ],
+)
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_tiff_is_read_as_its_tags_say(dtype, levels, unit, white_is_zero, byteorder):
+    values = np.array([levels] * 2, dtype=dtype)
+    unit = np.array([unit] * 2)
+    file = io.BytesIO()
+    photometric = "miniswhite" if white_is_zero else "minisblack"
+    tifffile.imwrite(file, values, photometric=photometric, byteorder=byteorder, metadata=None)
+    np.testing.assert_allclose(read_scan(file.getvalue()), 1 - unit if white_is_zero else unit, atol=1e-6)
+
+
+def test_tiff_of_16_bit_colours_keeps_its_depth():
+    grey = RNG.integers(0, 65536, (20, 31), dtype=np.uint16)
+    for axis, planar in ((-1, "contig"), (0, "separate")):
+        colours = np.stack([grey] * 3, axis=axis)
+        content = tiff(colours, photometric="rgb", planarconfig=planar)
+        np.testing.assert_allclose(read_scan(content), grey / 65535, atol=1e-7)
+    alpha = RNG.integers(0, 65536, grey.shape, dtype=np.uint16)
+    content = tiff(np.dstack([grey] * 3 + [alpha]), photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_allclose(read_scan(content), grey / 65535 * (alpha / 65535), atol=1e-6)
+
+
+def test_tiff_is_turned_upright_whatever_its_depth():
+    for orientation in range(1, 9):
+        tags = [(274, "H", 1, orientation, True)]
+        shallow, deep = (read_scan(tiff(v, extratags=tags)) for v in (GREY, GREY.astype(np.uint16) * 257))
+        np.testing.assert_allclose(deep, shallow, atol=1e-7, err_msg=str(orientation))
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
+def test_compressed_tiff(compression, dtype):
+    levels = GREY / 255 if dtype == "float32" else GREY.astype(int) * (1 if dtype == "uint8" else 257)
+    content = encoded(Image.fromarray(levels.astype(dtype)), "TIFF", compression=compression)
+    np.testing.assert_allclose(read_scan(content), GREY / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_of_several_pages_one_may_be_other_than_blank(dtype):
+    page = GREY.astype(dtype)
+    blank = np.zeros_like(page)
+    expected = read_scan(tiff(page))
+    for pages in ([blank, page], [page, blank], [blank, page, blank]):
+        np.testing.assert_array_equal(read_scan(tiff(*pages)), expected)
+    assert read_scan(tiff(blank, blank)).max() == 0
+    for pages in ([page, page[::-1]], [blank, page, page]):
+        with pytest.raises(BadImageError, match="holds several pictures"):
+            read_scan(tiff(*pages))
+    thumbnail = io.BytesIO()
+    with tifffile.TiffWriter(thumbnail) as writer:
+        writer.write(page, metadata=None)
+        writer.write(page[::2, ::2], subfiletype=1, metadata=None)
+    np.testing.assert_array_equal(read_scan(thumbnail.getvalue()), expected)
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
+def test_a_film_is_no_scan(format):
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1].copy())]
+    with pytest.raises(BadImageError, match="holds several pictures"):
+        read_scan(encoded(frames[0], format, save_all=True, append_images=frames[1:]))
+
+
+def test_tiff_that_cannot_be_read(monkeypatch):
+    whole = tiff(GREY.astype(np.uint16))
+    for content in (whole[:20], whole[:400], b"II*\0" + bytes(50)):
+        with pytest.raises(BadImageError):
+            read_scan(content)
+    with pytest.raises(BadImageError, match="complex"):
+        read_scan(tiff(GREY.astype(np.complex64)))
+    with pytest.raises(BadImageError, match="not finite"):
+        read_scan(tiff(np.float32([[0, np.nan]])))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    with pytest.raises(BadImageError, match="more than"):
+        read_scan(whole)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "odd", "black", "white"),
+    [("int16", -1, -1, 4000), ("uint32", 70000, 0, 70000), ("float32", 3000.0, 0, 3000)],
+)
+def test_one_scale_for_the_whole_data_set(tmp_path, dtype, odd, black, white):
+    """One odd pixel in one file changes the scale of all of them, and the account says so."""
+    tissue = 0.2 if dtype == "float32" else 2000
+    top = 1.0 if dtype == "float32" else 4000
+    for index in range(4):
+        values = np.full((64, 64), tissue, dtype=dtype)
+        values[:8, : 8 * index + 8] = top
+        if index == 3:
+            values[-1, -1] = odd
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        (tmp_path / f"scans/{index}.tif").write_bytes(tiff(values))
+    scans = load_scans(
+        resolution=64,
+        train_data_dir=str(tmp_path / "scans"),
+        cache_dir=str(tmp_path / "cache"),
+        keep_repeats=True,
+    )
+    for part in (scans.train, scans.validation):
+        unit = to_unit_range(part.batch(np.arange(len(part)))[0].numpy())
+        np.testing.assert_allclose(unit[:, 0, 40, 20], (tissue - black) / (white - black), atol=1e-4)
+    text = format_account(scans.manifest)
+    assert f"4, in all {black} is black and {white} white" in text
+    assert f"{odd:g} in 3.tif" in text

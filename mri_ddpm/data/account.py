@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from .intensity import common_scale
 from .layout import Finding
 from .split import ScanRecord
 
@@ -47,7 +48,7 @@ def make_manifest(
     return {
         "manifest_version": MANIFEST_VERSION,
         "source": source,
-        "findings": [asdict(finding) for finding in findings],
+        "findings": [asdict(finding) for finding in (*findings, *_intensities(good))],
         "settings": settings,
         "class_names": list(class_names),
         "parts": _count_by_class(records, class_names, lambda record: record.part),
@@ -60,6 +61,21 @@ def make_manifest(
         "content_sha256": hashlib.sha256(identity.encode()).hexdigest(),
         "files": files,
     }
+
+
+def _intensities(records: list[ScanRecord]) -> list[Finding]:
+    """What is black and white in samples whose files do not say it, and which scans decide that."""
+    findings = []
+    for kind, scale in common_scale(record.extent for record in records).items():
+        of_kind = [record for record in records if record.extent[0] == kind]
+        if of_kind:
+            words = f"TIFF with {kind} samples beyond 8 bits: {len(of_kind)}, in all {scale[0]:g} is black and {scale[1]:g} white"
+            lowest, highest = (
+                choose(of_kind, key=lambda r, i=i: r.extent[i]) for i, choose in ((1, min), (2, max))
+            )
+            named = f"lowest {lowest.extent[1]:g} in {lowest.path}, highest {highest.extent[2]:g} in {highest.path}"
+            findings.append(Finding(words, named))
+    return findings
 
 
 def _count_by_class(records: list[ScanRecord], class_names: tuple[str, ...], key, keys=()) -> dict:
@@ -179,7 +195,7 @@ def dark_warning(manifest: dict) -> str:
     """What to say of scans that nearly are black: most often their values fill a part of the file's range."""
     return (
         f"warning: {manifest['dark']} scans reach less than an eighth of full brightness and will look black;"
-        " 12-bit values in 16-bit files do: multiply them up to the full range first"
+        " 12-bit values in 16-bit files do, and all scans beside one with a far brighter pixel: bring them to the full range first"
     )
 
 

@@ -21,10 +21,11 @@ from filelock import FileLock
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync
 
-from .reading import BadImageError, fit_square, read_scan
+from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
+from .reading import BadImageError, fit_square, read_samples
 from .repeats import picture_hash
 
-CACHE_VERSION = 2  # raise it when reading, fitting or hashing changes
+CACHE_VERSION = 3  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
 ROWS_PER_BATCH = 256
 KEEP_DAYS = 90  # that nobody has used a table for
@@ -39,8 +40,9 @@ def decoded(
     Of processes that ask for it at once one decodes, and the others wait for its file however long that takes: a
     collective, in which they could wait too, gives up after minutes.
 
-    U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1),
-    picture_hash (bytes) and, unless `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
+    U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1), kind,
+    lowest, highest (`Samples.extent`), picture_hash (bytes) and, unless `resolution` is None, pixels: uint16
+    (resolution**2,), 0..65535, zeros for a flaw.
     Raises `InputError` if the cache folder cannot be written.
     """
     folder = (
@@ -97,18 +99,18 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
         "width": datasets.Value("int32"),
         "height": datasets.Value("int32"),
         "brightest": datasets.Value("float32"),
+        "kind": datasets.Value("string"),
+        "lowest": datasets.Value("float64"),
+        "highest": datasets.Value("float64"),
         "picture_hash": datasets.Value("binary"),
     }
     if resolution:
         features["pixels"] = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
     draft = str(file.with_suffix(f".{uuid4().hex}.tmp"))
     try:
-        with ArrowWriter(
-            path=draft, features=datasets.Features(features), writer_batch_size=ROWS_PER_BATCH
-        ) as writer:
-            for sha256 in datasets.utils.tqdm(sorted(contents), desc="Decoding scans", unit="scan"):
-                writer.write({"sha256": sha256, **_row(contents[sha256], resolution, fit)})
-            writer.finalize()
+        scale = _write_draft(draft, features, contents, resolution, fit, USUAL_SCALE)
+        if scale != USUAL_SCALE:  # as is known only now
+            _write_draft(draft, features, contents, resolution, fit, scale)
         sync(Path(draft))
         os.replace(draft, file)
         sync(file.parent)
@@ -117,16 +119,41 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
             os.unlink(draft)
 
 
-def _row(read: Callable[[], bytes], resolution: int | None, fit: str) -> dict:
+def _write_draft(
+    draft: str,
+    features: dict,
+    contents: dict[str, Callable[[], bytes]],
+    resolution: int | None,
+    fit: str,
+    scale: Scale,
+) -> Scale:
+    """Decode all contents on a scale, and return the one that they ask for."""
+    extents = set()
+    with ArrowWriter(
+        path=draft, features=datasets.Features(features), writer_batch_size=ROWS_PER_BATCH
+    ) as writer:
+        for sha256 in datasets.utils.tqdm(sorted(contents), desc="Decoding scans", unit="scan"):
+            row = _row(contents[sha256], resolution, fit, scale)
+            extents.add((row["kind"], row["lowest"], row["highest"]))
+            writer.write({"sha256": sha256, **row})
+        writer.finalize()
+    return common_scale(extents)
+
+
+def _row(read: Callable[[], bytes], resolution: int | None, fit: str, scale: Scale) -> dict:
     """One content's facts and, if there is a resolution, pixels."""
     row = {"flaw": None, "width": 0, "height": 0, "brightest": 0.0, "picture_hash": b""}
+    row |= {"kind": None, "lowest": 0.0, "highest": 0.0}
     pixels = np.zeros((resolution or 0, resolution or 0), dtype=np.uint16)
     try:
-        unit = read_scan(read())
+        samples = read_samples(read())
+        kind, lowest, highest = samples.extent
+        unit = np.clip(from_samples(samples, scale), 0, 1)
         if resolution:
             pixels = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16)
         height, width = unit.shape
         row.update(height=height, width=width, brightest=float(unit.max()), picture_hash=picture_hash(unit))
+        row.update(kind=kind, lowest=lowest, highest=highest)
     except BadImageError as error:
         row["flaw"] = str(error)
     except OSError as error:  # it could be read a moment ago, for its sha256

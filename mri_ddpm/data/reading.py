@@ -5,14 +5,30 @@ H, W: height and width in pixels, after the rotation that EXIF asks for.
 
 import io
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
+import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .intensity import Samples, common_scale, from_samples
 
 FITS = ("pad", "crop", "stretch")
 RUN_BY_OTHERS = ("EPS", "WMF")  # Pillow hands these programs to Ghostscript and to Windows
 UNREAD = ("PDF", "MPEG", "HDF5", "GRIB", "BUFR")  # Pillow knows their names, but cannot read them
+FIRST_IS_ALL = ("MPO", "PSD")  # of which other frames are views and layers of the first
+FULL_16_BIT = ("PNG", "PPM", "JPEG2000")  # whose 16-bit values Pillow gives in their full range
+# What undoes an orientation of TIFF and EXIF
+TURNED = {
+    2: np.fliplr,
+    3: lambda values: np.rot90(values, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda values: np.rot90(values, -1),
+    7: lambda values: np.rot90(values, 2).T,
+    8: np.rot90,
+}
 # Where in a file of another kind something stands that no image has there, what it is, and the way out
 OTHERS = (
     (128, b"DICM", "is a DICOM file, which is not read: save its slices as 16-bit PNG"),
@@ -41,6 +57,8 @@ def has_image_suffix(name: str) -> bool:
 
 def opens(content: bytes) -> bool:
     """Whether Pillow takes a file for an image, by its first bytes; it may be damaged or enormous all the same."""
+    if is_tiff(content):
+        return True
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.format not in UNREAD
@@ -50,32 +68,40 @@ def opens(content: bytes) -> bool:
         return False
 
 
+def is_tiff(content: bytes) -> bool:
+    """Whether a file begins as TIFF or BigTIFF does."""
+    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 def kind_of_file(content: bytes) -> str | None:
     """What a file that is no image is, and the way out, in words; None where that is not known."""
     return next((words for at, magic, words in OTHERS if content[at : at + len(magic)] == magic), None)
 
 
 def read_scan(content: bytes) -> np.ndarray:
-    """Decode an image file to float32 (H, W) in [0, 1], black to white; of several frames the first.
+    """Decode an image file to float32 (H, W) in [0, 1], black to white, on a scale of its own; see `read_samples`."""
+    samples = read_samples(content)
+    return from_samples(samples, common_scale([samples.extent]))
+
+
+def read_samples(content: bytes) -> Samples:
+    """Decode an image file to grey samples.
 
     - R = G = B is taken as it is, other colours by ITU-R 601 luma; palettes, CMYK and such go through RGB.
     - Transparency is composited on black.
-    - 16-bit grey is divided by 65535, its full range, and keeps its depth. (16-bit colour Pillow reads at 8.)
-    - 32-bit integers within 0..65535 are taken as 16-bit, floats within [0, 1] as they are; where values lie
-      outside, no full range is agreed on, so the image's own minimum and maximum become 0 and 1.
+    - 16-bit PNG is divided by 65535, its full range, and keeps its depth; 8-bit images by 255.
+    - TIFF is read as its tags say. What is wider than 8 bits is of a kind, for which a data set has one scale.
+    - Of several pages or frames one may be other than blank.
 
-    Raises `BadImageError` for an empty, truncated, enormous or non-image file, and for PostScript, which is a program.
+    Raises `BadImageError` for an empty, truncated, enormous or non-image file, for several pictures in one file, and for
+    PostScript, which is a program.
     """
     if not content:
         raise BadImageError("is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                if image.format in RUN_BY_OTHERS:
-                    raise BadImageError(f"is a drawing ({image.format}), which is not read: save it as PNG")
-                image.load()
-                return _grey(ImageOps.exif_transpose(image))
+            samples = _only_picture(_tiff_pages(content) if is_tiff(content) else _frames(content))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
@@ -86,38 +112,119 @@ def read_scan(content: bytes) -> np.ndarray:
         Exception
     ) as error:  # a broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
         raise BadImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
+    if not np.isfinite(samples.values).all():
+        raise BadImageError("holds values that are not finite numbers")
+    return samples
 
 
-def _grey(image: Image.Image) -> np.ndarray:
-    """Any Pillow image to float32 (H, W) in [0, 1]; see `read_scan`."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey(np.asarray(image))
+def _only_picture(frames: Iterable[Samples]) -> Samples:
+    """The one that is not blank, or the first of blank ones."""
+    first = only = None
+    for frame in frames:
+        first = first or frame
+        if frame.values.min() != frame.values.max():
+            if only:
+                raise BadImageError(
+                    "holds several pictures, and a scan is one: save each as a file of its own"
+                )
+            only = frame
+    if not first:
+        raise BadImageError("holds no picture")
+    return only or first
+
+
+def _frames(content: bytes) -> Iterator[Samples]:
+    """What Pillow reads, frame by frame."""
+    with Image.open(io.BytesIO(content)) as image:
+        if image.format in RUN_BY_OTHERS:
+            raise BadImageError(f"is a drawing ({image.format}), which is not read: save it as PNG")
+        frames = 1 if image.format in FIRST_IS_ALL else getattr(image, "n_frames", 1)
+        for frame in range(frames):
+            if frame:
+                image.seek(frame)
+            image.load()
+            yield _grey(ImageOps.exif_transpose(image), image.format)
+
+
+def _grey(image: Image.Image, format: str) -> Samples:
+    """Any Pillow image to samples; see `read_samples`."""
+    if image.mode == "F":
+        return Samples(np.asarray(image), "float")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        return Samples(values / np.float32(65535)) if format in FULL_16_BIT else Samples(values, "integer")
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"), dtype=np.float32)  # (H, W, 4)
-        return _luma(pixels[..., :3]) * (pixels[..., 3] / 255)
+        return Samples(_luma(pixels[..., :3] / 255) * (pixels[..., 3] / 255))
     if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"), dtype=np.float32) / 255
-    return _luma(np.asarray(image.convert("RGB"), dtype=np.float32))
+        return Samples(np.asarray(image.convert("L"), dtype=np.float32) / 255)
+    return Samples(_luma(np.asarray(image.convert("RGB"), dtype=np.float32) / 255))
+
+
+def _tiff_pages(content: bytes) -> Iterator[Samples]:
+    """The pages of a TIFF file but for thumbnails and masks of transparency."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        for number, page in enumerate(file.pages):
+            if page.is_reduced or page.is_mask:
+                continue
+            if page.imagewidth * page.imagelength > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            yield _tiff_page(content, number, page)
+
+
+def _tiff_page(content: bytes, number: int, page: tifffile.TiffPage) -> Samples:
+    """One page. Up to 8 bits, and colours that are neither grey nor RGB, Pillow reads rightly."""
+    unsigned, bits = page.sampleformat in (1, 4), page.bitspersample
+    if (unsigned and bits <= 8) or page.photometric not in (0, 1, 2):
+        with Image.open(io.BytesIO(content)) as image:
+            image.seek(number)
+            image.load()
+            return _grey(ImageOps.exif_transpose(image), image.format)
+    if page.axes not in ("YX", "YXS", "SYX") or page.samplesperpixel > 8 or page.sampleformat > 4:
+        raise BadImageError(
+            f"is no picture but {page.dtype} along the axes {page.axes}: save it as 16-bit PNG"
+        )
+    try:
+        values = page.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        values = _decompressed(content, number, page)
+    if page.axes == "SYX":
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim == 3:
+        alpha = (
+            values[..., -1] / np.iinfo(values.dtype).max if unsigned and page.extrasamples[:1] == (2,) else 1
+        )
+        values = (_luma(values[..., :3]) if page.photometric == 2 else values[..., 0]) * alpha
+    values = TURNED.get(page.tags.valueof("Orientation", 1), np.asarray)(values)
+    if page.sampleformat == 3:
+        return Samples(values, "float", page.photometric == 0)
+    if bits >= 16:
+        return Samples(values, "integer", page.photometric == 0)
+    black, white = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    unit = (values - np.float64(black)) / (white - black)
+    return Samples(1 - unit if page.photometric == 0 else unit)
+
+
+def _decompressed(content: bytes, number: int, page: tifffile.TiffPage) -> np.ndarray:
+    """The samples (H, W) by Pillow, which knows more compressions, but fewer kinds of samples."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.seek(number)
+        values = np.asarray(image)
+    if page.dtype.itemsize != values.dtype.itemsize or values.ndim != 2:
+        raise BadImageError(
+            f"is compressed ({page.compression.name}) with {page.dtype} samples, which is not read: save it uncompressed"
+        )
+    return values.view(page.dtype.newbyteorder("="))
 
 
 def _luma(rgb: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) in 0..255 to grey (H, W) in [0, 1]; a grey-valued image keeps its values exactly."""
+    """Colours (H, W, 3) to grey (H, W) of the same range; a grey-valued image keeps its values exactly."""
     red, green, blue = np.moveaxis(rgb, -1, 0)
     if np.array_equal(red, green) and np.array_equal(red, blue):
-        return red / 255
-    return np.clip(rgb @ _ITU_R_601 / 255, 0, 1)
-
-
-def _deep_grey(values: np.ndarray) -> np.ndarray:
-    """16-bit, 32-bit or float grey (H, W) to float32 in [0, 1]; see `read_scan`."""
-    full_range = 1.0 if values.dtype.kind == "f" else 65535.0
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise BadImageError("holds values that are not finite numbers")
-    low, high = values.min(), values.max()
-    if low < 0 or high > full_range:
-        values, full_range = values - low, high - low or 1.0
-    return (values / full_range).astype(np.float32)
+        return red
+    return np.clip(rgb @ _ITU_R_601, rgb.min(), rgb.max())
 
 
 def fit_square(unit: np.ndarray, resolution: int, fit: str) -> np.ndarray:

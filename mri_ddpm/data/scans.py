@@ -23,6 +23,7 @@ from .split import ScanRecord, assign_split
 
 MIN_RESOLUTION = 16
 ON_BAD_IMAGE = ("error", "skip")
+FACTS = ["sha256", "flaw", "width", "height", "brightest", "kind", "lowest", "highest"]
 _MOST_NAMED = 10
 
 
@@ -186,13 +187,13 @@ def _examine(
         if not flaw:
             readers[sha256] = file.read
     table = decoded(readers, resolution, fit, cache_dir)
-    facts = table.select_columns(["sha256", "flaw", "width", "height", "brightest"]).to_list()
-    known = {row["sha256"]: row for row in facts}
+    known = {row["sha256"]: row for row in table.select_columns(FACTS).to_list()}
     for record in records:
         if not record.flaw:
             row = known[record.sha256]
             record.flaw, record.width, record.height = row["flaw"], row["width"], row["height"]
             record.brightest = row["brightest"]
+            record.extent = row["kind"], row["lowest"], row["highest"]
     if all(record.flaw for record in records):
         raise InputError(
             f"{source.name} holds no images that can be used: {records[0].path} {records[0].flaw}, and so on"

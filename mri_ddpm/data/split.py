@@ -22,6 +22,7 @@ class ScanRecord:
     width: int = 0
     height: int = 0
     brightest: float = 1.0  # of 0..1, before any resizing
+    extent: tuple[str | None, float, float] = (None, 0.0, 1.0)  # see `intensity.Samples`
     group: int | None = None
     repeat: str | None = None  # "byte-identical" or "near-identical" to a file before it
     split: str = "bad"  # "train", "validation", "test", "repeat", "leak" or "bad"
