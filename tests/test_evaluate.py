@@ -372,8 +372,7 @@ def test_images_of_anybody_are_measured(scans_and_images, tmp_path, capsys):
     assert "Do they copy patients?" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert set(metrics["quality"]) == {"wavelet_kid", "detail_ratio"}
-    low, high = metrics["quality"]["wavelet_kid"]["interval"]
-    assert low < 0.1 < high + 0.2  # as good as scans, give or take
+    assert metrics["quality"]["wavelet_kid"]["interval"][0] < 0.1  # as good as scans
     assert metrics["quality_by_class"].keys() == set(NAMES)
     assert metrics["memorisation"]["images"] == 60
     assert metrics["not_measured"]["usefulness"] == "it was not asked for."
