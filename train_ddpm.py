@@ -3,10 +3,9 @@
 Without scans it trains on a built-in head phantom. ``python train_ddpm.py --help`` lists every flag.
 """
 
-from mri_ddpm.config import parse_config
+from mri_ddpm.commands.train import main
 from mri_ddpm.errors import exit_on_input_error
-from mri_ddpm.training import train
 
 if __name__ == "__main__":
     with exit_on_input_error():
-        train(parse_config())
+        main()

@@ -1,6 +1,6 @@
 """Brain MRI synthesis with denoising diffusion, on Hugging Face diffusers.
 
-Importing the package is all that ``MRIDDPMPipeline.from_pretrained`` needs in a fresh process.
+``from mri_ddpm import MRIDDPMPipeline`` is all that ``MRIDDPMPipeline.from_pretrained`` needs in a fresh process.
 """
 
 from pathlib import Path
@@ -10,8 +10,16 @@ from pathlib import Path
 if Path(__file__).parents[1].joinpath("pipelines", "pipeline_mri_ddpm.py").is_file():
     __path__.append(str(Path(__file__).parents[1]))
 
-from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-
 __version__ = "0.1.0"
 __all__ = ["AttentionUNet2DModel", "MRIDDPMPipeline"]
+
+
+def __getattr__(name: str):
+    """Import what is asked for when it is: ``mri-ddpm --help`` must not wait for torch."""
+    if name == "AttentionUNet2DModel":
+        from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel as found
+    elif name == "MRIDDPMPipeline":
+        from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found

@@ -11,7 +11,7 @@ from conftest import tiny, train_alone
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from mri_ddpm import cli
+from mri_ddpm import commands
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import classifier, parts, two_sample
@@ -242,7 +242,7 @@ def test_of_a_small_set_is_measured_what_can_be(tmp_path, capsys):
     assert "flagged_share" not in row
     assert row["wavelet_kid_interval"][0] > 0
     assert Image.open(run / "evaluation.png").width > 400
-    cli.main(
+    commands.main(
         ["evaluate", str(run), "--scheduler", "ddim", "--num_inference_steps", "2", "--num_images", "100"]
     )
     printed = capsys.readouterr().out
@@ -300,7 +300,9 @@ def test_epochs_are_evaluated_during_training(run, unbroken):
 def test_sample_leaves_copies_out_and_says_how_many(run, tmp_path, capsys):
     """The model draws its own "training scans" first, so that drawing them again from the same seeds is copying."""
     flags = ["--num_inference_steps", "4", "--batch_size", "50"]
-    cli.main(["sample", str(run), *flags, "--num_images", "120", "--output_dir", str(tmp_path / "drawn")])
+    commands.main(
+        ["sample", str(run), *flags, "--num_images", "120", "--output_dir", str(tmp_path / "drawn")]
+    )
     for path in list((tmp_path / "drawn").glob("*.png")):
         folder = tmp_path / "scans" / path.name.rpartition("-")[0]
         folder.mkdir(parents=True, exist_ok=True)
@@ -313,7 +315,7 @@ def test_sample_leaves_copies_out_and_says_how_many(run, tmp_path, capsys):
     learned = {Path(f["path"]).name for f in scans.manifest["files"] if f["split"] == "train"}
 
     rejecting = ["--num_images", "24", "--reject_copies", "--train_data_dir", str(tmp_path / "scans")]
-    cli.main(["sample", str(copycat), *flags, *rejecting, "--output_dir", str(tmp_path / "kept")])
+    commands.main(["sample", str(copycat), *flags, *rejecting, "--output_dir", str(tmp_path / "kept")])
     kept = {path.name for path in (tmp_path / "kept").glob("*.png")}
     assert f"{24 - len(kept)} of 24 images came too close to a training scan" in capsys.readouterr().out
     assert not kept & learned  # all that it had learned were left out
@@ -333,19 +335,19 @@ def test_a_model_of_a_data_set_is_accounted_for_measured_and_checked(tmp_path, c
         features=datasets.Features({"scan": datasets.Image(), "kind": datasets.Value("string")}),
     ).save_to_disk(saved)
     there = ["--dataset_name", str(saved), "--image_column", "scan", "--label_column", "kind"]
-    cli.main(["data", *there, "--output", str(tmp_path / "manifest.json")])
+    commands.main(["data", *there, "--output", str(tmp_path / "manifest.json")])
     cache = {"cache_dir": str(tmp_path / "cache"), "validation_share": 0.3}
     columns = {"dataset_name": str(saved), "image_column": "scan", "label_column": "kind"}
     run = train_alone(tiny(tmp_path / "run", **columns, **cache, max_train_steps=4))
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        cli.main(["evaluate", str(run), "--num_images", "100"])
+        commands.main(["evaluate", str(run), "--num_images", "100"])
     assert "by --train_data_dir, or the data set by --dataset_name" in capsys.readouterr().err
     real = load_real_scans(load_record(str(run)), {"dataset_name": str(saved)}, 16)
     assert real.class_names == NAMES
     assert len(real.training[1]) + len(real.held_out[1]) == 80
     flags = ["--reject_copies", "--num_images", "4", "--num_inference_steps", "2"]
-    cli.main(["sample", str(run), *flags, *there, "--output_dir", str(tmp_path / "drawn")])
+    commands.main(["sample", str(run), *flags, *there, "--output_dir", str(tmp_path / "drawn")])
     assert "of 4 images came too close" in capsys.readouterr().out
 
 
@@ -368,7 +370,7 @@ def test_images_of_anybody_are_measured(scans_and_images, tmp_path, capsys):
     scans, images = scans_and_images
     out = ["--train_data_dir", str(scans), "--output_dir", str(tmp_path / "eval")]
     chosen = ["wavelet_kid", "detail_ratio", "memorisation", "likelihood"]
-    cli.main(["evaluate", "--images", str(images), *out, "--metrics", *chosen])
+    commands.main(["evaluate", "--images", str(images), *out, "--metrics", *chosen])
     assert "Do they copy patients?" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert set(metrics["quality"]) == {"wavelet_kid", "detail_ratio"}
@@ -395,7 +397,7 @@ def test_refuses_images_that_cannot_be_measured(scans_and_images, run, tmp_path,
 
     def message(*args) -> str:
         with pytest.raises(SystemExit) as end:
-            cli.main(["evaluate", *map(str, args)])
+            commands.main(["evaluate", *map(str, args)])
         assert end.value.code == 2
         return capsys.readouterr().err.split("error: ")[1]
 
@@ -428,7 +430,7 @@ def test_refuses_images_that_cannot_be_measured(scans_and_images, run, tmp_path,
 def test_refuses_what_cannot_be_evaluated(run, tmp_path, capsys):
     def message(*args) -> str:
         with pytest.raises(SystemExit) as end:
-            cli.main(["evaluate", *map(str, args)])
+            commands.main(["evaluate", *map(str, args)])
         assert end.value.code == 2
         return capsys.readouterr().err.split("error: ")[1]
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, cli
+from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, commands
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines, write_json_lines
 from mri_ddpm.hub import export_repository
@@ -211,7 +211,7 @@ def test_refuses_a_folder_that_is_taken_and_a_source_that_is_none(unbroken, tmp_
 
 
 def test_dry_run_lists_the_repository(unbroken, tmp_path, capsys):
-    cli.main(["push", str(unbroken), "me/tiny", "--dry_run", str(tmp_path / "dry")])
+    commands.main(["push", str(unbroken), "me/tiny", "--dry_run", str(tmp_path / "dry")])
     listed = {line.split()[-1] for line in capsys.readouterr().out.splitlines()[:-1]}
     assert (
         listed
@@ -412,7 +412,7 @@ def test_a_tampered_repository_is_refused_before_any_of_its_code_runs(exported, 
     with pytest.raises((ValueError, OSError), match=words):
         MRIDDPMPipeline.from_pretrained(exported)
     with pytest.raises(SystemExit) as end:
-        cli.main(["push", str(exported), "me/tiny", "--dry_run", str(tmp_path / "dry")])
+        commands.main(["push", str(exported), "me/tiny", "--dry_run", str(tmp_path / "dry")])
     assert end.value.code == 2
     assert capsys.readouterr().err.split("error: ")[1].count("\n") == 1  # one sentence
     assert not (tmp_path / "ran").exists()
@@ -424,7 +424,7 @@ def test_a_tampered_repository_is_refused_before_any_of_its_code_runs(exported, 
 
 def test_images_say_where_they_come_from(exported, tmp_path):
     flags = ("--num_inference_steps", "3", "--guidance_scale", "1.5", "--seed", "7", "--num_images", "2")
-    cli.main(
+    commands.main(
         ["sample", str(exported), "--class_label", "no_tumor", *flags, "--output_dir", str(tmp_path / "out")]
     )
     text = Image.open(tmp_path / "out" / "no_tumor-00001.png").text

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_hub_export import DRAW, FILES, WEIGHTS, images_of
 from test_training import start
 
-from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, cli
+from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, commands
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import background, export_repository, push, push_run
@@ -54,7 +54,7 @@ def load(repo_id: str = REPO, **kwargs) -> MRIDDPMPipeline:
 
 
 def test_a_pushed_run_opens_both_ways_in_fresh_processes(hub, unbroken, run_fresh, tmp_path, monkeypatch):
-    cli.main(["push", str(unbroken), REPO])
+    commands.main(["push", str(unbroken), REPO])
     assert set(hub.repositories[REPO].files()) == FILES | {".gitattributes"}
     assert hub.repositories[REPO].private
     expected = images_of(load(unbroken / "pipeline"))
@@ -114,7 +114,7 @@ def change_weights(folder: Path) -> None:
 def test_a_loaded_pipeline_is_saved_and_pushed_again(hub, pushed, tmp_path):
     pipeline = load()
     pipeline.save_pretrained(tmp_path / "saved")
-    cli.main(["push", str(tmp_path / "saved"), "me/again"])
+    commands.main(["push", str(tmp_path / "saved"), "me/again"])
     pipeline.push_to_hub("me/by-diffusers")
     pipeline.save_pretrained(str(tmp_path / "sent"), push_to_hub=True, repo_id="me/sent")
     pipeline.unet.push_to_hub("me/unet")
@@ -155,7 +155,7 @@ def test_a_second_push_leaves_nothing_of_the_first_model(hub, pushed, tmp_path):
 def test_a_second_push_sends_what_has_changed_and_no_more(hub, pushed, tmp_path, capsys):
     run = shutil.copytree(pushed, tmp_path / "run")
     change_weights(run / "pipeline")
-    cli.main(["push", str(run), REPO])
+    commands.main(["push", str(run), REPO])
     out = capsys.readouterr().out
     assert f"MB ({WEIGHTS})" in out
     assert f"unchanged: {len(FILES) - 1}" in out
@@ -166,7 +166,7 @@ def test_a_second_push_sends_what_has_changed_and_no_more(hub, pushed, tmp_path,
     assert [name for name in after if after[name] != before[name]] == [WEIGHTS]
 
     hub.requests.clear()
-    cli.main(["push", str(run), REPO])
+    commands.main(["push", str(run), REPO])
     assert "sent nothing" in capsys.readouterr().out
     assert not asked(hub, "commit")
     assert not asked(hub, "lfs_upload")
@@ -202,7 +202,7 @@ def test_a_name_that_holds_something_else_is_refused(hub, unbroken, capsys):
         hub.edit("me/thesis", name, None)
     hub.edit("me/thesis", "weights.bin", b"somebody's years of work")
     with pytest.raises(SystemExit) as end:
-        cli.main(["push", str(unbroken), "me/thesis"])
+        commands.main(["push", str(unbroken), "me/thesis"])
     assert end.value.code == 2
     assert "the name me/thesis is taken" in capsys.readouterr().err
     assert hub.repositories["me/thesis"].files()["weights.bin"] == b"somebody's years of work"
@@ -239,7 +239,7 @@ def test_a_refusal_is_one_sentence_and_not_tried_again(hub, unbroken, capsys, mo
     if fault:
         hub.fail(fault[0], **fault[1])
     with pytest.raises(SystemExit) as end:
-        cli.main(["push", str(unbroken), repo_id])
+        commands.main(["push", str(unbroken), repo_id])
     assert end.value.code == 2
     message = capsys.readouterr().err.split("error: ")[1]
     assert words in message
@@ -291,7 +291,7 @@ def test_a_hub_that_stays_away_leaves_everything_as_it_was(hub, pushed, tmp_path
     before = hub.repositories[REPO].files()
     hub.fail("commit", status=503, times=100, message="maintenance")
     with pytest.raises(SystemExit) as end:
-        cli.main(["push", str(run), REPO])
+        commands.main(["push", str(run), REPO])
     assert end.value.code == 2
     message = capsys.readouterr().err.split("error: ")[1]
     for words in ("503: maintenance", f"tried {push.TRIES} times", "Nothing was changed there"):
@@ -327,7 +327,7 @@ def test_errors_and_logs_blot_out_what_the_server_repeats(hub, unbroken, capfd, 
     hub.fail("commit", status=403, message=f"the token {TOKEN} may not")
     hub.fail("lfs_upload", status=503, times=1)
     with pytest.raises(SystemExit):
-        cli.main(["push", str(unbroken), REPO])
+        commands.main(["push", str(unbroken), REPO])
     seen = "".join(capfd.readouterr()) + caplog.text
     assert "the token *** may not" in seen
     assert TOKEN not in seen
@@ -353,7 +353,7 @@ def test_a_tampered_repository_on_the_hub_is_refused(hub, pushed, tmp_path, caps
     hub.edit(REPO, "pipeline_mri_ddpm.py", f"open({str(tmp_path / 'ran')!r}, 'w')".encode())
     hub.edit(REPO, "unet/../../../../escaped.safetensors", b"x")
     with pytest.raises(SystemExit) as end:
-        cli.main(["sample", REPO, "--output_dir", str(tmp_path / "out")])
+        commands.main(["sample", REPO, "--output_dir", str(tmp_path / "out")])
     assert end.value.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
@@ -364,7 +364,7 @@ def test_a_tampered_repository_on_the_hub_is_refused(hub, pushed, tmp_path, caps
 def test_sample_says_what_is_wrong_with_a_repository(hub, pushed, tmp_path, capsys, monkeypatch):
     def message(repo_id):
         with pytest.raises(SystemExit) as end:
-            cli.main(["sample", repo_id, "--output_dir", str(tmp_path / "out")])
+            commands.main(["sample", repo_id, "--output_dir", str(tmp_path / "out")])
         assert end.value.code == 2
         return capsys.readouterr().err.split("error: ")[1]
 
@@ -377,7 +377,7 @@ def test_sample_says_what_is_wrong_with_a_repository(hub, pushed, tmp_path, caps
 
 
 def test_images_of_a_hub_model_carry_its_commit(hub, pushed, tmp_path):
-    cli.main(
+    commands.main(
         [
             "sample",
             REPO,

@@ -97,6 +97,6 @@ def test_training_from_an_installed_package_outside_the_repository(site, tmp_pat
 
 def test_a_clone_beside_a_plain_install_finds_its_own_pipelines(clone, site):
     """The clone's ``mri_ddpm/`` hides the installed one, while its ``pipelines/`` stands beside it."""
-    where = "import mri_ddpm, sys; print(sys.modules['mri_ddpm.pipelines.pipeline_mri_ddpm'].__file__)"
+    where = "from mri_ddpm import MRIDDPMPipeline; import sys; print(sys.modules['mri_ddpm.pipelines.pipeline_mri_ddpm'].__file__)"
     found = Path(run(site, clone, "-c", where).strip())
     assert found == clone / "pipelines" / "pipeline_mri_ddpm.py"

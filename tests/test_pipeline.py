@@ -8,7 +8,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.cli import named_class
+from mri_ddpm.commands.sample import named_class
 from mri_ddpm.diffusion import make_noise_scheduler
 
 CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor")

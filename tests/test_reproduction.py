@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY, losses
 from PIL import Image
 
-from mri_ddpm import cli
+from mri_ddpm import commands
 from mri_ddpm.data import draw_phantoms, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json, write_json
@@ -163,7 +163,7 @@ def test_the_report_is_written_anew_without_training_also_of_runs_that_broke(rep
     grid.rename(grid.with_suffix(".away"))
     pictures = {path: path.stat().st_mtime_ns for path in reproduction.glob("runs/*/loss.png")}
     try:
-        cli.main(["reproduce", "--budget", "tiny", "--output_dir", str(reproduction)])
+        commands.main(["reproduce", "--budget", "tiny", "--output_dir", str(reproduction)])
     finally:
         grid.with_suffix(".away").rename(grid)
         for path, content in changed.items():
@@ -239,7 +239,7 @@ def test_another_s_folder_is_refused(reproduction, tmp_path, capsys):
         (older, "by the plan of another version"),
     ):
         with pytest.raises(SystemExit) as end:
-            cli.main(["reproduce", "--budget", "tiny", "--output_dir", str(folder)])
+            commands.main(["reproduce", "--budget", "tiny", "--output_dir", str(folder)])
         assert end.value.code == 2
         message = capsys.readouterr().err
         assert words in message

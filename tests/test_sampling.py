@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from mri_ddpm import MRIDDPMPipeline, cli
+from mri_ddpm import MRIDDPMPipeline, commands
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.sampling import SCHEDULERS, batch_size_that_fits, draw_batches, set_scheduler
 from mri_ddpm.sampling.batches import activation_bytes
@@ -32,7 +32,7 @@ def saved(pipeline, tmp_path):
 
 def sample(saved, output_dir, *flags, steps: int = 4) -> None:
     command = ["sample", str(saved), "--output_dir", str(output_dir), "--num_inference_steps", str(steps)]
-    cli.main([*command, *map(str, flags)])
+    commands.main([*command, *map(str, flags)])
 
 
 def pictures(folder) -> dict[str, bytes]:
@@ -51,7 +51,14 @@ def refusal(capsys, *arguments, **steps) -> str:
 
 def test_a_drawing_that_was_killed_goes_on_where_it_stopped(saved, tmp_path):
     flags = ["--num_images", "24", "--batch_size", "4", "--class_label", "no_tumor"]
-    command = [sys.executable, "-c", "from mri_ddpm.cli import main; main()", "sample", str(saved), *flags]
+    command = [
+        sys.executable,
+        "-c",
+        "from mri_ddpm.commands import main; main()",
+        "sample",
+        str(saved),
+        *flags,
+    ]
     command += ["--output_dir", str(tmp_path / "out"), "--num_inference_steps", "60"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while len(pictures(tmp_path / "out")) < 5:
@@ -274,7 +281,7 @@ def test_a_noise_strip_shows_one_scan_vanish(saved, tmp_path, capsys):
     Image.fromarray(scan).save(tmp_path / "scan.png")
     command = ["sample", saved, "--noise_strip", tmp_path / "scan.png", "--output_dir", tmp_path / "out"]
     command = [str(part) for part in command]
-    cli.main(command)
+    commands.main(command)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["noise_strip.png"]
     strip = np.asarray(Image.open(tmp_path / "out" / "noise_strip.png"))[14:]
     tiles = [strip[:, i : i + 72].astype(float).ravel() for i in range(0, strip.shape[1], 72)]
@@ -283,7 +290,7 @@ def test_a_noise_strip_shows_one_scan_vanish(saved, tmp_path, capsys):
     assert likeness == sorted(likeness, reverse=True)
     assert likeness[-1] < 0.3
     with pytest.raises(SystemExit):
-        cli.main(command)
+        commands.main(command)
     assert "holds a noise_strip.png already" in capsys.readouterr().err
 
 

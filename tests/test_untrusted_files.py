@@ -16,7 +16,7 @@ from damage import CASES, in_place_of, limits, other_contents, random_damage, re
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, cli
+from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, commands
 from mri_ddpm.config import parse_config
 from mri_ddpm.data import draw_phantoms, load_scans
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
@@ -87,7 +87,7 @@ def test_weights_that_are_not_finite_are_not_loaded(pipeline_dir, tmp_path, caps
             ["evaluate", str(pipeline_dir), "--output_dir", str(tmp_path / "out")],
         ):
             with pytest.raises(SystemExit) as end:
-                cli.main(command)
+                commands.main(command)
             errors = capsys.readouterr().err
             assert end.value.code == 2
             assert re.search(words, errors), errors
@@ -133,7 +133,7 @@ def test_a_network_that_overflows_ends_the_command_in_a_sentence(pipeline_dir, t
     save_file(tensors, pipeline_dir / WEIGHTS)
     for batch_size in ("auto", "2"):
         with pytest.raises(SystemExit) as end:
-            cli.main(["sample", str(pipeline_dir), "--num_images", "2", "--batch_size", batch_size,
+            commands.main(["sample", str(pipeline_dir), "--num_images", "2", "--batch_size", batch_size,
                       "--num_inference_steps", "2", "--output_dir", str(tmp_path / batch_size)])  # fmt: skip
         assert end.value.code == 2
         assert "predictions are not finite numbers" in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """The ``mri-ddpm`` command, run as a user runs it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mri_ddpm import MRIDDPMPipeline, cli
+from mri_ddpm import MRIDDPMPipeline, commands
 from mri_ddpm.data import draw_phantoms
 from mri_ddpm.diffusion import make_noise_scheduler
 
@@ -21,7 +23,7 @@ def pipeline_folder(make_unet, tmp_path):
 
 
 def sample(pipeline_folder, output_dir, *flags) -> dict[str, np.ndarray]:
-    cli.main(
+    commands.main(
         [
             "sample",
             str(pipeline_folder),
@@ -104,24 +106,32 @@ def scans_folder(tmp_path):
 
 def test_data_prints_the_account_and_writes_the_manifest(scans_folder, tmp_path, capsys):
     file = tmp_path / "manifest.json"
-    cli.main(["data", str(scans_folder), "--output", str(file)])
+    commands.main(["data", str(scans_folder), "--output", str(file)])
     printed = capsys.readouterr().out
     manifest = json.loads(file.read_text())
     assert len(manifest["files"]) == 16
     assert all(f"class_{label}" in printed for label in range(4))
 
     with pytest.raises(SystemExit) as end:  # a manifest is not overwritten
-        cli.main(["data", str(scans_folder), "--output", str(file)])
+        commands.main(["data", str(scans_folder), "--output", str(file)])
     assert end.value.code == 2
     assert "manifest.json exists" in capsys.readouterr().err
 
 
 def test_data_writes_into_a_folder_that_is_not_there_yet(scans_folder, tmp_path, capsys):
-    cli.main(["data", str(scans_folder), "--output", str(tmp_path / "new/there/manifest.json")])
+    commands.main(["data", str(scans_folder), "--output", str(tmp_path / "new/there/manifest.json")])
     assert json.loads((tmp_path / "new/there/manifest.json").read_text())["files"]
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SystemExit):
-        cli.main(["data", str(scans_folder), "--output", str(tmp_path / "file/manifest.json")])
+        commands.main(["data", str(scans_folder), "--output", str(tmp_path / "file/manifest.json")])
     captured = capsys.readouterr()
     assert "--output" in captured.err
     assert "cannot be written" in captured.err
+
+
+def test_help_waits_for_nothing_heavy():
+    code = "import sys; from mri_ddpm.commands import main; main(['--help'])"
+    heavy = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    ended = subprocess.run([sys.executable, "-c", heavy + code], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("False\n")
+    assert all(f"    {name} " in ended.stdout or f"    {name}\n" in ended.stdout for name in commands.COMMANDS)

@@ -1,0 +1,45 @@
+"""Flags that several commands have, declared once."""
+
+import argparse
+
+import torch
+
+from mri_ddpm.evaluation.subject import HUB_FLAGS
+from mri_ddpm.sampling import SCHEDULERS
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PIPELINE = "run folder, such as runs/a, its pipeline folder, or a Hub repository"
+
+
+def add_chain(parser: argparse.ArgumentParser) -> None:
+    """How an image is drawn, as ``sample`` and ``evaluate`` take it."""
+    parser.add_argument(
+        "--scheduler",
+        choices=SCHEDULERS,
+        help="how noise becomes an image; that of the training when not given",
+    )
+    parser.add_argument(
+        "--num_inference_steps", type=int, help="steps of the reverse chain; all when not given"
+    )
+    parser.add_argument(
+        "--guidance_scale", type=float, default=1.0, help="1 is none; more follows the class more"
+    )
+    parser.add_argument(
+        "--guidance_start", type=float, default=0.0, help="share of the chain where it begins"
+    )
+    parser.add_argument("--guidance_end", type=float, default=1.0, help="share of the chain where it ends")
+
+
+def add_scans(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where real scans are, by the flags of the training."""
+    hub = "needed only where the run's papers do not say it"
+    parser.add_argument("--train_data_dir", "--data", metavar="DIR", help=f"{what}: a folder or .zip")
+    parser.add_argument("--dataset_name", help=f"or a data set on the Hub, or what save_to_disk wrote; {hub}")
+    parser.add_argument("--dataset_config_name", help="configuration of --dataset_name")
+    parser.add_argument("--image_column", help="image column of --dataset_name")
+    parser.add_argument("--label_column", help="class column of --dataset_name")
+
+
+def where(args: argparse.Namespace) -> dict[str, str | None]:
+    """What `add_scans` asked for; `None` where it was not given."""
+    return {name: getattr(args, name) for name in ("train_data_dir", *HUB_FLAGS)}

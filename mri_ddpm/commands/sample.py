@@ -1,0 +1,177 @@
+"""``mri-ddpm sample PIPELINE``: images to PNG files."""
+
+import argparse
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from mri_ddpm.commands import parser_of
+from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_chain, add_scans, where
+from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
+from mri_ddpm.errors import InputError
+from mri_ddpm.files import writing_to
+from mri_ddpm.hub import load_pipeline, provenance
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
+from mri_ddpm.sampling import check_sampling, set_scheduler
+from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
+from mri_ddpm.sampling.sheets import save_film, save_noise_strip
+
+BIT_DEPTHS = {8: "pil", 16: "pil16"}
+CHAIN = (
+    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "dynamic_thresholding_ratio", "strength",
+)  # fmt: skip
+
+
+def main(args: list[str] | None = None) -> None:
+    """Read the flags and draw."""
+    parser = parser_of("sample")
+    parser.add_argument("pipeline", help=PIPELINE)
+    parser.add_argument("--class_label", help="class to draw, by name or index; all in turn when not given")
+    parser.add_argument("--num_images", type=int, default=16)
+    add_chain(parser)
+    parser.add_argument(
+        "--dynamic_thresholding_ratio",
+        type=float,
+        help="scale estimates down instead of clipping; such as 0.995",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image i is drawn from seed + i, whatever its batch"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=auto_or_int,
+        default="auto",
+        help="images at once; 'auto' for what fits into memory",
+    )
+    parser.add_argument("--device", default=DEVICE)
+    parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
+    parser.add_argument(
+        "--image", type=Path, help="draw variations of this scan as --class_label; it has the model's size"
+    )
+    parser.add_argument(
+        "--strength", type=float, help="share of the chain that --image goes through: 0.2, or 1 with a mask"
+    )
+    parser.add_argument(
+        "--mask_image", type=Path, help="white where --image is drawn anew; the rest stays as it is"
+    )
+    parser.add_argument(
+        "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
+    )
+    add_scans(parser, "for --reject_copies, the scans it was trained on")
+    parser.add_argument(
+        "--film",
+        action="store_true",
+        help="also show the first images' way from noise, beside the folder: DIR-film.png and .gif",
+    )
+    parser.add_argument(
+        "--noise_strip",
+        type=Path,
+        metavar="IMAGE",
+        help="only show how noise covers this scan: noise_strip.png",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="folder for the PNG files; new, empty, or that of the same request, which is gone on with",
+    )
+    sample(parser.parse_args(args))
+
+
+def auto_or_int(value: str) -> int | str:
+    """``--batch_size``: a number or ``auto``."""
+    if value != "auto" and not value.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{value!r} is neither a number nor 'auto'")
+    return value if value == "auto" else int(value)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw ``--num_images`` images in batches and write each as soon as it is there."""
+    if args.output_dir.is_file():
+        raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
+    pipeline = load_pipeline(args.pipeline, args.device)
+    if args.noise_strip:
+        show_noise(args, pipeline)
+        return
+    if args.scheduler:
+        set_scheduler(pipeline, args.scheduler)
+    if args.image and pipeline.class_names and not args.class_label:
+        raise InputError(f"--image needs the --class_label to draw it as: {', '.join(pipeline.class_names)}.")
+    names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
+    labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
+    chain = {name: getattr(args, name) for name in CHAIN}
+    edit = {"image": args.image, "mask_image": args.mask_image}
+    edit = {name: read_file(name, path) for name, path in edit.items() if path}
+    request = {"num_images": args.num_images, "batch_size": args.batch_size, "seed": args.seed, **chain}
+    check_sampling(pipeline, names[0] if names else None, **request, **edit)
+
+    steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
+    facts = {**provenance(pipeline), **chain, "num_inference_steps": steps}
+    asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
+    if edit:  # a given scan is the larger part of what comes out
+        facts["synthetic"] = "in part: a given scan, drawn anew by a diffusion model; not for diagnosis"
+        facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in edit.items()}
+    folder = SampleFolder(args.output_dir, {**facts, **asked, "reject_copies": args.reject_copies})
+    films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
+    if args.film and any(film.exists() for film in films):
+        raise InputError(f"--film would write {films[0]} and {films[1]}, of which one exists; remove it.")
+    copies = None
+    if args.reject_copies:
+        from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
+
+        detector = fit_copy_detector(pipeline, args.pipeline, **where(args))
+
+        def copies(images: list[Image.Image]) -> np.ndarray:
+            return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
+
+    folder.fill(
+        pipeline,
+        labels,
+        facts=facts,
+        copies=copies,
+        output_type=BIT_DEPTHS[args.bit_depth],
+        **request,
+        **edit,
+    )
+    kept = [i for i in range(args.num_images) if i not in folder.rejected]
+    if args.film and kept:
+        save_film(pipeline, labels, kept, args.seed, films, **chain, **edit)
+        print(f"written: {films[0]} and {films[1]}")
+    if copies:
+        print(
+            f"{len(folder.rejected)} of {args.num_images} images came too close to a training scan and were left out."
+        )
+
+
+def named_class(label: str, pipeline: MRIDDPMPipeline) -> str:
+    """``--class_label``, which may be an index where no class is called by a number, as a name where there are names."""
+    names = pipeline.class_names
+    is_index = label.isdecimal() and int(label) < len(names) and not any(map(str.isdecimal, names))
+    return names[int(label)] if is_index else label
+
+
+def show_noise(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> None:
+    """``--noise_strip``: the forward process on one scan, brought to the model's size."""
+    target = args.output_dir / "noise_strip.png"
+    if target.exists():
+        raise InputError(
+            f"--output_dir {args.output_dir} holds a noise_strip.png already; name another folder."
+        )
+    scan = read_file("noise_strip", args.noise_strip, pipeline.unet.config.sample_size)
+    with writing_to(args.output_dir, *REFUSAL):
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        save_noise_strip(scan, DDPMScheduler.from_config(pipeline.scheduler.config), target, args.seed)
+    print(f"written: {target}")
+
+
+def read_file(flag: str, path: Path, resolution: int | None = None) -> np.ndarray:
+    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1], padded to a square of so many pixels where given."""
+    try:
+        scan = read_scan(path.read_bytes())
+        return fit_square(scan, resolution, "pad") if resolution else scan
+    except (OSError, BadImageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--{flag} {path}: {reason}; name an image file.") from error
