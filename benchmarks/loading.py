@@ -43,7 +43,7 @@ def loaded_per_second(scans: ScanDataset, batch_size: int, num_workers: int = 0)
 def on_disk(num_images: int, resolution: int, folder: Path) -> ScanDataset:
     """A few phantoms over and over in an Arrow file, mapped into memory as the cache of scans is."""
     few = load_phantoms(num_images=64, resolution=resolution).train
-    images = few.batch(range(len(few)))[0].add(1).mul(65535 / 2).round().numpy().astype(np.uint16)
+    images = few.batch(range(len(few)))["pixel_values"].mul(65535).round().numpy().astype(np.uint16)
     pixels = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
     file = folder / "scans.arrow"
     with datasets.arrow_writer.ArrowWriter(

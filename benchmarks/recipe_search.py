@@ -23,7 +23,7 @@ from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
-from mri_ddpm.hub import load_pipeline
+from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import set_scheduler
 from mri_ddpm.sampling.sheets import sheet
 

@@ -26,7 +26,7 @@ from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
 from mri_ddpm.evaluation.subject import class_counts, draw, load_real_scans
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.files import write_json
-from mri_ddpm.hub import load_pipeline, load_record
+from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling import SCHEDULERS, draw_batches, set_scheduler
 
 STEPS = {

@@ -53,7 +53,7 @@ from peers import (
 )
 from torch import nn
 
-from mri_ddpm.training.preparation import keep_freed_memory
+from mri_ddpm.training.device import keep_freed_memory
 
 FAMILIES = (LINEAR, DEFAULT, DIFFUSERS, LUCIDRAINS, MONAI)
 PEERS = {DIFFUSERS: "diffusers", LUCIDRAINS: "lucidrains", MONAI: "MONAI"}  # as the table has them

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from mri_ddpm import MRIDDPMPipeline, files
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.files import read_json_lines
+from mri_ddpm.runs import LATEST, RunFolder, folder
 from mri_ddpm.training import checkpoints, entry, loop
-from mri_ddpm.training.checkpoints import find_checkpoint, list_checkpoints
 
 INTERVAL = 2  # steps from one checkpoint to the next, so that writing them is a good part of the time
 DRAWS = {"lr_scheduler": "constant", "dropout": 0.1, "random_flip": True}
@@ -35,15 +35,15 @@ WRITES = {
 }  # fmt: skip
 PLACES = {  # the functions that are at work there
     "start": (),
-    "between steps": ((loop.TrainingRun, "train"),),
-    "step": ((loop.TrainingRun, "step"),),
+    "between steps": ((loop.TrainingLoop, "train"),),
+    "step": ((loop, "take_step"),),
     "metrics": ((entry.Metrics, "append"), (entry.Metrics, "__init__")),
-    "validation": ((loop.TrainingRun, "validate"),),
-    "samples": ((loop.TrainingRun, "sample"),),
+    "validation": ((loop.TrainingLoop, "validate"),),
+    "samples": ((loop.TrainingLoop, "sample"),),
     "checkpoint": ((loop, "save_checkpoint"),),
-    "pipeline": ((loop.TrainingRun, "save_pipeline"),),
+    "pipeline": ((loop.TrainingLoop, "save_pipeline"),),
     "rename": ((checkpoints, "replace_folder"), (files, "replace_folder")),
-    "rotation": ((checkpoints, "remove_folder"),),
+    "rotation": ((folder, "remove_folder"),),
 }
 AT_FILES = {
     "os.rename",
@@ -93,7 +93,7 @@ def start(config: TrainingConfig, log: Path, dies_at: int | None = None) -> int:
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         for number, functions in enumerate(PLACES.values()):
             for owner, name in functions:
-                setattr(owner, name, watch(getattr(owner, name), number, name == "step"))
+                setattr(owner, name, watch(getattr(owner, name), number, name == "take_step"))
         if dies_at:
             die_at_file(dies_at)
         entry.train(config)
@@ -127,15 +127,16 @@ def kill_once(config: TrainingConfig, log: Path, rng: random.Random) -> str:
 
 def look(run_dir: Path, steps: int) -> int:
     """Every checkpoint in sight loads, so does the pipeline, and at most an interval of ``steps`` is lost; the latest's."""
-    for folder in list_checkpoints(run_dir):
-        load_file(folder / "model.safetensors")
+    run = RunFolder(run_dir)
+    for checkpoint in run.checkpoints():
+        load_file(checkpoint / "model.safetensors")
         names = ("optimizer.bin", "random_states_0.pkl", *(f"custom_checkpoint_{i}.pkl" for i in range(3)))
-        state = [torch.load(folder / name, weights_only=name[0] != "r") for name in names]
-        assert folder.name == f"step-{state[2]['step']:06d}"
-    if (run_dir / "pipeline").exists():
-        MRIDDPMPipeline.from_pretrained(run_dir / "pipeline")
-    read_json_lines(run_dir / "metrics.jsonl")
-    latest = find_checkpoint(run_dir, "latest")
+        state = [torch.load(checkpoint / name, weights_only=name[0] != "r") for name in names]
+        assert checkpoint.name == f"step-{state[2]['step']:06d}"
+    if run.pipeline.exists():
+        MRIDDPMPipeline.from_pretrained(run.pipeline)
+    read_json_lines(run.metrics)
+    latest = run.find_checkpoint(LATEST)
     step = int(latest.name[5:]) if latest else 0
     assert steps - step <= INTERVAL, (steps, step)
     return step

@@ -134,4 +134,6 @@ def test_help_waits_for_nothing_heavy():
     heavy = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
     ended = subprocess.run([sys.executable, "-c", heavy + code], capture_output=True, text=True, check=True)
     assert ended.stdout.endswith("False\n")
-    assert all(f"    {name} " in ended.stdout or f"    {name}\n" in ended.stdout for name in commands.COMMANDS)
+    assert all(
+        f"    {name} " in ended.stdout or f"    {name}\n" in ended.stdout for name in commands.COMMANDS
+    )

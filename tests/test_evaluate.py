@@ -21,7 +21,8 @@ from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
 from mri_ddpm.evaluation.subject import class_counts, load_real_scans
 from mri_ddpm.files import read_json_lines
-from mri_ddpm.hub import export_repository, load_record, push_run
+from mri_ddpm.hub import export_repository, push_run
+from mri_ddpm.runs import load_record
 
 NAMES = tuple(PHANTOM_CLASS_NAMES)
 FAST = {"num_images": 120, "scheduler": "dpmsolver++", "num_inference_steps": 4}

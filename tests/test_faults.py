@@ -19,8 +19,9 @@ from PIL import Image
 from mri_ddpm.data import draw_phantoms
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import write_json
-from mri_ddpm.training.loop import TrainingRun
-from mri_ddpm.training.restarts import LAUNCHER_FILE, launcher
+from mri_ddpm.runs import RunFolder
+from mri_ddpm.training import loop
+from mri_ddpm.training.restarts import launcher
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 TWO = {"ACCELERATE_USE_CPU": "true"}  # processes, of 4 scans each
@@ -31,16 +32,16 @@ def at_step(monkeypatch):
     """Return a function that has something done after a number of steps."""
 
     def plan(steps, action):
-        take_step = TrainingRun.step
+        take_step = loop.take_step
 
-        def step(self, batches):
-            result = take_step(self, batches)
-            if self.progress.step + 1 == steps:
+        def step(state, batches):
+            result = take_step(state, batches)
+            if state.progress.step + 1 == steps:
                 action()
             return result
 
-        monkeypatch.setattr(TrainingRun, "step", step)
-        return lambda: monkeypatch.setattr(TrainingRun, "step", take_step)
+        monkeypatch.setattr(loop, "take_step", step)
+        return lambda: monkeypatch.setattr(loop, "take_step", take_step)
 
     return plan
 
@@ -213,7 +214,7 @@ def test_a_launcher_resumes_no_run_but_its_own(unbroken, tmp_path):
     """Its first start refuses a folder that is not empty, and so does its second."""
     run_dir = tmp_path / "run"
     shutil.copytree(unbroken, run_dir)
-    write_json(run_dir / LAUNCHER_FILE, {**launcher(), "started": 0.0})  # as of a launcher of the past
+    write_json(RunFolder(run_dir).launcher, {**launcher(), "started": 0.0})  # as of a launcher of the past
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     process = start(
         "--output_dir", run_dir, "--train_batch_size", 4, launcher=(*TORCHRUN, "--max_restarts", "1"), **TWO

@@ -168,15 +168,15 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
     """A fault that shows in neither loss nor gradient: the averaged weights overflow."""
     from mri_ddpm.training import loop
 
-    real, config = loop.TrainingRun.step, tiny(tmp_path / "run", max_train_steps=20)
+    real, config = loop.take_step, tiny(tmp_path / "run", max_train_steps=20)
 
-    def spoil(run, batches):
-        row = real(run, batches)
-        if run.progress.step == 14:
-            run.ema.shadow_params[0].fill_(math.inf)
+    def spoil(state, batches):
+        row = real(state, batches)
+        if state.progress.step == 14:
+            state.ema.shadow_params[0].fill_(math.inf)
         return row
 
-    monkeypatch.setattr(loop.TrainingRun, "step", spoil)
+    monkeypatch.setattr(loop, "take_step", spoil)
     with pytest.raises(InputError, match="the weights are no longer finite at step 20"):
         train_alone(
             config

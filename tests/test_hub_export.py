@@ -21,7 +21,7 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines, write_json_lines
 from mri_ddpm.hub import export_repository
 from mri_ddpm.hub.card import training_facts
-from mri_ddpm.hub.record import read_record
+from mri_ddpm.runs.record import read_record
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FILES = {

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter, rotate, shift
 from scipy.stats import norm
 
 from mri_ddpm import AttentionUNet2DModel
-from mri_ddpm.data import draw_phantoms, load_scans, to_unit_range
+from mri_ddpm.data import draw_phantoms, load_scans
 from mri_ddpm.diffusion import make_noise_scheduler, training_target
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.memorisation import (
@@ -113,7 +113,7 @@ def test_controls_on_phantoms(side):
 def test_controls_on_scans(side, tmp_path):
     scans = load_scans(resolution=side, train_data_dir=str(SCANS), cache_dir=str(tmp_path))
     training, held_out = (
-        to_unit_range(part.batch(np.arange(len(part)))[0]).numpy() for part in (scans.train, scans.validation)
+        part.batch(range(len(part)))["pixel_values"].numpy() for part in (scans.train, scans.validation)
     )
     check_controls(training, held_out, phantoms(60, side))
 

@@ -9,11 +9,11 @@ import torch
 from conftest import tiny, train_alone
 
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline
-from mri_ddpm.data import load_phantoms
+from mri_ddpm.data import load_phantoms, to_model_range
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
 from mri_ddpm.training.moments import MAX_COMPONENTS, PRIOR_SCANS, SCANS_A_COMPONENT, keep_moments
-from mri_ddpm.training.preparation import build_unet
+from mri_ddpm.training.state import build_unet
 
 NUM_IMAGES = 160
 
@@ -32,7 +32,8 @@ def moments_of(scans, **changes) -> AttentionUNet2DModel:
 
 def as_rows(scans) -> tuple[np.ndarray, np.ndarray]:
     """All training scans in [-1, 1], ``(N, 256)`` float64, and their classes."""
-    x_0, labels = scans.train.batch(np.arange(len(scans.train)))
+    batch = scans.train.batch(range(len(scans.train)))
+    x_0, labels = to_model_range(batch["pixel_values"]), batch["class_labels"]
     return x_0.flatten(1).double().numpy(), labels.numpy()
 
 

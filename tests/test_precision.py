@@ -13,10 +13,11 @@ from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.config import parse_config
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json
+from mri_ddpm.runs import RunFolder
 from mri_ddpm.training import preparation, train
 from mri_ddpm.training.checkpoints import load_checkpoint
-from mri_ddpm.training.loop import TrainingRun
-from mri_ddpm.training.preparation import settle_precision
+from mri_ddpm.training.device import settle_precision
+from mri_ddpm.training.state import prepare
 from mri_ddpm.training.validation import draw_grid
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # what accelerate launch says to its processes
@@ -130,8 +131,8 @@ def test_fp16_begins_its_loss_scale_anew_in_a_checkpoint_of_another_precision(un
     """Such a checkpoint has none; fp16 looks for it in its first steps."""
     config = tiny(tmp_path)
     accelerator = Accelerator(cpu=True)
-    scans = preparation.load(accelerator, config)
-    run = TrainingRun.prepare(accelerator, config, scans, tmp_path)
+    scans = preparation.load_training_scans(accelerator, config)
+    run = prepare(accelerator, config, scans, RunFolder(tmp_path))
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     load_checkpoint(run, unbroken / "checkpoints" / "step-000020")
     assert run.progress.step == 20

@@ -24,7 +24,7 @@ accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(time
 accelerator.wait_for_everyone()
 folder = sys.argv[1]
 config = TrainingConfig(preset="tiny", train_data_dir=folder + "/scans", cache_dir=folder + "/cache")
-scans = preparation.load(accelerator, config)
+scans = preparation.load_training_scans(accelerator, config)
 accelerator.wait_for_everyone()
 accelerator.print(accelerator.num_processes, "processes,", len(scans.train), "scans")
 """
@@ -66,33 +66,36 @@ def test_a_first_decode_may_take_longer_than_the_processes_wait_for_each_other(t
 
 ACCUMULATE = """
 import sys
+from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.training import preparation
-from mri_ddpm.training.loop import TrainingRun
+from mri_ddpm.runs import RunFolder
+from mri_ddpm.training.state import prepare
+from mri_ddpm.training.step import batch_loss, rest_of_epoch, take_step
 
 accelerator = Accelerator(cpu=True)
 config = TrainingConfig(
     preset="tiny", output_dir=sys.argv[1], gradient_accumulation_steps=2, train_batch_size=4, max_train_steps=None,
     num_train_epochs=2, max_grad_norm=0.0, surge_guard=False, lr_warmup_steps=0,
 )
-scans = preparation.load(accelerator, config)
-run = TrainingRun.prepare(accelerator, config, scans, sys.argv[1])
+scans = preparation.load_training_scans(accelerator, config)
+run = prepare(accelerator, config, scans, RunFolder(Path(sys.argv[1])))
 run.unet.train()
 parameters = list(run.raw_unet.parameters())
 twin = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
 adam = torch.optim.Adam(twin)
 sizes = []
 while run.progress.step < run.max_steps:
-    for batches in run.epoch_from_here():
+    for batches in rest_of_epoch(run):
         # The large batch: both processes' scans of all micro-batches, without DDP
         wrapped, run.unet = run.unet, run.raw_unet
-        large = torch.stack([run.loss(index, batch) for index, batch in batches]).mean()
+        large = torch.stack([batch_loss(run, index, batch) for index, batch in batches]).mean()
         gradients = [gather(g[None].contiguous()).mean(dim=0) for g in torch.autograd.grad(large, parameters)]
         run.unet = wrapped
-        row = run.step(batches)
+        row = take_step(run, batches)
         run.progress.step += 1
         sizes.append(len(batches))
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()

@@ -17,7 +17,7 @@ from mri_ddpm.reproduction.architecture import read_architecture, words_of
 from mri_ddpm.reproduction.budgets import BUDGETS
 from mri_ddpm.reproduction.plan import BASELINE, Run, make_plan
 from mri_ddpm.reproduction.sweep import leave_the_group, result_file, result_of, run_all, taken
-from mri_ddpm.training.preparation import build_unet
+from mri_ddpm.training.state import build_unet
 
 NAMES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 NUM_SCANS = 2438

@@ -25,10 +25,12 @@ from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.config import PRESETS, TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
+from mri_ddpm.runs import RunFolder
 from mri_ddpm.sampling import set_scheduler
 from mri_ddpm.training import preparation
-from mri_ddpm.training.loop import TrainingRun
-from mri_ddpm.training.preparation import check_parallelism
+from mri_ddpm.training.device import check_parallelism
+from mri_ddpm.training.state import prepare
+from mri_ddpm.training.step import batch_loss, rest_of_epoch, take_step
 
 GOLDEN = Path(__file__).parent / "golden_tiny.json"
 
@@ -210,17 +212,17 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, accumula
     )  # fmt: skip
     forget_accelerator()
     accelerator = Accelerator()
-    scans = preparation.load(accelerator, config)
-    run = TrainingRun.prepare(accelerator, config, scans, tmp_path / "run")
+    scans = preparation.load_training_scans(accelerator, config)
+    run = prepare(accelerator, config, scans, RunFolder(tmp_path / "run"))
     run.unet.train()
     parameters = list(run.raw_unet.parameters())
     twin = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
     adam = torch.optim.Adam(twin)
     while run.progress.step < run.max_steps:
-        for batches in run.epoch_from_here():
-            large = torch.stack([run.loss(index, batch) for index, batch in batches]).mean()
+        for batches in rest_of_epoch(run):
+            large = torch.stack([batch_loss(run, index, batch) for index, batch in batches]).mean()
             gradients = torch.autograd.grad(large, parameters)
-            row = run.step(batches)
+            row = take_step(run, batches)
             run.progress.step += 1
             norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
             torch.testing.assert_close(row["grad_norm"], norm, rtol=1e-4, atol=0)

@@ -8,6 +8,7 @@ from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_chain, add_scans, wher
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.features import EXTRACTORS
+from mri_ddpm.runs import RunFolder
 
 
 def main(args: list[str] | None = None) -> None:
@@ -43,9 +44,10 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if output_dir is None and args.images:
         raise InputError("--images is given without --output_dir; say by that where the report goes.")
     if output_dir is None:
-        if not (Path(args.pipeline) / "pipeline").is_dir():
+        run = RunFolder(Path(args.pipeline))
+        if not run.has_pipeline:
             raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
-        output_dir = Path(args.pipeline) / "evaluation"
+        output_dir = run.evaluation
     same_names = ("num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "extractor", "batch_size", "seed", "device")  # fmt: skip
     chosen = {name: getattr(args, name) for name in same_names} | where(args)
     if args.metrics:

@@ -13,10 +13,11 @@ from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_chain, add_scans, wher
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import writing_to
-from mri_ddpm.hub import load_pipeline, provenance
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
+from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import check_sampling, set_scheduler
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
+from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
 BIT_DEPTHS = {8: "pil", 16: "pil16"}

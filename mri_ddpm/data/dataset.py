@@ -3,6 +3,7 @@
 B: batch, H, W: the resolution.
 """
 
+from collections.abc import Sequence
 from math import isqrt
 
 import datasets
@@ -10,11 +11,10 @@ import numpy as np
 import torch
 
 from .cache import DEPTH
-from .intensity import to_model_range
 
 
 class ScanDataset(torch.utils.data.Dataset):
-    """Items {"pixel_values": float32 (1, H, W) in [-1, 1], "class_labels": int64 ()}; nothing random happens here.
+    """Items {"pixel_values": float32 (1, H, W) in [0, 1], "class_labels": int64 ()}; nothing random happens here.
 
     table: has a column "pixels", uint16 (H * W,) in 0..65535, of which the data set shows `rows`.
     class_labels: int64, one for every row shown.
@@ -27,7 +27,7 @@ class ScanDataset(torch.utils.data.Dataset):
         self._starts = np.cumsum([0, *map(len, chunks)])
         # Views into the memory map, (rows of the chunk, H, W): nothing is read before it is asked for.
         self._chunks = [_pixels(chunk) for chunk in chunks]
-        self._held: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._held: dict[str, torch.Tensor] | None = None
 
     def __reduce__(self) -> tuple:
         """Worker processes map the table again instead of getting a copy of its pixels."""
@@ -41,23 +41,23 @@ class ScanDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
         """What a DataLoader asks for: all items of a batch at once."""
-        pixel_values, labels = self.batch(indices)
-        return [
-            {"pixel_values": image, "class_labels": label}
-            for image, label in zip(pixel_values, labels, strict=True)
-        ]
+        batch = self.batch(indices)
+        return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
-    def batch(self, indices: list[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images float32 (B, 1, H, W) in [-1, 1] and labels int64 (B,), in the order asked for."""
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """{"pixel_values": float32 (B, 1, H, W) in [0, 1], "class_labels": int64 (B,)}, in the order asked for."""
         if self._held:
-            images, labels = self._held
-            chosen = torch.as_tensor(indices, device=images.device)
-            return images[chosen], labels[chosen]
+            chosen = torch.as_tensor(indices, device=self._held["class_labels"].device)
+            return {name: tensor[chosen] for name, tensor in self._held.items()}
+        indices = np.asarray(indices)
         rows = self._rows[indices]
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
         stored = [self._chunks[c][r] for c, r in zip(chunk, rows - self._starts[chunk], strict=True)]
         unit = np.stack(stored)[:, None].astype(np.float32) / DEPTH  # (B, 1, H, W)
-        return torch.from_numpy(to_model_range(unit)), torch.from_numpy(self.class_labels[indices])
+        return {
+            "pixel_values": torch.from_numpy(unit),
+            "class_labels": torch.from_numpy(self.class_labels[indices]),
+        }
 
     @property
     def nbytes(self) -> int:
@@ -71,8 +71,7 @@ class ScanDataset(torch.utils.data.Dataset):
 
     def hold(self, device: torch.device | str) -> None:
         """Keep all images on a device, from where batches are then taken: for data sets that are small beside it."""
-        images, labels = self.batch(np.arange(len(self)))
-        self._held = images.to(device), labels.to(device)
+        self._held = {name: tensor.to(device) for name, tensor in self.batch(range(len(self))).items()}
 
 
 def _pixels(chunk) -> np.ndarray:

@@ -16,9 +16,10 @@ from mri_ddpm.evaluation.memorisation import CopyDetector
 from mri_ddpm.evaluation.parts import CHOICES, check_metrics, denoising, measure, timed
 from mri_ddpm.evaluation.subject import RealScans, class_counts, draw, load_real_scans, real_scans
 from mri_ddpm.files import read_json, write_json
-from mri_ddpm.hub import load_pipeline, load_record, provenance
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling import check_sampling, set_scheduler
+from mri_ddpm.sampling.provenance import provenance
 
 FEWEST_IMAGES = 100  # below it every interval is too wide to say anything
 CHAIN = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "seed")

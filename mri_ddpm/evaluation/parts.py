@@ -21,8 +21,8 @@ from mri_ddpm.evaluation.scores import METRICS, TWO_SAMPLE, score_all
 from mri_ddpm.evaluation.subject import RealScans, raw_unet
 from mri_ddpm.evaluation.usefulness import usefulness
 from mri_ddpm.files import write_json
-from mri_ddpm.hub import Record
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs import Record
 from mri_ddpm.sampling.sheets import sheet
 
 QUALITY = (*METRICS, TWO_SAMPLE)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mri_ddpm.data import ScanDataset, Scans, load_phantoms, load_scans, to_unit_range
+from mri_ddpm.data import ScanDataset, Scans, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
 from mri_ddpm.evaluation.lazy import LazyImages
-from mri_ddpm.hub import Record, read_raw_weights
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs import Record, read_raw_weights
 from mri_ddpm.sampling import draw_batches
 
 HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_column")  # as of `load_scans`
@@ -133,7 +133,7 @@ def as_arrays(part: ScanDataset) -> Labelled:
     """A data set as arrays: images in [0, 1], of 256 levels as synthetic ones, and classes. Images are read where they are used."""
 
     def read(rows: np.ndarray) -> np.ndarray:
-        pixels = to_unit_range(part.batch(rows)[0]).cpu().numpy()  # they may be held on a GPU
+        pixels = part.batch(rows)["pixel_values"].cpu().numpy()  # they may be held on a GPU
         return (np.round(pixels * 255) / 255).astype(np.float32)
 
     return LazyImages(read, (1, part.side, part.side), len(part)), part.class_labels

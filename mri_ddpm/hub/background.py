@@ -13,8 +13,8 @@ from huggingface_hub.utils import disable_progress_bars
 from mri_ddpm.errors import InputError
 from mri_ddpm.hub.export import export_repository
 from mri_ddpm.hub.push import HubUnreachable, Pushed, prepare_repository, push_folder, push_run
-from mri_ddpm.hub.record import copy_record
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs.record import copy_record
 
 SECONDS_BETWEEN = (
     600.0  # from one push to the next: a fast training has a checkpoint a minute, with all of its weights

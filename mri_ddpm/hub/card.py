@@ -5,8 +5,9 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mri_ddpm.hub.record import GRID, LOSS, Record
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs.folder import GRID, LOSS_PLOT
+from mri_ddpm.runs.record import Record
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 TAGS = ["diffusers", "ddpm", "mri", "brain", "medical-imaging", "synthetic-data"]
@@ -47,7 +48,7 @@ def make_model_card(
         million_parameters=pipeline.unet.num_parameters() / 1e6,
         timesteps=scheduler.num_train_timesteps,
         grid=GRID if GRID in record.pictures else None,
-        loss_plot=LOSS if LOSS in record.pictures else None,
+        loss_plot=LOSS_PLOT if LOSS_PLOT in record.pictures else None,
         config=config,
         recipe={key: config[key] for key in RECIPE if config.get(key) is not None},
         manifest=manifest,

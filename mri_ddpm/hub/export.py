@@ -1,15 +1,16 @@
 """The one function that writes what a Hub repository holds."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 from mri_ddpm.errors import InputError
-from mri_ddpm.files import write_json, write_json_lines
+from mri_ddpm.files import write_json
 from mri_ddpm.hub.card import make_model_card
-from mri_ddpm.hub.record import Record, read_record
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs.record import read_record, write_record
 
 KEPT_STEPS = 4000  # of a run's steps, so that a long one sends 0.7 MB of them and not 45
 
@@ -61,7 +62,7 @@ def export_repository(
     pipeline.save_config(folder)
     for part in ("unet", "scheduler"):
         copy_part(record.pipeline_dir / part, folder / part)
-    write_papers(record, folder / "training")
+    write_record(dataclasses.replace(record, metrics=thinned(record.metrics)), folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
@@ -81,25 +82,6 @@ def copy_part(source: Path, folder: Path) -> None:
             config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)
             write_json(folder / path.name, config)
-
-
-def write_papers(record: Record, folder: Path) -> None:
-    """What the run wrote about itself; of an evaluation the numbers alone, for its pictures show patients' scans."""
-    papers = {
-        "config.json": record.config,
-        "manifest.json": record.manifest,
-        "environment.json": record.environment,
-        "evaluation/metrics.json": record.evaluation,
-    }
-    for name, paper in papers.items():
-        if paper is not None:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_json(folder / name, paper)
-    if record.metrics:
-        write_json_lines(folder / "metrics.jsonl", thinned(record.metrics))
-    for name, path in record.pictures.items():
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
 
 
 def thinned(rows: list[dict]) -> list[dict]:

@@ -19,7 +19,7 @@ from huggingface_hub.utils import get_session
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.hub.export import export_repository
-from mri_ddpm.hub.faults import hub_sentence, is_transient, retry_after_seconds
+from mri_ddpm.runs.faults import hub_sentence, is_transient, retry_after_seconds
 
 TRIES = 4
 FIRST_WAIT_SECONDS = 2.0  # doubled with every try, unless the Hub says how long

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.models.modeling_attention_unet import AttentionBlock, ConvNextBlock, ResnetBlock
-from mri_ddpm.training.preparation import build_unet
+from mri_ddpm.training.state import build_unet
 
 BLOCK_NAMES = {ResnetBlock: "ResNet", ConvNextBlock: "ConvNeXt"}
 COLOURS = {"convolution": "#d9d9d9", "blocks": "#9ecae1", "middle": "#fdae6b"}

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mri_ddpm.hub import load_pipeline
 from mri_ddpm.reproduction import figures
 from mri_ddpm.reproduction.claims import (
     BLOCKS,
@@ -18,6 +17,7 @@ from mri_ddpm.reproduction.items import MODULE, Material
 from mri_ddpm.reproduction.measure import DEVICE
 from mri_ddpm.reproduction.report import Item
 from mri_ddpm.reproduction.sweep import FINISHED
+from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling.batches import generators
 
 VARIANT_IMAGES = 8  # in a column

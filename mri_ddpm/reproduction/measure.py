@@ -10,9 +10,9 @@ from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.likelihood import bits_per_dimension, denoising_curves
 from mri_ddpm.evaluation.quality import kid, ssim_to_nearest
 from mri_ddpm.evaluation.subject import RealScans, class_counts, draw, load_real_scans
-from mri_ddpm.hub import load_pipeline, load_record
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.reproduction.plan import Run
+from mri_ddpm.runs import load_pipeline, load_record
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMAGES_PER_TIMESTEP = 4

@@ -10,7 +10,6 @@ from mri_ddpm.data import Scans, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.memorisation import MIN_HELD_OUT, MIN_TRAINING
 from mri_ddpm.files import read_json, write_json, writing_to
-from mri_ddpm.hub.record import LOCAL_PATHS
 from mri_ddpm.reproduction import paper
 from mri_ddpm.reproduction.budgets import BUDGETS, Budget
 from mri_ddpm.reproduction.claim_items import claim_items
@@ -32,6 +31,7 @@ from mri_ddpm.reproduction.plan import Run, make_plan, size_and_batch
 from mri_ddpm.reproduction.report import Section, write_report
 from mri_ddpm.reproduction.results import Results
 from mri_ddpm.reproduction.sweep import POLL_SECONDS, leave_the_group, run_all
+from mri_ddpm.runs.record import LOCAL_PATHS
 
 PLAN_FILE = "plan.json"
 

@@ -10,9 +10,9 @@ from PIL import Image
 from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import whole_file, write_json, writing_to
-from mri_ddpm.hub import png_text
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.sampling.batches import batch_size_that_fits, draw_batches
+from mri_ddpm.sampling.provenance import png_text
 
 REQUEST_FILE = ".sampling.json"  # hidden, so that the folder is one of images alone, to train on or to load
 # Of a folder that cannot be written: the way out, and the flag that names it

@@ -12,8 +12,9 @@ from mri_ddpm.config import AUTO, TrainingConfig
 from mri_ddpm.data import Scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json
+from mri_ddpm.runs import RunFolder
 from mri_ddpm.sampling import activation_bytes
-from mri_ddpm.training import preparation
+from mri_ddpm.training.state import build_optimizer, build_unet
 
 LARGEST = {"cpu": 64}  # beyond it a CPU gains nothing
 LARGEST_ELSEWHERE = 1024
@@ -31,12 +32,12 @@ def settle_batch_size(accelerator: Accelerator, config: TrainingConfig, scans: S
     """
     if config.train_batch_size != AUTO:
         return config
-    saved = Path(config.output_dir) / "config.json"
-    if config.resume_from_checkpoint and saved.exists():
-        number = read_json(saved).get("train_batch_size")
+    folder = RunFolder(Path(config.output_dir))
+    if config.resume_from_checkpoint and folder.config.exists():
+        number = read_json(folder.config).get("train_batch_size")
         if type(number) is not int:
             raise InputError(
-                f"{saved} has no train_batch_size to go on with; name one by --train_batch_size."
+                f"{folder.config} has no train_batch_size to go on with; name one by --train_batch_size."
             )
     else:
         number = batch_size_that_fits(accelerator, config, scans)
@@ -50,8 +51,8 @@ def batch_size_that_fits(accelerator: Accelerator, config: TrainingConfig, scans
     A CPU gives out memory that it does not have and kills who uses it, so there the bound is half of what is free, by estimate.
     """
     device = accelerator.device
-    unet = preparation.build_unet(config, scans.class_names).to(device, memory_format=torch.channels_last)
-    optimizer = preparation.build_optimizer(config, unet)
+    unet = build_unet(config, scans.class_names).to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(config, unet)
 
     def step(batch_size: int) -> int:
         images = torch.randn(batch_size, 1, config.resolution, config.resolution, device=device)

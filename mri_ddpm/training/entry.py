@@ -12,19 +12,17 @@ from tqdm.auto import tqdm
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import BackgroundPush
-from mri_ddpm.training import preparation
+from mri_ddpm.runs import LATEST, RunFolder
+from mri_ddpm.runs.metrics import Metrics
+from mri_ddpm.runs.resuming import batch_change, check_run_folder, check_same_data
+from mri_ddpm.training import device, preparation
 from mri_ddpm.training.batch_size import settle_batch_size
-from mri_ddpm.training.checkpoints import (
-    find_checkpoint,
-    load_checkpoint,
-    tidy,
-)
+from mri_ddpm.training.checkpoints import load_checkpoint
 from mri_ddpm.training.interrupt import interrupt_between_steps
-from mri_ddpm.training.loop import TrainingRun
-from mri_ddpm.training.records import Metrics
+from mri_ddpm.training.loop import TrainingLoop
 from mri_ddpm.training.restarts import mark_launcher, meet_anew, restarted
-from mri_ddpm.training.run_folder import batch_change, check_run_folder, check_same_data, environment
-from mri_ddpm.training.validation import averaged_weights, draw_grid
+from mri_ddpm.training.state import prepare
+from mri_ddpm.training.validation import draw_grid
 
 
 def train(config: TrainingConfig) -> Path:
@@ -40,85 +38,84 @@ def train(config: TrainingConfig) -> Path:
     # Refuse what can be refused before any work
     if config.dataset_name and Path(config.dataset_name).exists():  # and no owner/name on the Hub
         config = dataclasses.replace(config, dataset_name=str(Path(config.dataset_name).absolute()))
-    run_dir = Path(config.output_dir)
+    folder = RunFolder(Path(config.output_dir))
     preparation.check_architecture(config)
     preparation.check_tracker(config)
-    if restarted(run_dir):  # with the first command line, which knows nothing of the steps taken since
-        config = dataclasses.replace(config, resume_from_checkpoint="latest")
-    check_run_folder(run_dir, config)
-    config = preparation.settle_precision(config)
-    checkpoint = (
-        find_checkpoint(run_dir, config.resume_from_checkpoint) if config.resume_from_checkpoint else None
-    )
+    if restarted(folder):  # with the first command line, which knows nothing of the steps taken since
+        config = dataclasses.replace(config, resume_from_checkpoint=LATEST)
+    check_run_folder(folder, config)
+    config = device.settle_precision(config)
+    named = config.resume_from_checkpoint
+    checkpoint = folder.find_checkpoint(named) if named else None
 
     # Scans, network and all that trains it
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.report_to,
-        project_dir=str(run_dir),
+        project_dir=str(folder),
         kwargs_handlers=meet_anew(),
     )
-    preparation.check_parallelism(accelerator)
-    preparation.use_all_cores(accelerator)
-    preparation.keep_freed_memory(accelerator.device)
-    scans = preparation.load(accelerator, config)
-    check_same_data(run_dir, scans.manifest)
+    device.check_parallelism(accelerator)
+    device.use_all_cores(accelerator)
+    device.keep_freed_memory(accelerator.device)
+    scans = preparation.load_training_scans(accelerator, config)
+    check_same_data(folder, scans.manifest)
     config = settle_batch_size(accelerator, config, scans)
-    run = TrainingRun.prepare(accelerator, config, scans, run_dir)
+    state = prepare(accelerator, config, scans, folder)
+    preparation.check_epochs(state)
+    loop = TrainingLoop(state)
     change = None
     if checkpoint:
-        load_checkpoint(run, checkpoint)
-        change = batch_change(run_dir, config, accelerator.num_processes)
+        load_checkpoint(state, checkpoint)
+        change = batch_change(folder, config, accelerator.num_processes)
     if config.push_to_hub and accelerator.is_main_process:
-        run.push = BackgroundPush(
-            run_dir, config.repo_id, config.hub_public, config.hub_license, say=tqdm.write
+        loop.push = BackgroundPush(
+            folder.path, config.repo_id, config.hub_public, config.hub_license, say=tqdm.write
         )
 
     # The run folder, written only now that nothing is left to refuse
-    with run.writing():
+    with loop.writing():
         preparation.start_tracker(accelerator, config)
         if accelerator.is_main_process:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            mark_launcher(run_dir)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            mark_launcher(folder)
             # First of those in sight: it marks the folder as a run
-            write_json(run_dir / "config.json", dataclasses.asdict(config))
-            (run_dir / "checkpoints").mkdir(exist_ok=True)
-            write_json(run_dir / "manifest.json", scans.manifest)
-            write_json(run_dir / "environment.json", environment(accelerator))
-            run.metrics = Metrics(run_dir / "metrics.jsonl", run.progress.step)
-            tidy(run_dir, run.progress.step)
+            write_json(folder.config, dataclasses.asdict(config))
+            folder.checkpoint_root.mkdir(exist_ok=True)
+            write_json(folder.manifest, scans.manifest)
+            write_json(folder.environment, device.environment(accelerator))
+            loop.metrics = Metrics(folder.metrics, state.progress.step)
+            folder.tidy_checkpoints(state.progress.step)
     if checkpoint:
-        run.save_pipeline()  # a kill may have come between the checkpoint and its pipeline
-    preparation.announce(run)
+        loop.save_pipeline()  # a kill may have come between the checkpoint and its pipeline
+    preparation.announce(state)
     if change:
         accelerator.print(change)
     if config.resume_from_checkpoint and not checkpoint:
-        accelerator.print(f"{run_dir} has no checkpoint yet: starting from step 0.")
+        accelerator.print(f"{folder} has no checkpoint yet: starting from step 0.")
 
     # Train
     with interrupt_between_steps(accelerator) as interrupt:
-        run.train(interrupt)
-    if run.progress.step < run.max_steps:
+        loop.train(interrupt)
+    if state.progress.step < state.max_steps:
         accelerator.print(
-            f"Stopped after step {run.progress.step}. Go on with --resume_from_checkpoint latest."
+            f"Stopped after step {state.progress.step}. Go on with --resume_from_checkpoint latest."
         )
         sys.exit(128 + (interrupt.signum or signal.SIGINT))
 
     # Leave a pipeline and its samples
-    with run.writing():
+    with loop.writing():
         if accelerator.is_main_process:
-            with averaged_weights(run.ema, run.raw_unet):
-                draw_grid(run.raw_unet, run.noise_scheduler, config, run_dir / "samples.png", progress=True)
+            with state.averaged_weights:
+                draw_grid(state.raw_unet, state.noise_scheduler, config, folder.grid, progress=True)
     if accelerator.is_main_process:
-        print(
-            f"Pipeline: {run_dir / 'pipeline'}   samples: {run_dir / 'samples.png'}   loss: {run_dir / 'loss.png'}"
-        )
-        if run.push:
-            print(run.push.finish(run.progress.step))
+        print(f"Pipeline: {folder.pipeline}   samples: {folder.grid}   loss: {folder.loss_plot}")
+        if loop.push:
+            print(loop.push.finish(state.progress.step))
     # The reducer of DDP must not be the last to hold the process group, or tearing that down can wait for ever: it
     # would join the group's threads, which may need the interpreter's lock to let go of a last message.
-    run.unet = None
+    state.unet = None
     accelerator.free_memory()
     accelerator.end_training()
-    return run_dir
+    return folder.path

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mri_ddpm.config import TrainingConfig
-from mri_ddpm.data import Scans
+from mri_ddpm.data import Scans, to_model_range
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 
 SIZE = 32  # pixels a side at most: x_T shows nothing finer
@@ -54,8 +54,8 @@ def keep_moments(unet: AttentionUNet2DModel, scans: Scans, config: TrainingConfi
     sums = torch.zeros(len(counts), pixels, dtype=torch.float64)
     products = torch.zeros(pixels, pixels, dtype=torch.float64)
     for start in range(0, len(scans.train), _BATCH):
-        x_0, labels = scans.train.batch(np.arange(start, min(start + _BATCH, len(scans.train))))
-        x_0, labels = x_0.cpu(), labels.cpu()
+        batch = scans.train.batch(range(start, min(start + _BATCH, len(scans.train))))
+        x_0, labels = to_model_range(batch["pixel_values"].cpu()), batch["class_labels"].cpu()
         mirrored = x_0[flipped[labels]]
         weights = torch.cat([1 - flipped[labels].double() / 2, torch.full((len(mirrored),), 0.5)])  # (B',)
         labels = torch.cat([labels, labels[flipped[labels]]]) * bool(classes)

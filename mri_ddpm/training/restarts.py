@@ -6,19 +6,18 @@ All processes are started anew with the first command line, and go on from the l
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 from accelerate import InitProcessGroupKwargs
 from torch.distributed import PrefixStore, Store, register_rendezvous_handler, rendezvous
 
 from mri_ddpm.files import read_json, write_json
+from mri_ddpm.runs import RunFolder
 
-LAUNCHER_FILE = ".launcher.json"
 STARTS = "TORCHELASTIC_RESTART_COUNT"  # set by torchrun, and by accelerate launch where it starts several processes
 
 
-def restarted(run_dir: Path) -> bool:
+def restarted(folder: RunFolder) -> bool:
     """Whether the launcher that began this run has started it again.
 
     Another launcher's run is somebody's older one. The first machine's launcher decides for the others, whose processes
@@ -28,14 +27,13 @@ def restarted(run_dir: Path) -> bool:
         return False
     if os.environ.get("GROUP_RANK", "0") != "0":
         return True
-    mark = run_dir / LAUNCHER_FILE
-    return mark.exists() and read_json(mark) == launcher()
+    return folder.launcher.exists() and read_json(folder.launcher) == launcher()
 
 
-def mark_launcher(run_dir: Path) -> None:
+def mark_launcher(folder: RunFolder) -> None:
     """Leave word of the launcher for its restarts; of a run without one, nothing."""
     if STARTS in os.environ:
-        write_json(run_dir / LAUNCHER_FILE, launcher())
+        write_json(folder.launcher, launcher())
 
 
 def launcher() -> dict:

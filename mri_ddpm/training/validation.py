@@ -1,34 +1,30 @@
 """The held-out loss, with the same noise and timesteps every time, and the sample grids, with the same noise too."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
-from diffusers.training_utils import EMAModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from mri_ddpm.config import TrainingConfig
-from mri_ddpm.data import ScanDataset
+from mri_ddpm.data import ScanDataset, to_model_range
 from mri_ddpm.diffusion import training_loss
 from mri_ddpm.errors import InputError
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.training.plots import save_grid
 from mri_ddpm.training.randomness import SAMPLES, VALIDATION, make_generator
-from mri_ddpm.training.records import save_grid
 
 
 @contextmanager
-def averaged_weights(ema: EMAModel, unet: AttentionUNet2DModel):
-    """Give the network the EMA weights for the length of a block."""
-    parameters = list(unet.parameters())
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        ema.restore(parameters)
+def pipeline_of(unet: AttentionUNet2DModel, noise_scheduler: DDPMScheduler) -> Iterator[MRIDDPMPipeline]:
+    """The network as a pipeline, in evaluation mode for the length of a block; sampling changes a copy of the scheduler."""
+    was_training = unet.training
+    yield MRIDDPMPipeline(unet.eval(), DDPMScheduler.from_config(noise_scheduler.config))
+    unet.train(was_training)
 
 
 @torch.no_grad()
@@ -55,15 +51,13 @@ def validation_loss(
     starts = range(0, len(scans), config.train_batch_size)
     for index in range(accelerator.process_index, len(starts), accelerator.num_processes):
         rows = range(starts[index], min(starts[index] + config.train_batch_size, len(scans)))
-        x_0, labels = scans.batch(list(rows))  # (B, 1, H, W), (B,)
-        generators = [make_generator(config.seed, VALIDATION, 1 + row) for row in rows]
-        noise = randn_tensor(x_0.shape, generators)
-        t, x_0, noise, labels = (
-            v.to(accelerator.device) for v in (timesteps[rows.start : rows.stop], x_0, noise, labels)
-        )
-        conditioning = unet.conditioning_of({"class_labels": labels})
+        batch = {name: tensor.to(accelerator.device) for name, tensor in scans.batch(rows).items()}
+        x_0 = to_model_range(batch["pixel_values"])  # (B, C, H, W)
+        noise = randn_tensor(x_0.shape, [make_generator(config.seed, VALIDATION, 1 + row) for row in rows])
+        drawn = (x_0, noise.to(x_0), timesteps[rows.start : rows.stop].to(x_0.device))
+        conditioning = unet.conditioning_of(batch)
         with accelerator.autocast():
-            total += training_loss(unet, scheduler, x_0, noise, t, conditioning, **kind).per_sample.sum()
+            total += training_loss(unet, scheduler, *drawn, conditioning, **kind).per_sample.sum()
     unet.train(was_training)
     return accelerator.reduce(total, "sum").item() / len(scans)
 
@@ -76,17 +70,15 @@ def draw_grid(
     progress: bool = False,
 ) -> None:
     """Draw ``config.num_samples`` images, a row a class, from the same noise every time, and write them as one grid."""
-    was_training = unet.training
-    pipeline = MRIDDPMPipeline(unet.eval(), scheduler=DDPMScheduler.from_config(scheduler.config))
-    pipeline.set_progress_bar_config(disable=not progress, desc="sampling", leave=False)
-    names = pipeline.class_names or ("",)
-    columns = max(1, config.num_samples // len(names))
-    labels = [name for name in names for _ in range(columns)] if pipeline.class_names else None
-    num_images = columns * len(names)
-    generators = [make_generator(config.seed, SAMPLES, i) for i in range(num_images)]
-    try:
-        images = pipeline(labels, num_images, config.num_inference_steps, generator=generators).images
-    except ValueError as error:  # of predictions that are not finite
-        raise InputError(f"{path} cannot be drawn: {error}") from error
-    save_grid(images, names, path)
-    unet.train(was_training)
+    with pipeline_of(unet, scheduler) as pipeline:
+        pipeline.set_progress_bar_config(disable=not progress, desc="sampling", leave=False)
+        names = pipeline.class_names or ("",)
+        columns = max(1, config.num_samples // len(names))
+        labels = [name for name in names for _ in range(columns)] if pipeline.class_names else None
+        num_images = columns * len(names)
+        generators = [make_generator(config.seed, SAMPLES, i) for i in range(num_images)]
+        try:
+            images = pipeline(labels, num_images, config.num_inference_steps, generator=generators).images
+        except ValueError as error:  # of predictions that are not finite
+            raise InputError(f"{path} cannot be drawn: {error}") from error
+        save_grid(images, names, path)

@@ -7,9 +7,10 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
 from mri_ddpm.errors import InputError
-from mri_ddpm.hub.faults import http_response, hub_sentence, is_network_fault
-from mri_ddpm.hub.record import Record, read_record
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs.faults import http_response, hub_sentence, is_network_fault
+from mri_ddpm.runs.folder import RunFolder
+from mri_ddpm.runs.record import PAPERS, Record, read_record
 
 
 def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
@@ -20,8 +21,8 @@ def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
     """
     if not Path(name).exists() and name.count("/") != 1:  # not owner/name either
         raise InputError(f"no pipeline could be loaded from {name}: there is no such folder.")
-    if (Path(name) / "pipeline" / "model_index.json").is_file():
-        name = str(Path(name) / "pipeline")
+    run = RunFolder(Path(name))
+    name = str(run.pipeline) if run.has_pipeline else name
     try:
         pipeline = MRIDDPMPipeline.from_pretrained(name)
     except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries
@@ -47,7 +48,7 @@ def load_record(name: str) -> Record:
         return read_record(Path(name))
     try:
         return read_record(
-            Path(snapshot_download(name, allow_patterns=["model_index.json", "training/*.json*"]))
+            Path(snapshot_download(name, allow_patterns=["model_index.json", f"{PAPERS}/*.json*"]))
         )
     except Exception as error:  # of several HTTP libraries
         raise InputError(hub_sentence(error, name)) from error

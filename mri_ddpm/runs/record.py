@@ -7,11 +7,13 @@ from pathlib import Path
 
 from mri_ddpm import files
 from mri_ddpm.errors import InputError
-from mri_ddpm.files import read_json_lines
+from mri_ddpm.files import read_json_lines, write_json, write_json_lines
+from mri_ddpm.runs.folder import EMA_GRIDS, GRID, LOSS_PLOT, RunFolder, step_of
 
 LOCAL_PATHS = ("train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint")
+PAPERS = "training"  # the folder of a repository that holds the run's papers
+RAW_WEIGHTS = "model.safetensors"  # of a checkpoint
 DATA = ("dataset_name", "source")  # a path too, or a name on the Hub
-GRID, LOSS = "samples.png", "loss.png"
 
 
 @dataclass(frozen=True)
@@ -34,52 +36,82 @@ def read_record(source: Path) -> Record:
     Raises:
         InputError: when it is none of them, or one of its files cannot be read.
     """
-    if (source / "pipeline" / "model_index.json").is_file():
-        pipeline_dir, papers = source / "pipeline", source
+    run = RunFolder(source)
+    if run.has_pipeline:
+        pipeline_dir = run.pipeline
     elif (source / "model_index.json").is_file():
-        is_of_run = source.name == "pipeline" and (source.parent / "config.json").is_file()
-        pipeline_dir, papers = source, source.parent if is_of_run else source / "training"
+        pipeline_dir, parent = source, RunFolder(source.parent)
+        is_of_run = parent.pipeline == source and parent.config.is_file()
+        run = parent if is_of_run else RunFolder(source / PAPERS)
     else:
         raise InputError(
             f"{source} holds no pipeline; name a run folder with a pipeline/ in it, or a saved pipeline."
         )
     # The last that was drawn counts: of an epoch, or of the end, which a resumed run may have left behind
-    grids = [path for path in (*papers.glob("samples/epoch-*-ema.png"), papers / GRID) if path.is_file()]
-    pictures = {
-        GRID: max(grids, key=lambda path: (path.stat().st_mtime, path), default=papers / GRID),
-        LOSS: papers / LOSS,
-    }
-    raw_weights = max(papers.glob("checkpoints/step-*[0-9]/model.safetensors"), default=None, key=by_step)
-    rows = read_json_lines(papers / "metrics.jsonl")
-    if raw_weights:  # the steps that a kill came after are in no weights
-        step = int(raw_weights.parent.name.removeprefix("step-"))
-        rows = [row for row in rows if row.get("step", 0) <= step]
-    config, manifest = read_json(papers / "config.json"), read_json(papers / "manifest.json")
-    if (
-        manifest and "source" in manifest and not (config or {}).get("dataset_name")
-    ):  # no owner/name, but a folder's
+    grids = [path for path in (*run.path.glob(EMA_GRIDS), run.grid) if path.is_file()]
+    newest = max(grids, key=lambda path: (path.stat().st_mtime, path), default=run.grid)
+    pictures = {GRID: newest, LOSS_PLOT: run.loss_plot}
+    checkpoints = [folder for folder in run.checkpoints() if (folder / RAW_WEIGHTS).is_file()]
+    rows = read_json_lines(run.metrics)
+    if checkpoints:  # the steps that a kill came after are in no weights
+        rows = [row for row in rows if row.get("step", 0) <= step_of(checkpoints[-1])]
+    config, manifest = read_json(run.config), read_json(run.manifest)
+    # No owner/name, but a folder's
+    if manifest and "source" in manifest and not (config or {}).get("dataset_name"):
         manifest["source"] = Path(str(manifest["source"])).name
     return Record(
         pipeline_dir,
         config=config,
         manifest=manifest,
-        environment=read_json(papers / "environment.json"),
-        evaluation=read_evaluation(papers / "evaluation" / "metrics.json", pipeline_dir),
+        environment=read_json(run.environment),
+        evaluation=read_evaluation(run.evaluation_metrics, pipeline_dir),
         metrics=rows,
-        raw_weights=raw_weights,
+        raw_weights=checkpoints[-1] / RAW_WEIGHTS if checkpoints else None,
         pictures={name: path for name, path in pictures.items() if path.is_file()},
     )
 
 
+def write_record(record: Record, folder: Path) -> None:
+    """Write a record to ``training/`` of a repository, from where ``read_record`` reads it.
+
+    Of an evaluation it is the numbers alone, for its pictures show patients' scans.
+    """
+    run = RunFolder(folder / PAPERS)
+    papers = {
+        run.config: record.config,
+        run.manifest: record.manifest,
+        run.environment: record.environment,
+        run.evaluation_metrics: record.evaluation,
+    }
+    for path, paper in papers.items():
+        if paper is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, paper)
+    if record.metrics:
+        run.path.mkdir(exist_ok=True)
+        write_json_lines(run.metrics, record.metrics)
+    for name, path in record.pictures.items():
+        run.path.mkdir(exist_ok=True)
+        shutil.copyfile(path, run.path / name)
+
+
 def copy_record(run_dir: Path, folder: Path) -> None:
     """Copy what ``read_record`` reads of a run, with the weights, as it is at this moment of the training."""
-    papers = ("config.json", "manifest.json", "environment.json", "metrics.jsonl", "evaluation/metrics.json")
-    for pattern in (*papers, GRID, LOSS, "samples/epoch-*-ema.png", "pipeline/**/*"):
-        for path in run_dir.glob(pattern):
-            target = folder / path.relative_to(run_dir)
-            if path.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, target)  # with its time, by which the newest grid is known
+    run = RunFolder(run_dir)
+    papers = (
+        run.config,
+        run.manifest,
+        run.environment,
+        run.metrics,
+        run.evaluation_metrics,
+        run.grid,
+        run.loss_plot,
+    )
+    for path in (*papers, *run_dir.glob(EMA_GRIDS), *run.pipeline.rglob("*")):
+        target = folder / path.relative_to(run_dir)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)  # with its time, by which the newest grid is known
 
 
 def read_evaluation(path: Path, pipeline_dir: Path) -> dict | None:
@@ -91,11 +123,6 @@ def read_evaluation(path: Path, pipeline_dir: Path) -> dict | None:
     revision, settings = hashlib.sha256(weights.read_bytes()).hexdigest(), evaluation.get("settings")
     of_these = isinstance(settings, dict) and settings.get("revision") == f"sha256:{revision}"
     return evaluation if of_these else None
-
-
-def by_step(file: Path) -> tuple[int, str]:
-    """Sorts what is in checkpoints by their steps, whatever their number of digits."""
-    return len(file.parent.name), file.parent.name
 
 
 def read_json(path: Path) -> dict | None:

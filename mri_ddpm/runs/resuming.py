@@ -1,17 +1,13 @@
-"""The run folder: what it may not overwrite, and what it records of how it came about."""
+"""What a training may not do to a run folder: overwrite another run, or resume this one with what does not fit."""
 
 import dataclasses
 import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
-from accelerate import Accelerator
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json, read_json_lines
+from mri_ddpm.runs.folder import RunFolder
 
 ARCHITECTURE = (  # a checkpoint fits no other values of these
     "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
@@ -21,13 +17,13 @@ ARCHITECTURE = (  # a checkpoint fits no other values of these
 OLDER = {"start_from_moments": False}  # of runs from before these flags
 
 
-def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
+def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
     """Refuse to overwrite another run, or to resume this one with a network that does not fit.
 
     Raises:
         InputError: naming the folder, and the flag that differs with both its values.
     """
-    saved = run_dir / "config.json"
+    run_dir = run.path
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"--output_dir {run_dir} is a file; name a folder.")
     there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
@@ -40,14 +36,14 @@ def check_run_folder(run_dir: Path, config: TrainingConfig) -> None:
                 "--resume_from_checkpoint latest."
             )
         return
-    if not saved.exists():
+    if not run.config.exists():
         if run_dir.exists() and any(not path.name.startswith(".") for path in run_dir.iterdir()):
             raise InputError(
                 f"--output_dir {run_dir} holds other files and no run to resume; name the run's folder."
             )
         return
-    check_metrics(run_dir / "metrics.jsonl")
-    before, now = {**OLDER, **read_json(saved)}, dataclasses.asdict(config)
+    check_metrics(run.metrics)
+    before, now = {**OLDER, **read_json(run.config)}, dataclasses.asdict(config)
     for name in ARCHITECTURE:
         if name in before and before[name] != now[name]:
             raise InputError(
@@ -69,19 +65,18 @@ def check_metrics(path: Path) -> None:
             raise InputError(f"{path} has a row that is not of a step and numbers; mend it or move it away.")
 
 
-def check_same_data(run_dir: Path, manifest: dict) -> None:
+def check_same_data(run: RunFolder, manifest: dict) -> None:
     """Refuse to resume on other scans, or on another split of them."""
-    path = run_dir / "manifest.json"
-    if path.exists() and read_json(path).get("content_sha256") != manifest["content_sha256"]:
+    if run.manifest.exists() and read_json(run.manifest).get("content_sha256") != manifest["content_sha256"]:
         raise InputError(
-            f"the scans of {manifest['source']}, or their split, are not those that {run_dir} was trained on; "
+            f"the scans of {manifest['source']}, or their split, are not those that {run} was trained on; "
             "resume with the same ones, or name another --output_dir."
         )
 
 
-def batch_change(run_dir: Path, config: TrainingConfig, num_processes: int) -> str | None:
+def batch_change(run: RunFolder, config: TrainingConfig, num_processes: int) -> str | None:
     """Say that a resumed run takes more or fewer scans a step than before, for its epochs become others by it."""
-    papers = run_dir / "config.json", run_dir / "environment.json"
+    papers = run.config, run.environment
     if not all(paper.exists() for paper in papers):
         return None
     before = {"gradient_accumulation_steps": 1, **read_json(papers[0]), **read_json(papers[1])}
@@ -98,18 +93,3 @@ def batch_change(run_dir: Path, config: TrainingConfig, num_processes: int) -> s
         f"warning: the run was begun with {', '.join(changed)}: epochs have another number of steps, and the one that is "
         "gone on with is counted by the new number."
     )
-
-
-def environment(accelerator: Accelerator) -> dict:
-    """The machine and the versions a run was made with, for ``environment.json``."""
-    packages = ("torch", "diffusers", "accelerate", "datasets", "transformers", "numpy", "mri-ddpm")
-    cuda = accelerator.device.type == "cuda"
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name()
-        if cuda
-        else f"{platform.machine()} CPU, {os.cpu_count()} cores",
-        "num_processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-    }

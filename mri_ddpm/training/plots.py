@@ -1,48 +1,17 @@
-"""What a run shows of itself: ``metrics.jsonl``, ``loss.png``, ``evaluation.png`` and grids of samples."""
+"""What a run shows of itself: the plots of its losses and evaluations, and grids of samples."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
 
-from mri_ddpm.files import read_json_lines, sync, whole_file, write_json_lines
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from mri_ddpm.files import whole_file
 
 GRID_TILE = 96  # pixels; smaller images are enlarged without smoothing
 LABEL_WIDTH = 120  # pixels
 CURVE_POINTS = 4000  # of a longer run every second step, or third, is drawn: a figure has fewer pixels
-
-
-class Metrics:
-    """``metrics.jsonl``: one line an optimizer step with the training loss, and one a validation.
-
-    Lines past ``step`` are dropped at the start: they belong to steps that a resumed run takes again.
-    """
-
-    def __init__(self, path: Path, step: int):
-        self.path = path
-        self.rewind(step)
-
-    def rewind(self, step: int) -> None:
-        """Drop the rows after ``step``."""
-        self.rows = [row for row in read_json_lines(self.path) if row["step"] <= step]
-        write_json_lines(self.path, self.rows)
-
-    def append(self, rows: Sequence[dict]) -> None:
-        """Add rows, each with its ``step``."""
-        self.rows += rows
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-
-    def sync(self) -> None:
-        """Bring the rows to the disk, as is due before a checkpoint that follows them."""
-        sync(self.path)
 
 
 def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
@@ -107,8 +76,8 @@ def plot_evaluation(rows: Sequence[dict], path: Path, expected_share: float) -> 
     save_figure(figure, path)
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+def save_figure(figure, path: Path) -> None:
+    """Write a figure of matplotlib as PNG, whole or not at all."""
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
 

@@ -1,0 +1,7 @@
+"""The run folder: the one room that knows its files, and opens models by a run's name."""
+
+from mri_ddpm.runs.folder import LATEST, RunFolder
+from mri_ddpm.runs.opening import load_pipeline, load_record, read_raw_weights
+from mri_ddpm.runs.record import Record
+
+__all__ = ["LATEST", "Record", "RunFolder", "load_pipeline", "load_record", "read_raw_weights"]

@@ -1,0 +1,173 @@
+"""All that a training step reads or changes, as data, and how it is built."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+
+from mri_ddpm.config import TrainingConfig
+from mri_ddpm.data import Scans
+from mri_ddpm.diffusion import lognormal_timestep_weights, make_noise_scheduler
+from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+from mri_ddpm.runs import RunFolder
+from mri_ddpm.training.device import hold_if_small
+from mri_ddpm.training.guard import Guard
+from mri_ddpm.training.moments import MAX_COMPONENTS, keep_moments, moments_size
+from mri_ddpm.training.randomness import EpochSampler
+
+
+class Progress:
+    """Optimizer steps taken; saved in every checkpoint. The epoch and the place in it follow from it."""
+
+    def __init__(self):
+        self.step = 0
+
+    def state_dict(self) -> dict:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step = state["step"]
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step reads or changes. ``unet`` is wrapped for this process, ``raw_unet`` is the same bare."""
+
+    accelerator: Accelerator
+    config: TrainingConfig
+    folder: RunFolder
+    scans: Scans
+    sampler: EpochSampler
+    loader: DataLoader
+    unet: torch.nn.Module
+    raw_unet: AttentionUNet2DModel
+    noise_scheduler: DDPMScheduler
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    ema: EMAModel
+    guard: Guard
+    progress: Progress
+    steps_per_epoch: int
+    max_steps: int
+    timestep_weights: torch.Tensor | None = None  # how often each is trained; all alike when None
+
+    @property
+    def averaged_weights(self):
+        """A context in which the network has the EMA weights."""
+        return averaged_weights(self.ema, self.raw_unet)
+
+
+def prepare(
+    accelerator: Accelerator, config: TrainingConfig, scans: Scans, folder: RunFolder
+) -> TrainingState:
+    """Build the network, the optimizer and the rest for this process."""
+    sampler = EpochSampler(len(scans.train), config.seed)
+    held = hold_if_small(accelerator, scans)
+    loader = DataLoader(
+        scans.train,
+        batch_size=config.train_batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=0 if held else config.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda" and not held,
+    )
+    raw_unet = build_unet(config, scans.class_names).to(memory_format=torch.channels_last)
+    if config.start_from_moments:
+        keep_moments(raw_unet, scans, config)
+    optimizer = build_optimizer(config, raw_unet)
+    unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
+    # Without accelerate's autocast, which losses ask for: samples are drawn in float32, as by the pipeline
+    accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
+    steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation_steps)
+    max_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch
+
+    # Not prepared by accelerate, which would step it once a process: it counts optimizer steps.
+    lr_scheduler = get_scheduler(
+        "constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
+        optimizer.optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=max_steps,
+    )
+    ema = EMAModel(
+        raw_unet.parameters(), decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power
+    )
+    progress = Progress()
+    parameters, fp16 = list(raw_unet.parameters()), accelerator.scaler is not None
+    guard = Guard(optimizer.optimizer, parameters, config.surge_guard, fp16)
+    accelerator.register_for_checkpointing(progress, ema, guard)  # the rate follows from the step
+    noise_scheduler = make_noise_scheduler(
+        config.num_train_timesteps,
+        config.beta_start,
+        config.beta_end,
+        config.prediction_type,
+        config.rescale_betas_zero_snr,
+    )
+    timestep_weights = None
+    if config.timestep_sampling == "lognormal":
+        timestep_weights = lognormal_timestep_weights(
+            noise_scheduler, config.log_sigma_mean, config.log_sigma_std
+        ).to(accelerator.device)
+    return TrainingState(
+        accelerator, config, folder, scans, sampler, loader, unet, raw_unet, noise_scheduler, optimizer, lr_scheduler, ema,
+        guard, progress, steps_per_epoch, max_steps, timestep_weights,
+    )  # fmt: skip
+
+
+@contextmanager
+def averaged_weights(ema: EMAModel, unet: AttentionUNet2DModel):
+    """Give the network the EMA weights for the length of a block."""
+    parameters = list(unet.parameters())
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> AttentionUNet2DModel:
+    """The network, its weights drawn from the seed."""
+    conditional = config.class_conditional and bool(class_names)
+    torch.manual_seed(config.seed)
+    unet = AttentionUNet2DModel(
+        sample_size=config.resolution,
+        block_out_channels=tuple(config.block_out_channels),
+        layers_per_block=config.layers_per_block,
+        block_type=config.block_type,
+        attention_types=attention_types(config),
+        attention_head_dim=config.attention_head_dim,
+        norm_num_groups=config.norm_num_groups,
+        dropout=config.dropout,
+        num_class_embeds=len(class_names) if conditional else None,
+        class_names=tuple(class_names) if conditional else None,
+        null_class=not conditional or config.class_dropout_prob > 0,
+        moments_size=moments_size(config.resolution) if config.start_from_moments else None,
+        num_components=MAX_COMPONENTS if config.start_from_moments else 0,
+    )
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def attention_types(config: TrainingConfig) -> tuple[str | None, ...]:
+    """The flag's words as the network takes them: "none" is ``None``."""
+    return tuple(None if kind == "none" else kind for kind in config.attention_types)
+
+
+def build_optimizer(config: TrainingConfig, unet: AttentionUNet2DModel) -> torch.optim.Optimizer:
+    """Adam as in the recipe, or AdamW; fused, so that the guard can have an update left out without waiting for it."""
+    optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return optimizer_class(
+        unet.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+        fused=True,
+    )
