@@ -20,6 +20,8 @@ from mri_ddpm.errors import InputError
 PAPER_BETAS = {"beta_start": 1e-4, "beta_end": 0.02}  # MRIDiff's; Ho et al.'s of T = 1000 as they are
 SCALED_BETAS = {"beta_start": 1e-4 * 1000 / 300, "beta_end": 0.02 * 1000 / 300}  # those for T = 300
 AUTO = "auto"
+MIN_RESOLUTION = 16  # pixels a side
+BOUNDS = ("least", "over", "under", "needs", "part_of")  # of a field
 EPOCHS = 1000  # where neither they nor steps are given
 LENGTHS = ("num_train_epochs", "max_train_steps")  # of a training; one of them counts
 
@@ -29,11 +31,23 @@ def number_or_auto(text: str | int) -> int | str:
     return AUTO if text == AUTO else int(text)
 
 
-def about(default, text: str):
-    """A field with its ``--help`` text."""
+def about(default, text: str, *, least=None, over=None, under=None, needs=None, part_of=None):
+    """A field with its ``--help`` text, and what it can be.
+
+    Args:
+        default: its value where nobody says another.
+        text: for ``--help``.
+        least: the smallest value; ``None`` and "auto" may always be.
+        over: what the value has to be above.
+        under: and below.
+        needs: the flag without which it does nothing.
+        part_of: a flag and the value of that flag without which it does nothing.
+    """
+    bounds = dict(zip(BOUNDS, (least, over, under, needs, part_of), strict=True))
+    metadata = {"help": text, **bounds}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, init=False)
@@ -57,47 +71,52 @@ class TrainingConfig:
         "Folder or .zip of scans: class folders, Training/Testing, or flat. Without it or --dataset_name, the phantom.",
     )
     dataset_name: str | None = about(None, "Data set on the Hub, or a local one, for datasets.load_dataset.")
-    dataset_config_name: str | None = about(None, "Configuration of --dataset_name.")
-    image_column: str = about("image", "Image column of --dataset_name.")
-    label_column: str = about("label", "Class column of --dataset_name.")
-    resolution: int = about(64, "Pixels a side.")
+    dataset_config_name: str | None = about(None, "Configuration of --dataset_name.", needs="dataset_name")
+    image_column: str = about("image", "Image column of --dataset_name.", needs="dataset_name")
+    label_column: str = about("label", "Class column of --dataset_name.", needs="dataset_name")
+    resolution: int = about(64, "Pixels a side.", least=MIN_RESOLUTION)
     fit: Literal["pad", "crop", "stretch"] = about("pad", "How a scan becomes square.")
     validation_share: float = about(
-        0.1, "Share of the training part that is held out, by group of copies and by class."
+        0.1, "Share of the training part that is held out, by group of copies and by class.", over=0, under=1
     )
     keep_repeats: bool = about(False, "Train on identical and near-identical copies too.")
     on_bad_image: Literal["error", "skip"] = about(
         "error", "What to do with files that are no readable image."
     )
     random_flip: bool = about(False, "Mirror training scans left to right, half of the time.")
-    no_flip_classes: list[str] = about([], "Classes in which side matters: --random_flip leaves them alone.")
+    no_flip_classes: list[str] = about(
+        [], "Classes in which side matters: --random_flip leaves them alone.", needs="random_flip"
+    )
     cache_dir: str | None = about(
         None, "Where decoded scans are kept; the datasets library's cache when not given."
     )
-    phantom_images: int = about(2048, "Number of phantoms to draw when there are no scans.")
+    phantom_images: int = about(2048, "Number of phantoms to draw when there are no scans.", least=2)
     dataloader_num_workers: int = about(
         0,
         "Loader processes, for scans that are too many to be held in memory; 0 loads in the training process.",
+        least=0,
     )
 
     # Network
     block_out_channels: list[int] = about([64, 128, 256], "Channels of each level, finest first.")
-    layers_per_block: int = about(2, "Blocks a level.")
+    layers_per_block: int = about(2, "Blocks a level.", least=1)
     block_type: Literal["resnet", "convnext"] = about("resnet", "Kind of block.")
     attention_types: list[str] = about(
         ["none", "linear", "full"], "Attention of each level: linear, full or none."
     )
-    attention_head_dim: int = about(32, "Channels of one attention head.")
-    norm_num_groups: int = about(8, "Groups of every group norm.")
-    dropout: float = about(0.0, "Dropout inside each block.")
+    attention_head_dim: int = about(32, "Channels of one attention head.", least=1)
+    norm_num_groups: int = about(8, "Groups of every group norm.", least=1)
+    dropout: float = about(0.0, "Dropout inside each block.", least=0, under=1)
     class_conditional: bool = about(True, "Learn each class, when the data has classes.")
-    class_dropout_prob: float = about(0.1, "Share of training scans shown without their class, for guidance.")
+    class_dropout_prob: float = about(
+        0.1, "Share of training scans shown without their class, for guidance.", least=0, under=1
+    )
     gradient_checkpointing: bool = about(False, "Trade a third more compute for much less memory.")
 
     # Diffusion
-    num_train_timesteps: int = about(300, "Timesteps T of the diffusion.")
-    beta_start: float = about(PAPER_BETAS["beta_start"], "First of the linear betas.")
-    beta_end: float = about(PAPER_BETAS["beta_end"], "Last of the linear betas.")
+    num_train_timesteps: int = about(300, "Timesteps T of the diffusion.", least=1)
+    beta_start: float = about(PAPER_BETAS["beta_start"], "First of the linear betas.", over=0, under=1)
+    beta_end: float = about(PAPER_BETAS["beta_end"], "Last of the linear betas.", over=0, under=1)
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = about(
         "epsilon", "What the network predicts."
     )
@@ -112,11 +131,24 @@ class TrainingConfig:
         "uniform",
         "How timesteps are drawn in training: all alike, or ln(sigma) from a normal distribution, as in EDM.",
     )
-    log_sigma_mean: float = about(-1.2, "Mean of ln(sigma) for --timestep_sampling lognormal.")
-    log_sigma_std: float = about(1.2, "Standard deviation of ln(sigma) for --timestep_sampling lognormal.")
+    log_sigma_mean: float = about(
+        -1.2,
+        "Mean of ln(sigma) for --timestep_sampling lognormal.",
+        part_of=("timestep_sampling", "lognormal"),
+    )
+    log_sigma_std: float = about(
+        1.2,
+        "Standard deviation of ln(sigma) for --timestep_sampling lognormal.",
+        over=0,
+        part_of=("timestep_sampling", "lognormal"),
+    )
     loss_type: Literal["huber", "l1", "l2"] = about("huber", "Loss.")
-    huber_delta: float = about(1.0, "Where the Huber loss turns from square to linear.")
-    snr_gamma: float | None = about(None, "Min-SNR weighting of the loss; 5.0 is usual. Off when not given.")
+    huber_delta: float = about(
+        1.0, "Where the Huber loss turns from square to linear.", over=0, part_of=("loss_type", "huber")
+    )
+    snr_gamma: float | None = about(
+        None, "Min-SNR weighting of the loss; 5.0 is usual. Off when not given.", over=0
+    )
 
     # Optimization
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = about(
@@ -124,46 +156,48 @@ class TrainingConfig:
         "Precision of the network in training: no is float32; auto is accelerate's if that says one, else bf16 where the "
         "device is fast in it.",
     )
-    seed: int = about(0, "Seed of everything drawn.")
+    seed: int = about(0, "Seed of everything drawn.", least=0)
     train_batch_size: number_or_auto = about(
-        64, "Scans a step on each process; auto takes as many as fit into memory."
+        64, "Scans a step on each process; auto takes as many as fit into memory.", least=1
     )
-    gradient_accumulation_steps: int = about(1, "Batches an optimizer step.")
+    gradient_accumulation_steps: int = about(1, "Batches an optimizer step.", least=1)
     num_train_epochs: int | None = about(
-        None, f"Passes over the training scans; {EPOCHS} where no --max_train_steps are given."
+        None, f"Passes over the training scans; {EPOCHS} where no --max_train_steps are given.", least=1
     )
-    max_train_steps: int | None = about(None, "Optimizer steps, in place of --num_train_epochs.")
+    max_train_steps: int | None = about(None, "Optimizer steps, in place of --num_train_epochs.", least=1)
     optimizer: Literal["adam", "adamw"] = about("adam", "Optimizer.")
-    learning_rate: float = about(1e-3, "Peak learning rate.")
-    adam_beta1: float = about(0.9, "Adam's beta 1.")
-    adam_beta2: float = about(0.999, "Adam's beta 2.")
-    adam_epsilon: float = about(1e-8, "Adam's epsilon.")
-    adam_weight_decay: float = about(0.0, "Weight decay; decoupled with adamw.")
+    learning_rate: float = about(1e-3, "Peak learning rate.", over=0)
+    adam_beta1: float = about(0.9, "Adam's beta 1.", over=0, under=1)
+    adam_beta2: float = about(0.999, "Adam's beta 2.", over=0, under=1)
+    adam_epsilon: float = about(1e-8, "Adam's epsilon.", over=0)
+    adam_weight_decay: float = about(0.0, "Weight decay; decoupled with adamw.", least=0)
     lr_scheduler: Literal["constant", "linear", "cosine"] = about(
         "cosine", "Learning rate against the optimizer step, after the warm-up; by diffusers.optimization."
     )
-    lr_warmup_steps: int = about(100, "Optimizer steps of warm-up.")
-    max_grad_norm: float = about(1.0, "Clip the gradient's norm; 0 is off.")
+    lr_warmup_steps: int = about(100, "Optimizer steps of warm-up.", least=0)
+    max_grad_norm: float = about(1.0, "Clip the gradient's norm; 0 is off.", least=0)
     surge_guard: bool = about(
         True, "Clip and skip outlying updates, and go back to the last checkpoint when the loss surges."
     )
-    ema_max_decay: float = about(0.9999, "Largest decay of the averaged weights.")
-    ema_power: float = about(0.75, "Warm-up of that decay: 1 - (1 + step) ** -power.")
+    ema_max_decay: float = about(0.9999, "Largest decay of the averaged weights.", over=0, under=1)
+    ema_power: float = about(0.75, "Warm-up of that decay: 1 - (1 + step) ** -power.", over=0)
 
     # Watching and keeping
-    logging_steps: int = about(10, "Optimizer steps between updates of the progress bar and trackers.")
-    validation_steps: int = about(500, "Optimizer steps between validations.")
+    logging_steps: int = about(
+        10, "Optimizer steps between updates of the progress bar and trackers.", least=1
+    )
+    validation_steps: int = about(500, "Optimizer steps between validations.", least=1)
     sample_epochs: list[int] = about(
         [], "Epochs at whose end grids of raw and EMA samples are drawn; 0 is before training."
     )
     evaluate_epochs: list[int] = about(
         [], "Epochs at whose end KID and the share of copied scans are measured on EMA samples."
     )
-    evaluate_images: int = about(256, "Samples for --evaluate_epochs.")
-    num_samples: int = about(16, "Images in a grid, the classes in turn.")
-    num_inference_steps: int | None = about(None, "Sampling steps of the grids; T when not given.")
-    checkpointing_steps: int = about(500, "Optimizer steps between checkpoints.")
-    checkpoints_total_limit: int = about(2, "Checkpoints to keep, newest first.")
+    evaluate_images: int = about(256, "Samples for --evaluate_epochs.", least=100)
+    num_samples: int = about(16, "Images in a grid, the classes in turn.", least=1)
+    num_inference_steps: int | None = about(None, "Sampling steps of the grids; T when not given.", least=1)
+    checkpointing_steps: int = about(500, "Optimizer steps between checkpoints.", least=1)
+    checkpoints_total_limit: int = about(2, "Checkpoints to keep, newest first.", least=1)
     resume_from_checkpoint: str | None = about(None, "'latest' or a checkpoint's folder.")
     report_to: str | None = about(None, "Tracker that accelerate knows: tensorboard, wandb, ...")
 
@@ -173,11 +207,17 @@ class TrainingConfig:
         "Push to the Hugging Face Hub at checkpoints, in the background and ten minutes apart, and at the end.",
     )
     hub_model_id: str | None = about(
-        None, "Repository, such as me/brain-mri-ddpm; the name of --output_dir when not given."
+        None,
+        "Repository, such as me/brain-mri-ddpm; the name of --output_dir when not given.",
+        needs="push_to_hub",
     )
-    hub_public: bool = about(False, "Make the repository public; it is private without this.")
+    hub_public: bool = about(
+        False, "Make the repository public; it is private without this.", needs="push_to_hub"
+    )
     hub_license: str | None = about(
-        None, "Licence of the weights for the model card, as the Hub writes it: cc-by-4.0, ..."
+        None,
+        "Licence of the weights for the model card, as the Hub writes it: cc-by-4.0, ...",
+        needs="push_to_hub",
     )
 
     def __init__(self, **given):
@@ -203,7 +243,7 @@ class TrainingConfig:
             values["report_to"] = None
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        refuse_wrong_numbers(self)
+        refuse_wrong_values(self)
 
     @property
     def repo_id(self) -> str:
@@ -223,62 +263,47 @@ def put_over(values: dict, given: dict) -> dict:
     return {**values, **given}
 
 
-AT_LEAST = {
-    "resolution": 16, "phantom_images": 2, "layers_per_block": 1, "attention_head_dim": 1, "norm_num_groups": 1,
-    "dropout": 0, "class_dropout_prob": 0, "num_train_timesteps": 1, "seed": 0, "train_batch_size": 1,
-    "gradient_accumulation_steps": 1, "num_train_epochs": 1, "max_train_steps": 1,
-    "adam_weight_decay": 0, "lr_warmup_steps": 0, "max_grad_norm": 0, "logging_steps": 1, "validation_steps": 1,
-    "evaluate_images": 100, "num_samples": 1, "num_inference_steps": 1, "checkpointing_steps": 1, "checkpoints_total_limit": 1,
-    "dataloader_num_workers": 0,
-}  # fmt: skip
-OVER_0 = ("huber_delta", "log_sigma_std", "snr_gamma", "learning_rate", "adam_epsilon", "ema_power")
-NEEDED = {  # flags that do nothing unless another is given
-    "no_flip_classes": "random_flip", "dataset_config_name": "dataset_name",
-    "image_column": "dataset_name", "label_column": "dataset_name", "hub_model_id": "push_to_hub",
-    "hub_public": "push_to_hub", "hub_license": "push_to_hub",
-}  # fmt: skip
-PART_OF = {  # flags that do nothing unless another has this value
-    "huber_delta": ("loss_type", "huber"),
-    "log_sigma_mean": ("timestep_sampling", "lognormal"),
-    "log_sigma_std": ("timestep_sampling", "lognormal"),
-}
 LARGEST_SEED = 2**63 - 1
-BETWEEN_0_AND_1 = ("validation_share", "beta_start", "beta_end", "adam_beta1", "adam_beta2", "ema_max_decay")
 
 
-def refuse_wrong_numbers(config: TrainingConfig) -> None:
+def refuse_wrong_number(name: str, value: float, least=None, over=None, under=None) -> None:
     """Raise an ``InputError`` naming the flag, its value and what it can be."""
-    for name, value in vars(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"--{name} is {value}; take a number.")
-    for name, least in AT_LEAST.items():
-        value = getattr(config, name)
-        if value is not None and value != AUTO and value < least:
-            raise InputError(f"--{name} is {value}; take {least} or more.")
-    for name in BETWEEN_0_AND_1:
-        value = getattr(config, name)
-        if not 0 < value < 1:
-            raise InputError(f"--{name} is {value}; take a number between 0 and 1.")
-    for name in ("dropout", "class_dropout_prob"):
-        if getattr(config, name) >= 1:
-            raise InputError(f"--{name} is {getattr(config, name)}; take a number from 0 to under 1.")
-    for name in OVER_0:
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name} is {value}; take a number over 0.")
+    low = least if least is not None else over
+    if not math.isfinite(value):
+        wanted = "a number"
+    elif (
+        (least is None or value >= least)
+        and (over is None or value > over)
+        and (under is None or value < under)
+    ):
+        return
+    elif under is not None:
+        wanted = (
+            f"a number from {low} to under {under}" if over is None else f"a number between {low} and {under}"
+        )
+    else:
+        wanted = f"{least} or more" if over is None else f"a number over {over}"
+    raise InputError(f"--{name} is {value}; take {wanted}.")
+
+
+def refuse_wrong_values(config: TrainingConfig) -> None:
+    """Raise an ``InputError`` for a value that cannot be, and for two that do not go together."""
+    for f in dataclasses.fields(config):
+        value, bounds = getattr(config, f.name), {key: f.metadata[key] for key in ("least", "over", "under")}
+        if isinstance(value, (int, float)):
+            refuse_wrong_number(f.name, value, **bounds)
+        usual = f.default if f.default is not dataclasses.MISSING else []
+        needed, (other, wanted) = f.metadata["needs"], f.metadata["part_of"] or (None, None)
+        if needed and value != usual and not getattr(config, needed):
+            raise InputError(f"--{f.name} is given without --{needed}; add it, or leave --{f.name} out.")
+        if other and value != usual and getattr(config, other) != wanted:
+            raise InputError(
+                f"--{f.name} is of --{other} {wanted}, but --{other} is {getattr(config, other)}; leave one of them out."
+            )
     if config.beta_start > config.beta_end:
         raise InputError(
             f"--beta_start {config.beta_start} is over --beta_end {config.beta_end}; betas rise with t."
         )
-    for name, needed in NEEDED.items():
-        is_given = getattr(config, name) not in (getattr(TrainingConfig, name, []), [])
-        if is_given and not getattr(config, needed):
-            raise InputError(f"--{name} is given without --{needed}; add it, or leave --{name} out.")
-    for name, (other, wanted) in PART_OF.items():
-        if getattr(config, name) != getattr(TrainingConfig, name) and getattr(config, other) != wanted:
-            raise InputError(
-                f"--{name} is of --{other} {wanted}, but --{other} is {getattr(config, other)}; leave one of them out."
-            )
     if all(getattr(config, name) is not None for name in LENGTHS):
         raise InputError(
             f"--num_train_epochs {config.num_train_epochs} and --max_train_steps {config.max_train_steps} are both "
@@ -397,6 +422,13 @@ PRESETS: dict[str, dict] = {
 }
 
 
+class FlagParser(HfArgumentParser):
+    """Flags of a dataclass, whose fields have more in their metadata than argparse takes."""
+
+    def add_argument(self, *names, **kwargs):
+        return super().add_argument(*names, **{key: kwargs[key] for key in kwargs.keys() - BOUNDS})
+
+
 def parse_config(args: list[str] | None = None) -> TrainingConfig:
     """Read the command line (``sys.argv`` when ``args`` is None) into a ``TrainingConfig``.
 
@@ -421,7 +453,7 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
     if preset not in PRESETS:
         raise InputError(f"--preset {preset} is unknown; the presets are: {', '.join(PRESETS)}.")
 
-    parser = HfArgumentParser(
+    parser = FlagParser(
         TrainingConfig,
         description="Train a diffusion model on brain MRI slices. Without scans it trains on a built-in phantom.",
         prog="mri-ddpm train",

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mri_ddpm.config import MIN_RESOLUTION
+
 from .phantom_anatomy import VIEWS, Ellipse, View
 
 CLASS_NAMES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 PLANES = ("axial", "coronal", "sagittal")
 
 _Rng = np.random.Generator
-_MIN_RESOLUTION = 16
 _STREAMS = (
     "plane",
     "pose",
@@ -127,9 +128,9 @@ def _check(class_name: str, seed: int, resolution: int, plane: str | None) -> No
         raise ValueError(f"The phantom has no class {class_name!r}: choose one of {', '.join(CLASS_NAMES)}.")
     if plane is not None and plane not in PLANES:
         raise ValueError(f"The phantom has no plane {plane!r}: choose one of {', '.join(PLANES)}, or None.")
-    if resolution < _MIN_RESOLUTION:
+    if resolution < MIN_RESOLUTION:
         raise ValueError(
-            f"resolution is {resolution}: a phantom needs {_MIN_RESOLUTION} pixels a side or more."
+            f"resolution is {resolution}: a phantom needs {MIN_RESOLUTION} pixels a side or more."
         )
     if seed < 0:
         raise ValueError(f"seed is {seed}: choose 0 or more.")

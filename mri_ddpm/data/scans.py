@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
+from mri_ddpm.config import MIN_RESOLUTION
 from mri_ddpm.errors import InputError
 
 from .account import make_manifest
@@ -21,7 +22,6 @@ from .repeats import group_near_identical
 from .sources import Source, find_source
 from .split import ScanRecord, assign_split
 
-MIN_RESOLUTION = 16
 ON_BAD_IMAGE = ("error", "skip")
 FACTS = ["sha256", "flaw", "width", "height", "brightest", "kind", "lowest", "highest"]
 _MOST_NAMED = 10
