@@ -11,10 +11,6 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import t
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.estimates import Estimate, percentile_interval, resampling_counts, share
@@ -156,6 +152,10 @@ def ssim_to_nearest(images: np.ndarray, scans: np.ndarray) -> np.ndarray:
     if images.shape[1:] != scans.shape[1:] or min(images.shape[2:]) < _MS_SSIM_LEAST_SIDES[0]:
         sizes = f"{images.shape[2:]} and the scans {scans.shape[2:]} pixels"
         raise InputError(f"The images are {sizes}: SSIM takes one size, of 11 pixels a side or more.")
+    from torchmetrics.functional.image import (
+        structural_similarity_index_measure,
+    )  # late, for it takes a second
+
     best = np.full(len(images), -1.0)
     images, others = (torch.from_numpy(np.ascontiguousarray(x)) for x in (images, scans))
     for block in _blocks(len(scans), _in_cache(scans)):
@@ -312,6 +312,9 @@ def _ms_ssim_weights(side: int) -> tuple[float, ...]:
 
 def _ms_ssim(a: np.ndarray, b: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     """MS-SSIM of each image of one block with the same of another, ``(B, 1, H, W) -> (B,)``."""
+    # Imported late, as above
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
     values = multiscale_structural_similarity_index_measure(
         torch.from_numpy(a), torch.from_numpy(b), data_range=1.0, betas=weights, reduction="none"
     )
