@@ -444,7 +444,7 @@ def test_phantoms_are_split_and_named_phantoms(cache_dir):
     assert sorted(scans.validation.class_labels) == [0, 1, 2, 3]
     rows = [int(path.split("/")[1]) for path in paths(scans.manifest, "train")]
     np.testing.assert_array_equal(scans.train.class_labels, labels[rows])
-    np.testing.assert_allclose(images_of(scans.train)[:, 0], images[rows] * 2 - 1, atol=1e-5)
+    np.testing.assert_allclose(images_of(scans.train)[:, 0], images[rows], atol=1e-5)
     assert "40 files" in format_account(scans.manifest)
 
 
