@@ -74,6 +74,8 @@ def test_the_account_of_the_smaller_files(cache_dir):
     # All 57 groups that hold these were looked at: each shows one picture.
     assert near_identical["total"] == 72
     assert account["leaks"]["near_identical"] == 11
+    # Of mirror images the nearest pairs were looked at: 74 bits and more apart, and none is a copy.
+    assert account["repeats"]["mirrored"]["total"] == account["leaks"]["mirrored"] == 0
     assert account["repeats"]["label_conflicts"] == 3
     assert account["unreadable"] == []
     assert Counter(row["split"] for row in account["files"]) == {

@@ -129,7 +129,7 @@ def test_the_account_finds_what_was_planted(scans):
     }
     assert repeats["groups"] == 33
     assert repeats["label_conflicts"] == 1
-    assert manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2}
+    assert manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2, "mirrored": 0}
     assert paths(manifest, "leak") == sorted(p for p in planted() if "leak" in p)
     assert paths(manifest, "repeat") == sorted(p for p in planted() if "/9" in p and "leak" not in p)
     assert paths(manifest, "test") == sorted(p for p in TESTING)
@@ -144,7 +144,7 @@ def test_the_account_reads_well(scans):
     for line in (
         "byte-identical copies: 6 (2 within training, 1 within testing, 3 across)",
         "near-identical copies beyond that: 6 (4 within training, 0 within testing, 2 across)",
-        "(left out of the test scans): 5 (3 byte-identical, 2 near-identical)",
+        "(left out of the test scans): 5 (3 byte-identical, 2 near-identical, 0 mirrored)",
         scans.manifest["content_sha256"],
     ):
         assert line in text
@@ -415,7 +415,7 @@ def test_hub_data_set_by_column_names(tmp_path, cache_dir, monkeypatch):
     (Path(folder) / "train/a/Thumbs.db").unlink()
     scans = load_scans(resolution=32, dataset_name=folder, cache_dir=cache_dir)
     assert scans.class_names == ("a", "b", "c")
-    assert scans.manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2}
+    assert scans.manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2, "mirrored": 0}
     assert (len(scans.train) + len(scans.validation), len(scans.test)) == (24, 9)
 
     rows = {"scan": [encoded(head) for head in HEADS[:12]], "kind": ["ill", "well"] * 6}
@@ -449,12 +449,17 @@ def test_phantoms_are_split_and_named_phantoms(cache_dir):
 
 
 def test_grouping_does_not_depend_on_the_block():
-    hashes = [picture_hash(head.astype(np.float32) / 255) for head in HEADS]
-    hashes += [picture_hash(head[4:].astype(np.float32) / 300) for head in HEADS[::4]]
-    whole, blocks = group_near_identical(hashes), group_near_identical(hashes, block=7)
+    units = [head.astype(np.float32) / 255 for head in HEADS]
+    units += [head[4:].astype(np.float32) / 300 for head in HEADS[::4]]
+    units += [unit[:, ::-1] for unit in units[:40:5]]
+    hashes = [picture_hash(unit) for unit in units], [picture_hash(unit[:, ::-1]) for unit in units]
+    whole, blocks = group_near_identical(*hashes), group_near_identical(*hashes, block=7)
     np.testing.assert_array_equal(whole, blocks)
-    assert len(set(whole[:40])) == 40
-    np.testing.assert_array_equal(whole[40:], whole[:40:4])
+    for facing_or_group in whole:
+        assert len(set(facing_or_group[:40])) == 40
+        np.testing.assert_array_equal(facing_or_group[40:50], facing_or_group[:40:4])
+    np.testing.assert_array_equal(whole[1][50:], whole[1][:40:5])
+    assert not set(whole[0][50:]) & set(whole[0][:50])
 
 
 def test_feeding_is_fast():

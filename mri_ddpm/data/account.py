@@ -113,7 +113,7 @@ def _repeats(records: list[ScanRecord]) -> dict:
     trained = {record.group for record in records if record.part == "training"}
     repeats: dict = {
         kind: {"total": 0, "within_training": 0, "within_testing": 0, "across_parts": 0}
-        for kind in ("byte-identical", "near-identical")
+        for kind in ("byte-identical", "near-identical", "mirrored")
     }
     for record in records:
         if record.repeat:
@@ -127,6 +127,7 @@ def _repeats(records: list[ScanRecord]) -> dict:
     return {
         "byte_identical": repeats["byte-identical"],
         "near_identical": repeats["near-identical"],
+        "mirrored": repeats["mirrored"],
         "groups": len(sizes),
         "groups_with_repeats": sum(size > 1 for size in sizes.values()),
         "label_conflicts": sum(len(names) > 1 for names in classes.values()),
@@ -134,11 +135,18 @@ def _repeats(records: list[ScanRecord]) -> dict:
 
 
 def _leaks(records: list[ScanRecord]) -> dict:
-    """Testing files that show a picture of the training part."""
+    """Testing files that show a picture of the training part, "mirrored" those that show none the same way round."""
     trained = {record.sha256 for record in records if record.part == "training"}
+    facing = {record.facing for record in records if record.part == "training"}
     leaks = [record for record in records if record.split == "leak"]
     exact = sum(record.sha256 in trained for record in leaks)
-    return {"total": len(leaks), "byte_identical": exact, "near_identical": len(leaks) - exact}
+    mirrored = sum(record.facing not in facing for record in leaks)
+    return {
+        "total": len(leaks),
+        "byte_identical": exact,
+        "near_identical": len(leaks) - exact - mirrored,
+        "mirrored": mirrored,
+    }
 
 
 def format_account(manifest: dict, most_listed: int = 10) -> str:
@@ -169,12 +177,14 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
         lines += [
             _repeat_line("byte-identical copies", repeats["byte_identical"]),
             _repeat_line("near-identical copies beyond that", repeats["near_identical"]),
+            _repeat_line("mirrored copies beyond that", repeats["mirrored"]),
             f"distinct pictures: {repeats['groups']}; with more than one class: {repeats['label_conflicts']}",
         ]
         leaks = manifest["leaks"]
         lines += [
             f"testing files that are in training too (left out of the test scans): {leaks['total']}"
-            f" ({leaks['byte_identical']} byte-identical, {leaks['near_identical']} near-identical)"
+            f" ({leaks['byte_identical']} byte-identical, {leaks['near_identical']} near-identical,"
+            f" {leaks['mirrored']} mirrored)"
         ]
     bad = manifest["unreadable"]
     lines += [f"unreadable files: {len(bad)}", *list_bad(bad, most_listed)]

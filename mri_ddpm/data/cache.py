@@ -25,7 +25,7 @@ from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
 from .reading import BadImageError, fit_square, read_samples
 from .repeats import picture_hash
 
-CACHE_VERSION = 3  # raise it when reading, fitting or hashing changes
+CACHE_VERSION = 4  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
 ROWS_PER_BATCH = 256
 KEEP_DAYS = 90  # that nobody has used a table for
@@ -41,8 +41,8 @@ def decoded(
     collective, in which they could wait too, gives up after minutes.
 
     U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1), kind,
-    lowest, highest (`Samples.extent`), picture_hash (bytes) and, unless `resolution` is None, pixels: uint16
-    (resolution**2,), 0..65535, zeros for a flaw.
+    lowest, highest (`Samples.extent`), picture_hash, mirrored_hash (bytes, the latter of the mirror image) and, unless
+    `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
     Raises `InputError` if the cache folder cannot be written.
     """
     folder = (
@@ -103,6 +103,7 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
         "lowest": datasets.Value("float64"),
         "highest": datasets.Value("float64"),
         "picture_hash": datasets.Value("binary"),
+        "mirrored_hash": datasets.Value("binary"),
     }
     if resolution:
         features["pixels"] = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
@@ -142,8 +143,8 @@ def _write_draft(
 
 def _row(read: Callable[[], bytes], resolution: int | None, fit: str, scale: Scale) -> dict:
     """One content's facts and, if there is a resolution, pixels."""
-    row = {"flaw": None, "width": 0, "height": 0, "brightest": 0.0, "picture_hash": b""}
-    row |= {"kind": None, "lowest": 0.0, "highest": 0.0}
+    row = {"flaw": None, "width": 0, "height": 0, "brightest": 0.0}
+    row |= {"picture_hash": b"", "mirrored_hash": b"", "kind": None, "lowest": 0.0, "highest": 0.0}
     pixels = np.zeros((resolution or 0, resolution or 0), dtype=np.uint16)
     try:
         samples = read_samples(read())
@@ -152,7 +153,8 @@ def _row(read: Callable[[], bytes], resolution: int | None, fit: str, scale: Sca
         if resolution:
             pixels = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16)
         height, width = unit.shape
-        row.update(height=height, width=width, brightest=float(unit.max()), picture_hash=picture_hash(unit))
+        row.update(height=height, width=width, brightest=float(unit.max()))
+        row.update(picture_hash=picture_hash(unit), mirrored_hash=picture_hash(unit[:, ::-1]))
         row.update(kind=kind, lowest=lowest, highest=highest)
     except BadImageError as error:
         row["flaw"] = str(error)

@@ -1,4 +1,4 @@
-"""Which scans repeat one another: one picture re-encoded, resized, brighter, or with other black margins.
+"""Which scans repeat one another: one picture re-encoded, resized, brighter, mirrored, or with other black margins.
 
 N: number of distinct pictures.
 """
@@ -10,13 +10,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 HASH_SIZE = 16  # 256 bits each for the perceptual (DCT) and the difference hash
-HASH_BITS = 4 * HASH_SIZE**2
 
 # Two pictures are near-identical if at most this many of 512 hash bits differ, either over the whole picture
 # or within its black margins. Chosen on the 2870 distinct files of the reference set by looking at pairs: up
 # to 31 bits (whole) and 33 (within) all show one and the same picture, from 33 and 38 bits on come slices
 # that are merely neighbours in one head. Re-encoding (JPEG quality 75), halving the size and 20 % of
-# brightness change 3 to 5 bits in the middle of 120 scans, and at most 24.
+# brightness change 3 to 5 bits in the middle of 120 scans, and at most 24. The same limit holds for a picture
+# and the mirror image of another: copies mirrored and changed in these ways differ in at most 16. Brains are
+# nearly symmetric, but these hashes go by what is not: the nearest two of the set differ in 74 bits and show
+# different slices, and a scan differs from its own mirror image in at least 135.
 MAX_DIFFERING_BITS = 30
 
 
@@ -37,26 +39,39 @@ def _within_margins(picture: np.ndarray) -> tuple[int, int, int, int]:
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
-def group_near_identical(hashes: list[bytes], block: int = 1024) -> np.ndarray:
-    """Group pictures by `picture_hash`: int (N,), equal where a chain of near-identical pictures joins two.
+def group_near_identical(
+    hashes: list[bytes], mirrored: list[bytes], block: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """Group pictures by `picture_hash`, of each as it is and of its mirror image.
 
+    Returns facing, groups: int (N,) each, equal where a chain of near-identical pictures joins two; in `groups`
+    a picture is also joined to the mirror image of another, so what faces the same way is a part of a group.
     Compares all pairs, `block` rows at a time, so memory grows with N and not with its square.
     """
     if not hashes:
-        return np.zeros(0, dtype=int)
-    bits = np.unpackbits(np.frombuffer(b"".join(hashes), dtype=np.uint8)).reshape(
-        len(hashes), 2, HASH_BITS // 2
-    )
-    whole, within = np.moveaxis(bits.astype(np.float32) * 2 - 1, 1, 0)  # (N, 512) each, of -1 and 1
-    enough = (
-        HASH_BITS // 2 - 2 * MAX_DIFFERING_BITS
-    )  # a dot product is bits that agree minus bits that differ
+        return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
+    signs = _signs(hashes)
+    same = _near_pairs(signs, signs, block)
+    either = np.concatenate([same, _near_pairs(signs, _signs(mirrored), block)], axis=1)
+    return _components(same, len(hashes)), _components(either, len(hashes))
+
+
+def _signs(hashes: list[bytes]) -> np.ndarray:
+    """The bits as -1 and 1: float32 (2, N, 512), of whole pictures and within their margins."""
+    bits = np.unpackbits(np.frombuffer(b"".join(hashes), dtype=np.uint8)).reshape(len(hashes), 2, -1)
+    return np.moveaxis(bits.astype(np.float32) * 2 - 1, 1, 0)
+
+
+def _near_pairs(signs: np.ndarray, others: np.ndarray, block: int) -> np.ndarray:
+    """Which of one are near-identical to which of the others: int (2, pairs)."""
+    enough = signs.shape[2] - 2 * MAX_DIFFERING_BITS  # of a dot product, which is bits that agree less others
     pairs = []
-    for start in range(0, len(hashes), block):
-        rows = slice(start, start + block)
-        near = (whole[rows] @ whole.T >= enough) | (within[rows] @ within.T >= enough)  # (block, N)
-        row, column = np.nonzero(near)
-        pairs.append((row + start, column))
-    row, column = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    graph = coo_array((np.ones(len(row), dtype=bool), (row, column)), shape=(len(hashes), len(hashes)))
+    for start in range(0, signs.shape[1], block):
+        near = [a[start : start + block] @ b.T >= enough for a, b in zip(signs, others, strict=True)]
+        pairs.append(np.stack(np.nonzero(near[0] | near[1])) + [[start], [0]])
+    return np.concatenate(pairs, axis=1)
+
+
+def _components(pairs: np.ndarray, count: int) -> np.ndarray:
+    graph = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(count, count))
     return connected_components(graph, directed=False)[1]

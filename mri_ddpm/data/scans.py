@@ -220,13 +220,16 @@ def _split(
             f"In {source.name} the class {strangers[0]} has images in the testing part only: add some to the"
             " training part, or take the class out."
         )
-    rows = table.select_columns(["sha256", "flaw", "picture_hash"]).to_list()
+    rows = table.select_columns(["sha256", "flaw", "picture_hash", "mirrored_hash"]).to_list()
     rows = [row for row in rows if row["flaw"] is None]
-    groups = group_near_identical([row["picture_hash"] for row in rows])
-    group_of = {row["sha256"]: group for row, group in zip(rows, groups.tolist(), strict=True)}
+    found = group_near_identical(
+        [row["picture_hash"] for row in rows], [row["mirrored_hash"] for row in rows]
+    )
+    group_of = {row["sha256"]: pair for row, pair in zip(rows, np.stack(found, 1).tolist(), strict=True)}
     numbers: dict[int, int] = {}  # numbered in the order of the files, so that the manifest reads well
     for record in good:
-        record.group = numbers.setdefault(group_of[record.sha256], len(numbers))
+        record.facing, group = group_of[record.sha256]
+        record.group = numbers.setdefault(group, len(numbers))
     assign_split(records, validation_share, keep_repeats, seed)
     return tuple(sorted(class_names["training"] - {None}))
 

@@ -24,7 +24,8 @@ class ScanRecord:
     brightest: float = 1.0  # of 0..1, before any resizing
     extent: tuple[str | None, float, float] = (None, 0.0, 1.0)  # see `intensity.Samples`
     group: int | None = None
-    repeat: str | None = None  # "byte-identical" or "near-identical" to a file before it
+    facing: int | None = None  # shared by those of the group that are joined without mirroring
+    repeat: str | None = None  # "byte-identical", "near-identical" or "mirrored" to files before it
     split: str = "bad"  # "train", "validation", "test", "repeat", "leak" or "bad"
 
 
@@ -60,10 +61,16 @@ def assign_split(records: list[ScanRecord], validation_share: float, keep_repeat
 
 def _mark_repeats(group: list[ScanRecord]) -> None:
     contents: set[str | None] = set()
+    facing: set[int | None] = set()
     for record in group:
-        if contents:
-            record.repeat = "byte-identical" if record.sha256 in contents else "near-identical"
+        if record.sha256 in contents:
+            record.repeat = "byte-identical"
+        elif record.facing in facing:
+            record.repeat = "near-identical"
+        elif contents:
+            record.repeat = "mirrored"
         contents.add(record.sha256)
+        facing.add(record.facing)
 
 
 def _held_out_groups(groups: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
