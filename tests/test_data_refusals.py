@@ -220,5 +220,10 @@ def test_columns_and_names_of_hub_data_sets(refusal, tmp_path, monkeypatch):
     assert "cannot be loaded" in refusal(dataset_name=str(tmp_path / "nothing"))
     rows.save_to_disk(tmp_path / "saved")
     assert "--image_column image is not a column" in refusal(dataset_name=str(tmp_path / "saved"))
+    both = rows.map(lambda row: {"kinds": [row["kind"]]})
+    both.save_to_disk(tmp_path / "several")
+    message = refusal(dataset_name=str(tmp_path / "several"), image_column="scan", label_column="kinds")
+    assert "--label_column kinds" in message
+    assert "several labels a scan" in message
     (tmp_path / "set/train.parquet").rename(tmp_path / "set/test.parquet")
     assert 'has no "train" split' in refusal(dataset_name=name, image_column="scan", label_column="kind")

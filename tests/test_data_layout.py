@@ -1,0 +1,166 @@
+"""What the names of folders, files and splits mean: parts, classes, patients and masks, and that it is said."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from mri_ddpm.data import account_of, draw_phantoms, format_account, load_scans
+from mri_ddpm.data.layout import part_of
+from mri_ddpm.errors import InputError
+
+
+def png(head):
+    file = io.BytesIO()
+    Image.fromarray(np.round(head * 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+HEADS = [png(head) for head in draw_phantoms(24, 48, seed=2)[0]]
+
+
+@pytest.fixture
+def account(tmp_path):
+    """The account of a folder with one head a path."""
+
+    def make(*paths, heads=HEADS):
+        for path, head in zip(paths, heads, strict=False):
+            file = tmp_path / "scans" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(head)
+        return account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache"))
+
+    return make
+
+
+def split_of(manifest):
+    return {row["path"]: row["split"] for row in manifest["files"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *(
+            (name, "training")
+            for name in ("train", "Training", "TRAIN", "train_images", "images-train", "Train Set")
+        ),
+        *((name, "validation") for name in ("val", "Valid", "validation", "val_images", "Validation data")),
+        *((name, "testing") for name in ("test", "Testing", "test_images")),
+        *((name, None) for name in ("glioma", "test_glioma", "trainee", "train_test", "images", "value", "")),
+    ],
+)
+def test_parts_by_name(name, part):
+    assert part_of(name) == part
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Training", "Validation", "Testing"),
+        ("train_images", "val_images", "test_images"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_validation_part_validates(account, names, inside):
+    """Whether the parts lie outside the classes or in each of them."""
+    paths = [
+        f"{c}/{p}/{i}.png" if inside else f"{p}/{c}/{i}.png" for p in names for c in "ab" for i in range(3)
+    ]
+    manifest = account(*paths)
+    assert manifest["class_names"] == ["a", "b"]
+    expected = dict(zip(names, ("train", "validation", "test"), strict=True))
+    part = 1 if inside else 0
+    assert split_of(manifest) == {path: expected[path.split("/")[part]] for path in paths}
+    text = format_account(manifest)
+    assert f"parts: 6 in {names[0]}/, 6 in {names[1]}/, 6 in {names[2]}/" in text or inside
+    assert f"validation is by {names[1]}/, and --validation_share is not used" in text
+
+
+def test_leaks_into_a_validation_part(account):
+    paths = [*(f"train/{i}.png" for i in range(4)), *(f"val/{i}.png" for i in range(2)), "val/leak.png"]
+    paths += ["test/of val.png", "test/of train.png", "test/own.png"]
+    manifest = account(*paths, heads=[*HEADS[:6], HEADS[0], HEADS[4], HEADS[1], HEADS[7]])
+    assert {path for path, split in split_of(manifest).items() if split == "leak"} == {
+        "val/leak.png",
+        "test/of val.png",
+        "test/of train.png",
+    }
+    assert manifest["leaks"] == {"total": 3, "byte_identical": 3, "near_identical": 0}
+    assert manifest["repeats"]["byte_identical"]["across_parts"] == 3
+    assert manifest["split"]["validation"]["total"] == 2
+
+
+def test_a_validation_part_of_leaks_alone_is_refused(account):
+    with pytest.raises(InputError, match="take that folder out"):
+        account("train/0.png", "train/1.png", "val/0.png", heads=[HEADS[0], HEADS[1], HEADS[0]])
+
+
+def test_masks_are_left_out_and_patients_are_no_classes(account):
+    """The layout of the LGG segmentation data set."""
+    patients = [
+        f"TCGA_{site}_{number}_1996{i}909"
+        for i, (site, number) in enumerate([("CS", 4941), ("DU", 5849), ("HT", 7473)])
+    ]
+    paths = [f"kaggle_3m/{p}/{p}_{i}{mask}.png" for p in patients for i in range(4) for mask in ("", "_mask")]
+    manifest = account(*paths, "kaggle_3m/README.md", "kaggle_3m/data.csv", heads=[*HEADS, b"# LGG", b"a,b"])
+    assert manifest["class_names"] == []
+    assert len(manifest["files"]) == 12
+    assert not any("mask" in path for path in split_of(manifest))
+    text = format_account(manifest)
+    assert (
+        "left out: 12 masks, by their names (kaggle_3m/TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_0_mask.png)"
+        in text
+    )
+    assert "3 folders are named like patients and not like classes: no classes" in text
+    assert "passed over: 2 files that are no images (.csv, .md)" in text
+
+
+@pytest.mark.parametrize("names", [("Patient 1", "patient 2"), ("sub-01", "sub-02"), ("1001", "1002")])
+def test_names_of_patients(account, names):
+    assert account(*(f"{name}/{i}.png" for name in names for i in range(3)))["class_names"] == []
+    assert (
+        account(*(f"{name}/{i}.png" for name in names for i in range(3)))["parts"]["training"]["total"] == 6
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [("0", "1"), ("grade_2", "grade_3"), ("a_2021", "b_2021"), ("idle", "casein"), ("T1", "T2")]
+)
+def test_names_of_classes(account, names):
+    assert account(*(f"{name}/{i}.png" for name in names for i in range(3)))["class_names"] == sorted(names)
+
+
+def test_folders_of_masks_beside_images(account):
+    paths = [f"{kind}/{i}.png" for kind in ("images", "masks") for i in range(4)]
+    manifest = account(*paths)
+    assert manifest["class_names"] == []
+    assert (
+        sorted(split_of(manifest)) == ["0.png", "1.png", "2.png", "3.png"]
+        or sorted(split_of(manifest)) == paths[:4]
+    )
+    assert "left out: 4 masks, by their names (masks/0.png)" in format_account(manifest)
+
+
+def test_masks_alone_are_refused(account):
+    with pytest.raises(InputError, match="holds masks alone"):
+        account("a_mask.png", "b_mask_1.png")
+
+
+def test_splits_of_a_hub_data_set(tmp_path):
+    rows = [
+        datasets.Dataset.from_dict({"image": HEADS[i : i + 6], "label": ["x", "y"] * 3})
+        for i in (0, 6, 12, 18)
+    ]
+    names = ("Train", "valid", "test", "extra")
+    datasets.DatasetDict(dict(zip(names, rows, strict=True))).save_to_disk(tmp_path / "saved")
+    scans = load_scans(resolution=16, dataset_name=str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
+    assert [len(part) for part in (scans.train, scans.validation, scans.test)] == [6, 6, 6]
+    text = format_account(scans.manifest)
+    assert (
+        "parts: 6 in Train, 6 in valid, 6 in test; validation is by valid, and --validation_share is not used"
+        in text
+    )
+    assert "left out: splits that are no part by their names: extra (6)" in text
