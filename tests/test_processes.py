@@ -89,7 +89,7 @@ while run.progress.step < run.max_steps:
     for batches in run.epoch_from_here():
         # The large batch: both processes' scans of all micro-batches, without DDP
         wrapped, run.unet = run.unet, run.raw_unet
-        large = torch.stack([run.loss(index, b["pixel_values"], b["class_labels"]) for index, b in batches]).mean()
+        large = torch.stack([run.loss(index, batch) for index, batch in batches]).mean()
         gradients = [gather(g[None].contiguous()).mean(dim=0) for g in torch.autograd.grad(large, parameters)]
         run.unet = wrapped
         row = run.step(batches)
