@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mri_ddpm.data import account_of, draw_phantoms, format_account, load_scans
+from mri_ddpm.data import account_of, draw_phantoms, format_account, format_findings, load_scans
 from mri_ddpm.data.layout import part_of
 from mri_ddpm.errors import InputError
 
@@ -35,6 +35,11 @@ def account(tmp_path):
     return make
 
 
+def said(manifest):
+    """The paragraph that stands at the head of an account and of a training."""
+    return format_account(manifest).splitlines()[1]
+
+
 def split_of(manifest):
     return {row["path"]: row["split"] for row in manifest["files"]}
 
@@ -43,12 +48,15 @@ def split_of(manifest):
     ("name", "part"),
     [
         *(
-            (name, "training")
-            for name in ("train", "Training", "TRAIN", "train_images", "images-train", "Train Set")
+            (n, "training")
+            for n in ("train", "Training", "train_images", "images-train", "Train Set", "train1")
         ),
-        *((name, "validation") for name in ("val", "Valid", "validation", "val_images", "Validation data")),
-        *((name, "testing") for name in ("test", "Testing", "test_images")),
-        *((name, None) for name in ("glioma", "test_glioma", "trainee", "train_test", "images", "value", "")),
+        *(
+            (n, "validation")
+            for n in ("val", "Valid", "validation", "val_images", "Validation data", "val2017")
+        ),
+        *((n, "testing") for n in ("test", "Testing", "test_images")),
+        *((n, None) for n in ("glioma", "test_glioma", "trainee", "train_test", "images", "value", "7", "")),
     ],
 )
 def test_parts_by_name(name, part):
@@ -74,9 +82,26 @@ def test_a_validation_part_validates(account, names, inside):
     expected = dict(zip(names, ("train", "validation", "test"), strict=True))
     part = 1 if inside else 0
     assert split_of(manifest) == {path: expected[path.split("/")[part]] for path in paths}
-    text = format_account(manifest)
-    assert f"parts: 6 in {names[0]}/, 6 in {names[1]}/, 6 in {names[2]}/" in text or inside
-    assert f"validation is by {names[1]}/, and --validation_share is not used" in text
+    assert said(manifest) == (
+        f"parts: 6 in {names[0]}/, 6 in {names[1]}/, 6 in {names[2]}/; "
+        f"validation is by {names[1]}/, and --validation_share is not used; classes: 2 folders"
+    )
+
+
+@pytest.mark.parametrize(
+    ("paths", "classes"), [(("a/0.png", "a/1.png", "b/2.png"), "2 folders"), (("0.png", "1.png"), "none")]
+)
+def test_that_there_are_no_parts_is_said(account, paths, classes):
+    assert said(account(*paths)) == f"parts: none, all files are for training; classes: {classes}"
+
+
+@pytest.mark.parametrize("stray", ["b/0.png", "b/x/0.png"])
+def test_a_class_without_the_parts_of_the_others(account, stray):
+    """Its files are for nobody knows what: named, and neither trained on nor taken for a class of its own."""
+    manifest = account("a/train/0.png", "a/train/1.png", "a/val/2.png", stray, heads=[*HEADS[:3], HEADS[7]])
+    reason = "lies outside the training, validation and testing folders"
+    assert manifest["unreadable"] == [{"path": stray, "reason": reason}]
+    assert manifest["class_names"] == ["a"]
 
 
 def test_leaks_into_a_validation_part(account):
@@ -93,9 +118,10 @@ def test_leaks_into_a_validation_part(account):
     assert manifest["split"]["validation"]["total"] == 2
 
 
-def test_a_validation_part_of_leaks_alone_is_refused(account):
-    with pytest.raises(InputError, match="take that folder out"):
-        account("train/0.png", "train/1.png", "val/0.png", heads=[HEADS[0], HEADS[1], HEADS[0]])
+@pytest.mark.parametrize("head", [HEADS[0], b"\x89PNG"], ids=["leak", "damaged"])
+def test_a_validation_part_of_which_nothing_is_left_is_refused(account, head):
+    with pytest.raises(InputError, match="No scan of the validation part is left"):
+        account("train/0.png", "train/1.png", "val/0.png", heads=[HEADS[0], HEADS[1], head])
 
 
 def test_masks_are_left_out_and_patients_are_no_classes(account):
@@ -109,39 +135,56 @@ def test_masks_are_left_out_and_patients_are_no_classes(account):
     assert manifest["class_names"] == []
     assert len(manifest["files"]) == 12
     assert not any("mask" in path for path in split_of(manifest))
-    text = format_account(manifest)
-    assert (
-        "left out: 12 masks, by their names (kaggle_3m/TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_0_mask.png)"
-        in text
+    assert said(manifest) == (
+        "parts: none, all files are for training; classes: none, for all 3 folders are named like patients, whose scans may be in"
+        " both training and validation (TCGA_CS_4941_19960909); left out: 12 masks, by their names"
+        " (kaggle_3m/TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_0_mask.png); passed over: 2 files that are no images (.csv, .md)"
     )
-    assert "3 folders are named like patients and not like classes: no classes" in text
-    assert "passed over: 2 files that are no images (.csv, .md)" in text
 
 
 @pytest.mark.parametrize("names", [("Patient 1", "patient 2"), ("sub-01", "sub-02"), ("1001", "1002")])
 def test_names_of_patients(account, names):
-    assert account(*(f"{name}/{i}.png" for name in names for i in range(3)))["class_names"] == []
-    assert (
-        account(*(f"{name}/{i}.png" for name in names for i in range(3)))["parts"]["training"]["total"] == 6
-    )
+    manifest = account(*(f"{name}/{i}.png" for name in names for i in range(3)))
+    assert manifest["class_names"] == []
+    assert manifest["parts"]["training"]["total"] == 6
 
 
 @pytest.mark.parametrize(
-    "names", [("0", "1"), ("grade_2", "grade_3"), ("a_2021", "b_2021"), ("idle", "casein"), ("T1", "T2")]
+    "names", [("0", "1"), ("grade_2", "grade_3"), ("a_2021", "b_2021"), ("casein", "idle"), ("T1", "T2")]
 )
 def test_names_of_classes(account, names):
-    assert account(*(f"{name}/{i}.png" for name in names for i in range(3)))["class_names"] == sorted(names)
+    assert account(*(f"{name}/{i}.png" for name in names for i in range(3)))["class_names"] == list(names)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "masks/0.png",
+        "train_masks/0.png",
+        "a/7_mask.png",
+        "a/7_mask_1.png",
+        "a/7-Mask2.png",
+        "a/mask.png",
+        "a/7_seg.png",
+    ],
+)
+def test_names_of_masks(account, mask):
+    manifest = account("a/0.png", "a/1.png", "b/2.png", mask)
+    assert sorted(split_of(manifest)) == ["a/0.png", "a/1.png", "b/2.png"]
+    assert said(manifest).endswith(f"classes: 2 folders; left out: 1 masks, by their names ({mask})")
+
+
+@pytest.mark.parametrize("scan", ["no mask here/0.png", "masked/0.png", "a/mask_of_7.png", "a/damask.png"])
+def test_names_that_are_none_of_masks(account, scan):
+    assert scan in split_of(account("a/0.png", "a/1.png", "b/2.png", scan))
 
 
 def test_folders_of_masks_beside_images(account):
-    paths = [f"{kind}/{i}.png" for kind in ("images", "masks") for i in range(4)]
-    manifest = account(*paths)
+    """The folder that is left encloses everything, and is no class."""
+    manifest = account(*(f"{kind}/{i}.png" for kind in ("images", "masks") for i in range(4)))
     assert manifest["class_names"] == []
-    assert (
-        sorted(split_of(manifest)) == ["0.png", "1.png", "2.png", "3.png"]
-        or sorted(split_of(manifest)) == paths[:4]
-    )
-    assert "left out: 4 masks, by their names (masks/0.png)" in format_account(manifest)
+    assert sorted(split_of(manifest)) == ["images/0.png", "images/1.png", "images/2.png", "images/3.png"]
+    assert said(manifest).endswith("classes: none; left out: 4 masks, by their names (masks/0.png)")
 
 
 def test_masks_alone_are_refused(account):
@@ -158,9 +201,19 @@ def test_splits_of_a_hub_data_set(tmp_path):
     datasets.DatasetDict(dict(zip(names, rows, strict=True))).save_to_disk(tmp_path / "saved")
     scans = load_scans(resolution=16, dataset_name=str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
     assert [len(part) for part in (scans.train, scans.validation, scans.test)] == [6, 6, 6]
-    text = format_account(scans.manifest)
-    assert (
-        "parts: 6 in Train, 6 in valid, 6 in test; validation is by valid, and --validation_share is not used"
-        in text
+    assert format_findings(scans.manifest) == (
+        "parts: 6 in Train, 6 in valid, 6 in test; validation is by valid, and --validation_share is not used;"
+        " classes: 2 labels in the column label; left out: splits that are no part by their names (extra: 6)"
     )
-    assert "left out: splits that are no part by their names: extra (6)" in text
+
+
+def test_labels_of_a_hub_data_set_that_are_patients(tmp_path):
+    """As `datasets` makes them of folders."""
+    rows = datasets.Dataset.from_dict({"image": HEADS[:6], "label": ["sub-01", "sub-02", None] * 2})
+    rows.save_to_disk(tmp_path / "saved")
+    scans = load_scans(resolution=16, dataset_name=str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
+    assert scans.class_names == ()
+    assert len(scans.train) + len(scans.validation) == 6
+    assert "classes: none, for all 2 labels in the column label are named like patients" in format_findings(
+        scans.manifest
+    )

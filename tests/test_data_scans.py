@@ -68,7 +68,7 @@ BROKEN = {
     "Training/b/empty.png": (b"", "is empty"),
     "Testing/c/notes.png": (b"not an image", "is not an image"),
     "Training/stray.png": (encoded(HEADS[38]), "lies outside the class folders"),
-    "stray.png": (encoded(HEADS[38]), "lies outside the training and testing folders"),
+    "stray.png": (encoded(HEADS[38]), "lies outside the training, validation and testing folders"),
 }
 
 

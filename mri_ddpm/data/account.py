@@ -55,7 +55,7 @@ def make_manifest(
             records,
             class_names,
             lambda record: record.part,
-            [part for part in PARTS if part in {r.part for r in records}],
+            sorted({record.part for record in records}, key=PARTS.index),
         ),
         "sizes": _sizes(good),
         "unreadable": [{"path": r.path, "reason": r.flaw} for r in records if r.flaw is not None],

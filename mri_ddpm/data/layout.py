@@ -1,35 +1,21 @@
 """What the names of files and folders mean: parts, classes, patients and masks; and what was found, in words.
 
-A file's class is the folder it lies in, its part "training", "validation" or "testing" (the published layout
-`Training/CLASS/*` + `Testing/CLASS/*`, or `CLASS/train/*` + ...; everything is training where there are no such folders).
+A file's class is the folder it lies in, its part "training", "validation" or "testing": `Training/CLASS/*` beside
+`Testing/CLASS/*`, or `CLASS/train/*` beside `CLASS/val/*`. Without such folders everything is training.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 PARTS = ("training", "validation", "testing")  # a picture of one is a leak in those after it
 _PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
 _PART_OF |= {part: part for part in PARTS}
-_PLAIN = {
-    "image",
-    "images",
-    "img",
-    "imgs",
-    "scan",
-    "scans",
-    "slice",
-    "slices",
-    "data",
-    "dataset",
-    "set",
-    "split",
-}
-_MASK = re.compile(r".*[ _.-]masks?([ _-]?\d+)?", re.IGNORECASE)  # `..._mask`, `..._mask_1`
+_PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
+_MASKS = {"mask", "masks", "seg", "segmentation", "segmentations"}
 _PATIENT = re.compile(r"(patient|pat|pt|case|subject|subj|sub|id)[ _-]?\d+.*", re.IGNORECASE)
-_NUMBERED = re.compile(r".*\d{3}.*")
 
 
 @dataclass(frozen=True)
@@ -51,15 +37,6 @@ class Finding:
     path: str | None = None
 
 
-def part_of(name: str) -> str | None:
-    """The part that a folder or a split is named after, as `Training`, `val` or `train_images`; else None."""
-    words = re.findall(r"[^\W_]+", name.casefold())
-    named = [word for word in words if word in _PART_OF]
-    return (
-        _PART_OF[named[0]] if len(named) == 1 and all(w in _PLAIN for w in words if w != named[0]) else None
-    )
-
-
 def arrange(
     readers: dict[PurePosixPath, Callable[[], bytes]], may_be_class: bool
 ) -> tuple[tuple[ScanFile, ...], tuple[Finding, ...]]:
@@ -67,70 +44,81 @@ def arrange(
 
     may_be_class: whether a single folder is a class, and not one that encloses all.
     """
-    masks = sorted(map(str, filter(_is_mask, readers)))
-    readers = {
-        path: read for path, read in sorted(readers.items(), key=lambda i: str(i[0])) if not _is_mask(path)
-    }
-    top = _enclosing_folder([path.parts[:-1] for path in readers], may_be_class)
-    inner = {path: path.parts[len(top) :] for path in readers}
-    depth = _depth_of_parts([parts[:-1] for parts in inner.values()])
-    places = {
-        path: _place(parts[:-1], depth) for path, parts in inner.items()
-    }  # folder of the part, of the class
-    folders = sorted({folder for _, folder in places.values() if folder is not None})
-    patients = _are_patients(folders)
+    masks = sorted(filter(_is_mask, readers), key=str)
+    paths = sorted(readers.keys() - set(masks), key=str)
+    top = _enclosing_folder([path.parts[:-1] for path in paths], may_be_class)
+    inner = {path: path.parts[len(top) :] for path in paths}
+    depth = _depth_of_parts([names[:-1] for names in inner.values()])
+    places = {path: _place(names[:-1], depth) for path, names in inner.items()}
+    folders = {name for _, name in places.values() if name}
+    class_names = set() if named_like_patients(folders) else folders
     files = []
     for path, (part_folder, class_name) in places.items():
         flaw = None
         if depth is not None and part_folder is None:
-            flaw = "lies outside the training and testing folders"
-        elif folders and class_name is None and not patients:
+            flaw = "lies outside the training, validation and testing folders"
+        elif class_names and class_name is None:
             flaw = "lies outside the class folders"
         part = part_of(part_folder) if part_folder else "training"
-        files.append(
-            ScanFile("/".join(inner[path]), part, None if patients else class_name, readers[path], flaw)
-        )
-    found = Counter(folder for folder, _ in places.values() if folder)
-    return tuple(files), (
-        *parts_found({f"{folder}/": count for folder, count in found.items()}),
-        *_classes_found(folders, patients),
-        *([Finding(f"left out: {len(masks)} masks, by their names", masks[0])] if masks else []),
-    )
+        class_name = class_name if class_names else None
+        files.append(ScanFile("/".join(inner[path]), part, class_name, readers[path], flaw))
+    counts = Counter(f"{part_folder}/" for part_folder, _ in places.values() if part_folder)
+    findings = [*parts_found(counts), classes_found(folders, "folders")]
+    if masks:
+        findings.append(Finding(f"left out: {len(masks)} masks, by their names", str(masks[0])))
+    return tuple(files), tuple(findings)
+
+
+def part_of(name: str) -> str | None:
+    """The part that a folder or a split is named after, as `Training`, `val`, `train_images` or `val2017`; else None."""
+    telling = set(_words(name)) - _PLAIN
+    return _PART_OF.get(telling.pop()) if len(telling) == 1 else None
+
+
+def named_like_patients(names: Collection[str]) -> bool:
+    """Whether all are like `case 7`, or each has a number of its own of three digits or more."""
+    if all(_PATIENT.fullmatch(name) for name in names):
+        return bool(names)
+    numbers = {tuple(re.findall(r"\d+", name)) for name in names}
+    return len(numbers) == len(names) and all(re.search(r"\d{3}", name) for name in names)
 
 
 def parts_found(counts: dict[str, int]) -> list[Finding]:
-    """What was found by the parts, {folder or split: number of files}."""
+    """What to say of the parts, given as {name of a folder or split: number of files}."""
     if not counts:
-        return [Finding("no folders of parts: all files are for training")]
-    counts = dict(sorted(counts.items(), key=lambda item: PARTS.index(part_of(item[0]))))
-    found = [Finding("parts: " + ", ".join(f"{count} in {name}" for name, count in counts.items()))]
-    if given := [name for name in counts if part_of(name) == "validation"]:
-        found.append(Finding(f"validation is by {', '.join(given)}, and --validation_share is not used"))
-    return found
+        return [Finding("parts: none, all files are for training")]
+    names = sorted(counts, key=lambda name: PARTS.index(part_of(name)))
+    findings = [Finding("parts: " + ", ".join(f"{counts[name]} in {name}" for name in names))]
+    if given := [name for name in names if part_of(name) == "validation"]:
+        findings.append(Finding(f"validation is by {', '.join(given)}, and --validation_share is not used"))
+    return findings
 
 
-def _classes_found(folders: list[str], patients: bool) -> list[Finding]:
-    if patients:
-        return [
-            Finding(
-                f"{len(folders)} folders are named like patients and not like classes: no classes; a patient's scans may be in"
-                " both training and validation",
-                folders[0],
-            )
-        ]
-    return [Finding(f"{len(folders)} class folders" if folders else "no class folders: no classes")]
+def classes_found(names: Collection[str], kind: str) -> Finding:
+    """What to say of the classes, or of names that are none; `kind` says what bears the names."""
+    if not named_like_patients(names):
+        return Finding(f"classes: {len(names)} {kind}" if names else "classes: none")
+    words = f"classes: none, for all {len(names)} {kind} are named like patients"
+    return Finding(f"{words}, whose scans may be in both training and validation", min(names))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", name.casefold())
 
 
 def _is_mask(path: PurePosixPath) -> bool:
-    """A segmentation, which shows where something is: it is named so, or its folder is."""
-    return bool(_MASK.fullmatch(path.stem)) or any(f.casefold() in ("mask", "masks") for f in path.parts[:-1])
+    """A segmentation: the last word of its name says so, as in `7_mask.png`, or a folder of it, as `train_masks`."""
+    folders = (set(_words(folder)) - _PLAIN - _PART_OF.keys() for folder in path.parts[:-1])
+    return not _MASKS.isdisjoint(_words(path.stem)[-1:]) or any(
+        words and words <= _MASKS for words in folders
+    )
 
 
 def _depth_of_parts(folders: list[tuple[str, ...]]) -> int | None:
-    """How deep the folders of parts lie: outside the classes, or within every one; None where there are none."""
-    if any(part_of(names[0]) for names in folders if names):
-        return 0
-    return 1 if folders and all(len(names) > 1 and part_of(names[1]) for names in folders) else None
+    """How deep the folders of parts lie: 0 outside the classes, 1 within them; None where there are none."""
+    return next(
+        (i for i in (0, 1) if any(part_of(name) for names in folders for name in names[i : i + 1])), None
+    )
 
 
 def _place(folders: tuple[str, ...], depth: int | None) -> tuple[str | None, str | None]:
@@ -139,15 +127,6 @@ def _place(folders: tuple[str, ...], depth: int | None) -> tuple[str | None, str
     if depth is not None and len(folders) > depth and part_of(folders[depth]):
         part, folders = folders[depth], folders[:depth] + folders[depth + 1 :]
     return part, next((name for name in folders if name.casefold() not in _PLAIN), None)
-
-
-def _are_patients(folders: list[str]) -> bool:
-    """Whether folders are named like patients: `case 7`, or each with a number of its own of three digits or more."""
-    numbers = {tuple(re.findall(r"\d+", name)) for name in folders}
-    return bool(folders) and (
-        all(_PATIENT.fullmatch(name) for name in folders)
-        or (len(numbers) == len(folders) and all(_NUMBERED.fullmatch(name) for name in folders))
-    )
 
 
 def _enclosing_folder(folders: list[tuple[str, ...]], may_be_class: bool) -> tuple[str, ...]:

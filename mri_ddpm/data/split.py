@@ -46,7 +46,7 @@ def assign_split(records: list[ScanRecord], validation_share: float, keep_repeat
     for group in groups.values():
         _mark_repeats(group)
 
-    has_part = any(record.part == "validation" for group in groups.values() for record in group)
+    has_part = any(record.part == "validation" for record in records)
     held_out = set() if has_part else _held_out_groups(groups, validation_share, seed)
     for number, group in groups.items():
         first = group[0]
@@ -61,7 +61,8 @@ def assign_split(records: list[ScanRecord], validation_share: float, keep_repeat
                 record.split = "validation" if record.part == "validation" else "test"
     if not any(record.split == "validation" for record in records):
         raise InputError(
-            "Every scan of the validation part is in training too: take that folder out, and a share of the training part is held out."
+            "No scan of the validation part is left, for each is unreadable or in training too: take that part out, and a share"
+            " of the training part is held out."
         )
 
 
