@@ -68,7 +68,7 @@ class TrainingConfig:
     # Data
     train_data_dir: str | None = about(
         None,
-        "Folder or .zip of scans: class folders, Training/Testing, or flat. Without it or --dataset_name, the phantom.",
+        "Folder or .zip of scans: class folders, train/val/test, or flat. Without it or --dataset_name, the phantom.",
     )
     dataset_name: str | None = about(None, "Data set on the Hub, or a local one, for datasets.load_dataset.")
     dataset_config_name: str | None = about(None, "Configuration of --dataset_name.", needs="dataset_name")
@@ -77,7 +77,10 @@ class TrainingConfig:
     resolution: int = about(64, "Pixels a side.", least=MIN_RESOLUTION)
     fit: Literal["pad", "crop", "stretch"] = about("pad", "How a scan becomes square.")
     validation_share: float = about(
-        0.1, "Share of the training part that is held out, by group of copies and by class.", over=0, under=1
+        0.1,
+        "Share of the training part that is held out where there is no validation part, by group of copies and by class.",
+        over=0,
+        under=1,
     )
     keep_repeats: bool = about(False, "Train on identical and near-identical copies too.")
     on_bad_image: Literal["error", "skip"] = about(

@@ -222,3 +222,22 @@ def test_columns_and_names_of_hub_data_sets(refusal, tmp_path, monkeypatch):
     assert "--image_column image is not a column" in refusal(dataset_name=str(tmp_path / "saved"))
     (tmp_path / "set/train.parquet").rename(tmp_path / "set/test.parquet")
     assert 'has no "train" split' in refusal(dataset_name=name, image_column="scan", label_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("label", "feature"),
+    [
+        ([0, 1], datasets.Sequence(datasets.ClassLabel(names=["x", "y"]))),
+        (["x"], datasets.Sequence(datasets.Value("string"))),
+        (HEADS[0], datasets.Image()),
+    ],
+)
+def test_a_label_column_of_no_single_labels(refusal, tmp_path, label, feature):
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    rows = datasets.Dataset.from_dict({"image": HEADS, "label": [label] * 8}, features=features)
+    name = str(tmp_path / "saved")
+    rows.save_to_disk(name)
+    assert refusal(dataset_name=name) == (
+        f"--label_column label of {name} holds a {type(feature).__name__} and no single label a scan: name another column,"
+        ' or give --label_column "" for scans without classes.'
+    )

@@ -68,7 +68,7 @@ BROKEN = {
     "Training/b/empty.png": (b"", "is empty"),
     "Testing/c/notes.png": (b"not an image", "is not an image"),
     "Training/stray.png": (encoded(HEADS[38]), "lies outside the class folders"),
-    "stray.png": (encoded(HEADS[38]), "lies outside the training and testing folders"),
+    "stray.png": (encoded(HEADS[38]), "lies outside the training, validation and testing folders"),
 }
 
 
@@ -117,6 +117,7 @@ def test_the_account_finds_what_was_planted(scans):
     assert repeats["byte_identical"] == {
         "total": 6,
         "within_training": 2,
+        "within_validation": 0,
         "within_testing": 1,
         "across_parts": 3,
     }
@@ -124,6 +125,7 @@ def test_the_account_finds_what_was_planted(scans):
     assert repeats["near_identical"] == {
         "total": 6,
         "within_training": 4,
+        "within_validation": 0,
         "within_testing": 0,
         "across_parts": 2,
     }
@@ -144,7 +146,7 @@ def test_the_account_reads_well(scans):
     for line in (
         "byte-identical copies: 6 (2 within training, 1 within testing, 3 across)",
         "near-identical copies beyond that: 6 (4 within training, 0 within testing, 2 across)",
-        "(left out of the test scans): 5 (3 byte-identical, 2 near-identical, 0 mirrored)",
+        "earlier part (left out): 5 (3 byte-identical, 2 near-identical, 0 mirrored)",
         scans.manifest["content_sha256"],
     ):
         assert line in text

@@ -12,14 +12,14 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from mri_ddpm import commands
-from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_scans
+from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import classifier, parts, two_sample
 from mri_ddpm.evaluation import evaluate as evaluation
 from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
-from mri_ddpm.evaluation.subject import class_counts, load_real_scans
+from mri_ddpm.evaluation.subject import class_counts, load_real_scans, refuse_other_scans
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository, push_run
 from mri_ddpm.runs import load_record
@@ -468,6 +468,19 @@ def test_refuses_scans_that_the_model_has_seen_or_that_are_not_its_own(run, tmp_
         InputError, match="was trained on ward-7; give the folder of these scans by --train_data_dir"
     ):
         evaluate(with_manifest(source="ward-7"), tmp_path / "eval", **FAST)
+
+
+def test_refuses_scans_in_other_classes_than_the_model_s():
+    """As where folders of patients were classes when the model was trained."""
+    found = load_phantoms(num_images=8, resolution=16).manifest
+    trained = {**found, "class_names": ["sub-01", "sub-02"]}
+    with pytest.raises(InputError) as caught:
+        refuse_other_scans(trained, found)
+    assert str(caught.value) == (
+        "phantom has the classes glioma_tumor, meningioma_tumor, no_tumor, pituitary_tumor, and the model was trained on sub-01,"
+        " sub-02; give the data set, and the --label_column, that it was trained on, or train anew."
+    )
+    refuse_other_scans(found, found)
 
 
 def test_counts_are_shared_out_in_proportion():

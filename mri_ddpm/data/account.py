@@ -8,10 +8,10 @@ from dataclasses import asdict
 import numpy as np
 
 from .intensity import common_scale
-from .layout import Finding
+from .layout import PARTS, Finding
 from .split import ScanRecord
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 DARK = 1 / 8  # of the full range; 12 bits in a 16-bit file reach a sixteenth of it
 SPLITS = ("train", "validation", "test", "repeat", "leak", "bad")
 
@@ -51,7 +51,12 @@ def make_manifest(
         "findings": [asdict(finding) for finding in (*findings, *_intensities(good))],
         "settings": settings,
         "class_names": list(class_names),
-        "parts": _count_by_class(records, class_names, lambda record: record.part),
+        "parts": _count_by_class(
+            records,
+            class_names,
+            lambda record: record.part,
+            sorted({record.part for record in records}, key=PARTS.index),
+        ),
         "sizes": _sizes(good),
         "unreadable": [{"path": r.path, "reason": r.flaw} for r in records if r.flaw is not None],
         "dark": sum(record.brightest < DARK for record in good),
@@ -78,7 +83,7 @@ def _intensities(records: list[ScanRecord]) -> list[Finding]:
     return findings
 
 
-def _count_by_class(records: list[ScanRecord], class_names: tuple[str, ...], key, keys=()) -> dict:
+def _count_by_class(records: list[ScanRecord], class_names: tuple[str, ...], key, keys) -> dict:
     """{key: {"total": files, "classes": {class: files}}}; unusable files count in the total of their part."""
     counts: dict[str, Counter] = defaultdict(Counter)
     for record in records:
@@ -88,7 +93,7 @@ def _count_by_class(records: list[ScanRecord], class_names: tuple[str, ...], key
             "total": counts[name].total(),
             "classes": {class_name: counts[name][class_name] for class_name in class_names},
         }
-        for name in keys or sorted(counts, reverse=True)  # training before testing
+        for name in keys
     }
 
 
@@ -108,16 +113,16 @@ def _sizes(records: list[ScanRecord]) -> dict:
 def _repeats(records: list[ScanRecord]) -> dict:
     """Of the files that repeat one before them: how exactly, and whether in one part or in both.
 
-    "across_parts" are testing files whose like is in training; "within" are all others of their part.
+    "across_parts" are files whose like is in a part before theirs; "within" are all others of their part.
     """
-    trained = {record.group for record in records if record.part == "training"}
+    earliest = _earliest_part(records)
     repeats: dict = {
-        kind: {"total": 0, "within_training": 0, "within_testing": 0, "across_parts": 0}
+        kind: {"total": 0, **{f"within_{part}": 0 for part in PARTS}, "across_parts": 0}
         for kind in ("byte-identical", "near-identical", "mirrored")
     }
     for record in records:
         if record.repeat:
-            across = record.part == "testing" and record.group in trained
+            across = record.part != earliest[record.group]
             repeats[record.repeat]["total"] += 1
             repeats[record.repeat]["across_parts" if across else f"within_{record.part}"] += 1
     sizes = Counter(record.group for record in records)
@@ -135,11 +140,15 @@ def _repeats(records: list[ScanRecord]) -> dict:
 
 
 def _leaks(records: list[ScanRecord]) -> dict:
-    """Testing files that show a picture of the training part, "mirrored" those that show none the same way round."""
-    trained = {record.sha256 for record in records if record.part == "training"}
-    facing = {record.facing for record in records if record.part == "training"}
+    """Files of the validation and testing parts that show a picture of a part before their own.
+
+    "mirrored" are those that show none the same way round.
+    """
+    earliest = _earliest_part(records)
+    originals = [record for record in records if record.part == earliest.get(record.group)]
+    hashes, facing = {record.sha256 for record in originals}, {record.facing for record in originals}
     leaks = [record for record in records if record.split == "leak"]
-    exact = sum(record.sha256 in trained for record in leaks)
+    exact = sum(record.sha256 in hashes for record in leaks)
     mirrored = sum(record.facing not in facing for record in leaks)
     return {
         "total": len(leaks),
@@ -147,6 +156,11 @@ def _leaks(records: list[ScanRecord]) -> dict:
         "near_identical": len(leaks) - exact - mirrored,
         "mirrored": mirrored,
     }
+
+
+def _earliest_part(records: list[ScanRecord]) -> dict:
+    """{group: the first of the parts that it has files in}."""
+    return {r.group: r.part for r in sorted(records, key=lambda r: PARTS.index(r.part), reverse=True)}
 
 
 def format_account(manifest: dict, most_listed: int = 10) -> str:
@@ -175,14 +189,14 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
     ]
     if repeats:
         lines += [
-            _repeat_line("byte-identical copies", repeats["byte_identical"]),
-            _repeat_line("near-identical copies beyond that", repeats["near_identical"]),
-            _repeat_line("mirrored copies beyond that", repeats["mirrored"]),
+            _repeat_line("byte-identical copies", repeats["byte_identical"], manifest["parts"]),
+            _repeat_line("near-identical copies beyond that", repeats["near_identical"], manifest["parts"]),
+            _repeat_line("mirrored copies beyond that", repeats["mirrored"], manifest["parts"]),
             f"distinct pictures: {repeats['groups']}; with more than one class: {repeats['label_conflicts']}",
         ]
         leaks = manifest["leaks"]
         lines += [
-            f"testing files that are in training too (left out of the test scans): {leaks['total']}"
+            f"validation and testing files whose picture is in an earlier part (left out): {leaks['total']}"
             f" ({leaks['byte_identical']} byte-identical, {leaks['near_identical']} near-identical,"
             f" {leaks['mirrored']} mirrored)"
         ]
@@ -209,10 +223,11 @@ def dark_warning(manifest: dict) -> str:
     )
 
 
-def _repeat_line(title: str, repeats: dict) -> str:
+def _repeat_line(title: str, repeats: dict, parts: dict) -> str:
     return (
-        f"{title}: {repeats['total']} ({repeats['within_training']} within training,"
-        f" {repeats['within_testing']} within testing, {repeats['across_parts']} across)"
+        f"{title}: {repeats['total']} ("
+        + ", ".join(f"{repeats[f'within_{part}']} within {part}" for part in PARTS if part in parts)
+        + f", {repeats['across_parts']} across)"
     )
 
 

@@ -16,6 +16,7 @@ from mri_ddpm.errors import InputError
 from .account import make_manifest
 from .cache import DEPTH, decoded
 from .dataset import ScanDataset
+from .layout import PARTS
 from .phantom import CLASS_NAMES, draw_phantoms
 from .reading import FITS, BadImageError
 from .repeats import group_near_identical
@@ -212,14 +213,17 @@ def _split(
 ) -> tuple[str, ...]:
     """Group the usable records, send each where it goes, and return the class names."""
     good = [record for record in records if not record.flaw]
-    class_names = {part: {r.class_name for r in good if r.part == part} for part in ("training", "testing")}
+    class_names = {part: {r.class_name for r in good if r.part == part} for part in PARTS}
     if not class_names["training"]:
-        raise InputError(f"{source.name} holds images for testing only: training scans are needed too.")
-    if strangers := sorted(class_names["testing"] - class_names["training"], key=str):
         raise InputError(
-            f"In {source.name} the class {strangers[0]} has images in the testing part only: add some to the"
-            " training part, or take the class out."
+            f"{source.name} holds images for testing or validation only: training scans are needed too."
         )
+    for part in PARTS[1:]:
+        if strangers := sorted(class_names[part] - class_names["training"], key=str):
+            raise InputError(
+                f"In {source.name} the class {strangers[0]} has images in the {part} part only: add some to the"
+                " training part, or take the class out."
+            )
     rows = table.select_columns(["sha256", "flaw", "picture_hash", "mirrored_hash"]).to_list()
     rows = [row for row in rows if row["flaw"] is None]
     found = group_near_identical(

@@ -8,7 +8,7 @@ import os
 import unicodedata
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +16,16 @@ import datasets
 
 from mri_ddpm.errors import InputError
 
-from .layout import Finding, ScanFile, arrange
+from .layout import (
+    PARTS,
+    Finding,
+    ScanFile,
+    arrange,
+    classes_found,
+    named_like_patients,
+    part_of,
+    parts_found,
+)
 from .reading import BadImageError, has_image_suffix, kind_of_file, opens
 
 MAX_FILE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
@@ -70,6 +79,10 @@ def _open_path(train_data_dir: str) -> Source:
         raise InputError(f"The {kind} {train_data_dir} holds no images: give --train_data_dir one that does.")
     images, passed_over = _pass_over(f"The {kind} {train_data_dir}", readers)
     files, findings = arrange(images, may_be_class=root.is_dir())
+    if not files:
+        raise InputError(
+            f"The {kind} {train_data_dir} holds masks alone, by their names ({findings[-1].path}): give the scans."
+        )
     return Source(train_data_dir, files, (*findings, *passed_over))
 
 
@@ -185,7 +198,7 @@ def _is_litter(path: PurePosixPath) -> bool:
 
 
 def _open_hub(name: str, config: str | None, image_column: str, label_column: str) -> Source:
-    """A data set that `datasets.load_dataset` opens: its train split, and its test split if it has one."""
+    """A data set that `datasets.load_dataset` opens: its train split, and those for validation and testing if it has them."""
     try:
         splits = _load_splits(name, config)
     except Exception as error:  # not found, no network, gated, no such configuration, a broken file within
@@ -199,17 +212,24 @@ def _open_hub(name: str, config: str | None, image_column: str, label_column: st
         raise InputError(
             f"--dataset_name {name} cannot be loaded ({reason}): check the name, --dataset_config_name, the login, the net."
         ) from None
-    if "train" not in splits:
+    used = sorted(filter(part_of, splits), key=lambda split: PARTS.index(part_of(split)))
+    if "training" not in map(part_of, used):
         raise InputError(
             f'--dataset_name {name} has no "train" split, only {", ".join(splits)}: it cannot be used.'
         )
     files: list[ScanFile] = []
-    for split, part in (("train", "training"), ("test", "testing")):
-        if split in splits:
-            files += _hub_files(name, split, part, splits[split], image_column, label_column)
+    for split in used:
+        files += _hub_files(name, split, part_of(split), splits[split], image_column, label_column)
     if not files:
         raise InputError(f"--dataset_name {name} holds no images: give one that does.")
-    return Source(name, tuple(files), ())
+    labels = {file.class_name for file in files} - {None}
+    if named_like_patients(labels):
+        files = [replace(file, class_name=None, flaw=None) for file in files]
+    findings = parts_found({split: len(splits[split]) for split in used})
+    findings.append(classes_found(labels, f"labels in the column {label_column}"))
+    if others := [f"{split}: {len(splits[split])}" for split in splits if split not in used]:
+        findings.append(Finding("left out: splits that are no part by their names", ", ".join(others)))
+    return Source(name, tuple(files), tuple(findings))
 
 
 def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
@@ -237,6 +257,11 @@ def _hub_files(
         raise InputError(
             f"--image_column {image_column} of {name} does not hold images: {columns} are there."
         ) from None
+    if label_column and not isinstance(rows.features[label_column], (datasets.ClassLabel, datasets.Value)):
+        raise InputError(
+            f"--label_column {label_column} of {name} holds a {type(rows.features[label_column]).__name__} and no single label"
+            ' a scan: name another column, or give --label_column "" for scans without classes.'
+        )
     labels = _hub_labels(rows, label_column) if label_column else [None] * len(rows)
     flaws = ["has no label" if label_column and label is None else None for label in labels]
     width = len(str(len(rows)))  # so that names sort as the rows do

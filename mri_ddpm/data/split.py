@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from mri_ddpm.errors import InputError
 
+from .layout import PARTS
+
 
 @dataclass
 class ScanRecord:
     """What is known of one file, and in the end where it goes. Sizes in pixels."""
 
     path: str
-    part: str  # "training" or "testing"
+    part: str  # "training", "validation" or "testing"
     class_name: str | None
     sha256: str | None  # of the file; None where it could not be read
     flaw: str | None  # why it cannot be used
@@ -32,20 +34,21 @@ class ScanRecord:
 def assign_split(records: list[ScanRecord], validation_share: float, keep_repeats: bool, seed: int) -> None:
     """Set `repeat` and `split` of every record that has a group, in place.
 
-    A testing scan whose picture is in the training part is a leak; of the rest of a group the first file
-    (training before testing, then by path) stands for it and the others are repeats, which `keep_repeats`
-    lets through where their class is the same. Which groups are held out depends on contents, classes and
-    seed alone, not on names or order.
+    A scan whose picture is in a part before its own (`PARTS`) is a leak; of the rest of a group the first file
+    (by part, then by path) stands for it and the others are repeats, which `keep_repeats` lets through where
+    their class is the same. A validation part is what validates; where there is none, a share of the training
+    part is held out. Which groups these are depends on contents, classes and seed alone, not on names or order.
     Raises `InputError` if nothing is left for training or validation.
     """
     groups: dict[int, list[ScanRecord]] = defaultdict(list)
-    for record in sorted(records, key=lambda r: (r.part != "training", r.path)):
+    for record in sorted(records, key=lambda r: (PARTS.index(r.part), r.path)):
         if record.group is not None:
             groups[record.group].append(record)
     for group in groups.values():
         _mark_repeats(group)
 
-    held_out = _held_out_groups(groups, validation_share, seed)
+    has_part = any(record.part == "validation" for record in records)
+    held_out = set() if has_part else _held_out_groups(groups, validation_share, seed)
     for number, group in groups.items():
         first = group[0]
         for record in group:
@@ -53,10 +56,15 @@ def assign_split(records: list[ScanRecord], validation_share: float, keep_repeat
                 record.split = "leak"
             elif record is not first and not (keep_repeats and record.class_name == first.class_name):
                 record.split = "repeat"
-            elif record.part == "testing":
-                record.split = "test"
-            else:
+            elif record.part == "training":
                 record.split = "validation" if number in held_out else "train"
+            else:
+                record.split = "validation" if record.part == "validation" else "test"
+    if not any(record.split == "validation" for record in records):
+        raise InputError(
+            "No scan of the validation part is left, for each is unreadable or in training too: take that part out, and a share"
+            " of the training part is held out."
+        )
 
 
 def _mark_repeats(group: list[ScanRecord]) -> None:

@@ -109,7 +109,7 @@ def where_scans_are(record: Record, where: dict[str, str | None]) -> dict[str, s
 
 
 def refuse_other_scans(trained: dict, found: dict) -> None:
-    """Refuse scans of which the model has seen some that would count as unseen, or that lack what it was trained on."""
+    """Refuse scans in other classes, of which the model has seen some that would count as unseen, or that lack what it was trained on."""
 
     def hashes(manifest: dict, *splits: str) -> set[str]:
         return {file["sha256"] for file in manifest["files"] if file["split"] in splits}
@@ -126,6 +126,12 @@ def refuse_other_scans(trained: dict, found: dict) -> None:
         raise InputError(
             f"{found['source']} lacks {len(missing)} of the {len(seen)} scans that the model was trained on, so copies "
             "of them could not be found; give the data set that it was trained on."
+        )
+    was, now = (", ".join(manifest["class_names"]) or "none" for manifest in (trained, found))
+    if was != now:
+        raise InputError(
+            f"{found['source']} has the classes {now}, and the model was trained on {was}; give the data set, and the --label_column, "
+            "that it was trained on, or train anew."
         )
 
 
