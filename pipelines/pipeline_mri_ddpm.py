@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import (
@@ -23,11 +22,16 @@ from diffusers import (
 )
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
 from PIL import Image
 
-UNET_MODULE, UNET_CLASS = "mri_ddpm.models.modeling_attention_unet", "AttentionUNet2DModel"
-INSTALLED = __name__.startswith("mri_ddpm.")  # and not a copy that diffusers took from a repository
+if __name__.startswith("mri_ddpm."):  # and not a copy that diffusers took from a repository
+    # In this form diffusers does not look for the package where such a copy is opened
+    import mri_ddpm.trust as trust
+
+    Opener = trust.CheckedPipeline
+else:
+    Opener = DiffusionPipeline
+
 DDIM_AS_DPM_SOLVER = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 1,
@@ -37,7 +41,6 @@ DDIM_AS_DPM_SOLVER = {
 }
 # Few steps are best spent where details are decided, at low noise: 10 spaced so draw as 30 even ones do
 SPACING = 1.5
-MAX_TIMESTEPS = 100_000  # a number out of a broken config would fill the memory
 OF_OTHERS = {  # arguments of diffusers' pipelines
     "batch_size": "num_images",
     "num_images_per_prompt": "num_images",
@@ -67,7 +70,7 @@ class MRIDDPMPipelineOutput(BaseOutput):
     timesteps: torch.Tensor | None = None
 
 
-class MRIDDPMPipeline(DiffusionPipeline):
+class MRIDDPMPipeline(Opener):
     r"""Draw synthetic brain MRI slices from noise by the reverse process (MRIDiff, algorithm 2).
 
     Args:
@@ -132,43 +135,6 @@ class MRIDDPMPipeline(DiffusionPipeline):
         index["unet"] = [unet_file.stem, type(unet).__name__]
         index.pop("_name_or_path", None)  # a folder of this machine is nobody else's business
         index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path, **kwargs):
-        """Read ``model_index.json`` and put the installed classes in the place of the code it names, which never runs.
-
-        Raises:
-            ValueError: when it, or a config beside it, names a class that is none of ours.
-        """
-        try:
-            config = super().load_config(pretrained_model_name_or_path, **kwargs)
-        except (ValueError, RecursionError):  # of numbers and of lists without end
-            if not (Path(pretrained_model_name_or_path) / "model_index.json").is_file():
-                raise
-            config = None
-        if not isinstance(config, dict):
-            raise ValueError(
-                f"{pretrained_model_name_or_path}/model_index.json holds no mapping; it is not opened."
-            )
-        if INSTALLED:
-            check_index(config, Path(pretrained_model_name_or_path))
-            config.update(_class_name=cls.__name__, unet=[UNET_MODULE, UNET_CLASS])
-        return config
-
-    @classmethod
-    def download(cls, pretrained_model_name, **kwargs) -> str:
-        """Fetch configs and weights of a Hub repository, and none of its code; the folder they are in."""
-        if not INSTALLED:
-            return super().download(pretrained_model_name, **kwargs)
-        variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-        files = {
-            "scheduler": ["scheduler/scheduler_config.json"],
-            "unet": ["unet/config.json", f"unet/diffusion_pytorch_model{variant}.safetensors"],
-        }
-        wanted = ["model_index.json"] + [f for name in files if name not in kwargs for f in files[name]]
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        return snapshot_download(pretrained_model_name, allow_patterns=wanted, **hub_kwargs)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -670,66 +636,3 @@ def with_jumps(calls: range, jump_length: int, jump_n_sample: int) -> list[int]:
     """The order of steps in which each stretch of ``jump_length`` is taken ``jump_n_sample`` times (RePaint, figure 9)."""
     stretches = [calls[start : start + jump_length] for start in range(0, len(calls), jump_length)]
     return [i for stretch in stretches for _ in range(jump_n_sample) for i in stretch]
-
-
-def check_index(index: dict, folder: Path) -> None:
-    """Refuse a pipeline folder whose JSON files name other classes than ours and diffusers' schedulers.
-
-    Raises:
-        ValueError: naming the file, what it says, and what it should say.
-    """
-    scheduler = index.get("scheduler")
-    name = scheduler[-1] if isinstance(scheduler, list) and scheduler else None
-    scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None
-    is_scheduler = isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)
-    known = {  # what a file may say, the Hub's form first
-        "_class_name": ([Path(__file__).stem, MRIDDPMPipeline.__name__], MRIDDPMPipeline.__name__),
-        "unet": ([UNET_MODULE.rpartition(".")[-1], UNET_CLASS], [UNET_MODULE, UNET_CLASS]),
-        "scheduler": (["diffusers", name if is_scheduler else "DDPMScheduler"],),
-    }
-    for key in (*known, *(key for key, value in index.items() if isinstance(value, list))):
-        wanted = known.get(key, ("no further component",))
-        if index.get(key) not in wanted:
-            raise ValueError(
-                f"{folder / 'model_index.json'} says {key} is {repr(index.get(key)):.200}, where {wanted[0]!r} is wanted; it is not "
-                "opened."
-            )
-    check_config(folder / "unet" / "config.json", UNET_CLASS)
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    check_config(scheduler_file, name, lambda config: rehearse(scheduler_class, config))
-    for file in (folder / "unet").glob("*.index*.json"):  # its entries are paths, and could lead anywhere
-        raise ValueError(
-            f"{file} spreads the weights over several files; save them whole, with a larger max_shard_size."
-        )
-
-
-def rehearse(scheduler_class: type[SchedulerMixin], config: dict) -> None:
-    """Build a scheduler and take one step with it, in which a value that it cannot use shows itself."""
-    total = config.get("num_train_timesteps", 1000)
-    if not 1 <= total <= MAX_TIMESTEPS:
-        raise ValueError(f"num_train_timesteps is not from 1 to {MAX_TIMESTEPS}")
-    scheduler, x_t = scheduler_class.from_config(config), torch.zeros(1, 1, 2, 2)
-    if hasattr(scheduler, "alphas_cumprod"):  # else no call of the pipeline will take it
-        scheduler.set_timesteps(min(2, total))
-        scheduler.step(x_t, scheduler.timesteps[0], scheduler.scale_model_input(x_t, scheduler.timesteps[0]))
-
-
-def check_config(file: Path, class_name: str, build: Callable[[dict], object] = dict) -> None:
-    """Refuse a component's config that is none, is another class's, or does not build; one that is not there is fine.
-
-    Raises:
-        ValueError: naming the file and what is wrong with it.
-    """
-    if not file.is_file():
-        return  # given to from_pretrained by the caller, or missed by diffusers in a moment
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        found = config["_class_name"]
-        build(config)
-    except Exception as error:  # values of any type, or too large for any memory, break anything
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"{file} is no config of a {class_name}: {reason:.300}.") from error
-    if found != class_name:
-        raise ValueError(
-            f"{file} says _class_name is {repr(found):.200}, where {class_name!r} is wanted; it is not opened."
-        )
