@@ -1,6 +1,6 @@
 """Brain MRI synthesis with denoising diffusion, on Hugging Face diffusers.
 
-Importing the package is all that ``MRIDDPMPipeline.from_pretrained`` needs in a fresh process.
+Importing the package is all that ``from_pretrained`` needs in a fresh process.
 """
 
 from pathlib import Path
@@ -11,7 +11,11 @@ if Path(__file__).parents[1].joinpath("pipelines", "pipeline_mri_ddpm.py").is_fi
     __path__.append(str(Path(__file__).parents[1]))
 
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import (
+    MRIDDPMImg2ImgPipeline,
+    MRIDDPMInpaintPipeline,
+    MRIDDPMPipeline,
+)
 
 __version__ = "0.1.0"
-__all__ = ["AttentionUNet2DModel", "MRIDDPMPipeline"]
+__all__ = ["AttentionUNet2DModel", "MRIDDPMImg2ImgPipeline", "MRIDDPMInpaintPipeline", "MRIDDPMPipeline"]

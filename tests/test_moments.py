@@ -8,7 +8,12 @@ import pytest
 import torch
 from conftest import tiny, train_alone
 
-from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline
+from mri_ddpm import (
+    AttentionUNet2DModel,
+    MRIDDPMImg2ImgPipeline,
+    MRIDDPMInpaintPipeline,
+    MRIDDPMPipeline,
+)
 from mri_ddpm.data import load_phantoms
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
@@ -182,9 +187,10 @@ def test_a_variation_starts_from_its_scan_and_a_mask_from_the_mean(pipeline):
     mask = np.zeros((16, 16), np.float32)
     mask[:8] = 1
     signal = float(pipeline.scheduler.alphas_cumprod[-1].sqrt())
-    varied = first_x_t(pipeline, "a", image=scan, strength=1.0)
+    varied = first_x_t(MRIDDPMImg2ImgPipeline.from_pipe(pipeline), "a", image=scan, strength=1.0)
     assert varied.mean() == pytest.approx(signal, abs=0.02)
-    masked = first_x_t(pipeline, "a", image=scan, mask_image=mask, jump_n_sample=1)
+    inpaint = MRIDDPMInpaintPipeline.from_pipe(pipeline)
+    masked = first_x_t(inpaint, "a", image=scan, mask_image=mask, jump_n_sample=1)
     assert masked[:, :, :8].mean() == pytest.approx(signal * -0.8, abs=0.03)
     assert masked[:, :, 8:].mean() == pytest.approx(signal, abs=0.03)
 
