@@ -404,6 +404,16 @@ def test_from_pipe_leads_from_each_to_each(make_pipeline, kind, dtype):
     assert kind.from_pipe(pipeline, unet=unet).unet is unet
 
 
+def test_a_subclass_of_a_user_is_saved_as_what_the_repository_holds(make_pipeline, tmp_path):
+    class Mine(MRIDDPMInpaintPipeline):
+        pass
+
+    Mine.from_pipe(make_pipeline()).save_pretrained(tmp_path / "saved")
+    assert Mine.from_pretrained(tmp_path / "saved").unet.config.class_names == list(CLASSES)
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_mri_ddpm", "MRIDDPMInpaintPipeline"]
+
+
 @pytest.mark.parametrize("kind", THREE)
 def test_what_one_saves_every_other_opens(make_pipeline, tmp_path, kind):
     pipeline = kind.from_pipe(make_pipeline())

@@ -181,6 +181,15 @@ def test_a_chain_starts_about_its_classs_mean_at_any_size(pipeline, label, mean,
     assert x_t.std() == pytest.approx(float((1 - signal**2).sqrt()), abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_16_bits_starts_there_too(pipeline, dtype):
+    """On a CPU torch resizes no image of 16 bits."""
+    expected = first_x_t(pipeline, "a")
+    x_t = first_x_t(pipeline.to(dtype), "a")
+    assert x_t.dtype == torch.float32
+    torch.testing.assert_close(x_t, expected, atol=5e-3, rtol=0)
+
+
 def test_a_variation_starts_from_its_scan_and_a_mask_from_the_mean(pipeline):
     """What a mask covers is drawn anew: nothing of it may show through x_T. A scan without a mask is to show through."""
     scan = np.ones((16, 16), np.float32)
