@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from mri_ddpm import MRIDDPMPipeline, commands
+from mri_ddpm import MRIDDPMInpaintPipeline, MRIDDPMPipeline, commands
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.sampling import SCHEDULERS, batch_size_that_fits, draw_batches, set_scheduler
 from mri_ddpm.sampling.batches import activation_bytes
@@ -155,8 +155,9 @@ def test_auto_takes_the_batch_that_half_of_the_memory_holds(pipeline, monkeypatc
     assert batch_size_that_fits(pipeline, [0, 1], 100) == 10
     assert batch_size_that_fits(pipeline, [0, 1], 3) == 10  # more may be asked for later
     assert batch_size_that_fits(pipeline, [0, 1], 100, guidance_scale=2.0, guidance_start=0.5) == 5
-    edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16)), "strength": None}
-    assert batch_size_that_fits(pipeline, [0, 1], 100, **edit) == 10  # one step, not RePaint's ten
+    edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16))}
+    inpaint = MRIDDPMInpaintPipeline.from_pipe(pipeline)
+    assert batch_size_that_fits(inpaint, [0, 1], 100, **edit) == 10  # one step, not RePaint's ten
 
 
 def test_auto_halves_nothing_less_than_what_fails(pipeline):
@@ -321,7 +322,8 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         (["--batch_size", "0"], "--batch_size is 0; take 1 or more."),
         (["--guidance_start", "0.7", "--guidance_end", "0.2"], "guidance_start is 0.7 and guidance_end 0.2"),
         (["--dynamic_thresholding_ratio", "2"], "dynamic_thresholding_ratio is 2.0; take a share over 0"),
-        (["--strength", "0.5"], "strength is given without image"),
+        (["--strength", "0.5"], "--strength is given without --image, the scan to start from; give both."),
+        (["--mask_image", "GOOD"], "--mask_image is given without --image"),
         (["--batch_size", "many"], "'many' is neither a number nor 'auto'"),
         (["--seed", str(2**63)], f"--seed is {2**63}; with 16 images take at most"),
         (["--guidance_scale", "nan"], "guidance_scale is nan; take a number, 1 for none."),

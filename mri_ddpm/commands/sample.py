@@ -13,7 +13,13 @@ from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_chain, add_scans, wher
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import writing_to
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
+from mri_ddpm.pipelines.pipeline_mri_ddpm import (
+    MRIDDPMBasePipeline,
+    MRIDDPMImg2ImgPipeline,
+    MRIDDPMInpaintPipeline,
+    MRIDDPMPipeline,
+    as_array,
+)
 from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import check_sampling, set_scheduler
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
@@ -22,7 +28,7 @@ from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
 BIT_DEPTHS = {8: "pil", 16: "pil16"}
 CHAIN = (
-    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "dynamic_thresholding_ratio", "strength",
+    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "dynamic_thresholding_ratio",
 )  # fmt: skip
 
 
@@ -104,17 +110,17 @@ def sample(args: argparse.Namespace) -> None:
     names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
     chain = {name: getattr(args, name) for name in CHAIN}
-    edit = {"image": args.image, "mask_image": args.mask_image}
-    edit = {name: read_file(name, path) for name, path in edit.items() if path}
+    pipeline, edit = with_edit(args, pipeline)
     request = {"num_images": args.num_images, "batch_size": args.batch_size, "seed": args.seed, **chain}
     check_sampling(pipeline, names[0] if names else None, **request, **edit)
 
     steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-    facts = {**provenance(pipeline), **chain, "num_inference_steps": steps}
+    facts = {**provenance(pipeline), **chain, "strength": args.strength, "num_inference_steps": steps}
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
     if edit:  # a given scan is the larger part of what comes out
         facts["synthetic"] = "in part: a given scan, drawn anew by a diffusion model; not for diagnosis"
-        facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in edit.items()}
+        files = {name: edit[name] for name in ("image", "mask_image") if name in edit}
+        facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
     folder = SampleFolder(args.output_dir, {**facts, **asked, "reject_copies": args.reject_copies})
     films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
     if args.film and any(film.exists() for film in films):
@@ -145,6 +151,23 @@ def sample(args: argparse.Namespace) -> None:
         print(
             f"{len(folder.rejected)} of {args.num_images} images came too close to a training scan and were left out."
         )
+
+
+def with_edit(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> tuple[MRIDDPMBasePipeline, dict]:
+    """The pipeline that ``--image``, ``--mask_image`` and ``--strength`` ask for, and its arguments of them."""
+    given = {"image": args.image, "mask_image": args.mask_image, "strength": args.strength}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return pipeline, {}
+    if not args.image:
+        raise InputError(
+            f"--{next(iter(given))} is given without --image, the scan to start from; give both."
+        )
+    edit_class = MRIDDPMInpaintPipeline if args.mask_image else MRIDDPMImg2ImgPipeline
+    edit = {
+        name: read_file(name, value) if isinstance(value, Path) else value for name, value in given.items()
+    }
+    return edit_class.from_pipe(pipeline), edit
 
 
 def named_class(label: str, pipeline: MRIDDPMPipeline) -> str:

@@ -337,9 +337,14 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         return (model, info) if output_loading_info else model
 
     def x_0_moments(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x_0_mean`` and ``x_0_components`` at that size: ``(num_class_embeds + 1, C, H, W)``, ``(K, C, H, W)``."""
+        """``x_0_mean`` and ``x_0_components`` at that size: ``(num_class_embeds + 1, C, H, W)``, ``(K, C, H, W)``.
+
+        In float32 where the weights are of 16 bits, which a CPU does not resize.
+        """
+        dtype = torch.promote_types(self.x_0_mean.dtype, torch.float32)
         resize = {"size": (height, width), "mode": "bilinear", "antialias": True}
-        return F.interpolate(self.x_0_mean, **resize), F.interpolate(self.x_0_components, **resize)
+        mean, components = (x.to(dtype) for x in (self.x_0_mean, self.x_0_components))
+        return F.interpolate(mean, **resize), F.interpolate(components, **resize)
 
     # A pipeline asks its signature which arguments it takes
     @functools.wraps(ModelMixin.save_pretrained)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 
 LARGEST_BATCH = {"cpu": 64}  # beyond it a CPU gains nothing
 LARGEST_BATCH_ELSEWHERE = 1024
@@ -21,7 +21,7 @@ MAX_SEED = 2**63 - 1
 
 
 def check_sampling(
-    pipeline: MRIDDPMPipeline,
+    pipeline: MRIDDPMBasePipeline,
     class_label: str | int | None,
     *,
     num_images: int,
@@ -47,15 +47,15 @@ def check_sampling(
         raise InputError(f"--seed is {seed}; with {num_images} images take at most {MAX_SEED - num_images}.")
     try:
         pipeline.check_inputs(
-            class_label, num_images, num_inference_steps, guidance_scale, None, "pil", **chain
-        )
-        pipeline.class_indices(class_label, num_images)
+            class_labels=class_label, num_images=num_images, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, **chain,
+        )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
 def draw_batches(
-    pipeline: MRIDDPMPipeline,
+    pipeline: MRIDDPMBasePipeline,
     labels: Sequence[str | int] | None,
     *,
     num_images: int,
@@ -94,14 +94,17 @@ def draw_batches(
             bar.update(len(numbers))
 
 
-def images_of(pipeline: MRIDDPMPipeline, labels: Sequence | None, numbers: Sequence[int], seed: int, **chain):
+def images_of(
+    pipeline: MRIDDPMBasePipeline, labels: Sequence | None, numbers: Sequence[int], seed: int, **chain
+):
     """Draw the images of these numbers, image i from seed + i.
 
     Raises:
         InputError: for what only drawing shows, such as predictions that are not finite.
     """
     try:
-        return pipeline(labels, len(numbers), generator=generators(seed, numbers), **chain).images
+        seeded = generators(seed, numbers)
+        return pipeline(labels, num_images=len(numbers), generator=seeded, **chain).images
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -111,12 +114,14 @@ def generators(seed: int, numbers: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + i) for i in numbers]
 
 
-def batch_size_that_fits(pipeline: MRIDDPMPipeline, labels: Sequence | None, num_images: int, **chain) -> int:
+def batch_size_that_fits(
+    pipeline: MRIDDPMBasePipeline, labels: Sequence | None, num_images: int, **chain
+) -> int:
     """How many images to draw at once: at most half of the free memory by estimate, and fewer where one step fails."""
     pipeline.set_progress_bar_config(disable=True)
     device = pipeline.device.type
     dearest = {"num_inference_steps": 1, "output_type": "pt", "guidance_start": 0.0, "guidance_end": 1.0}
-    one = {**chain, **dearest, "jump_n_sample": 1}
+    one = {**chain, **dearest, **({"jump_n_sample": 1} if "mask_image" in chain else {})}
     with activation_bytes(pipeline.unet) as each:
         images_of(pipeline, labels[:1] if labels else None, range(1), 0, **one)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available

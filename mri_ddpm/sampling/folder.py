@@ -10,7 +10,7 @@ from PIL import Image
 from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import whole_file, write_json, writing_to
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 from mri_ddpm.sampling.batches import batch_size_that_fits, draw_batches
 from mri_ddpm.sampling.provenance import png_text
 
@@ -51,7 +51,7 @@ class SampleFolder:
 
     def fill(
         self,
-        pipeline: MRIDDPMPipeline,
+        pipeline: MRIDDPMBasePipeline,
         labels: Sequence[str] | None,
         *,
         num_images: int,

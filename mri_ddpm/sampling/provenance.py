@@ -10,7 +10,7 @@ import safetensors.torch
 from diffusers import SchedulerMixin
 from PIL.PngImagePlugin import PngInfo
 
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 
 SCHEDULER_SETTINGS = (
     "algorithm_type", "solver_order", "variance_type", "final_sigmas_type", "timestep_spacing", "use_karras_sigmas",
@@ -19,7 +19,7 @@ SCHEDULER_SETTINGS = (
 USUAL = {"variance_type": "fixed_small", "timestep_spacing": "trailing"}  # in our pipelines
 
 
-def provenance(pipeline: MRIDDPMPipeline) -> dict[str, str]:
+def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
     """What every image of a loaded pipeline has in common: that it is synthetic, the model, its revision, the sampler.
 
     The revision is the commit on the Hub; of a model on disk it is the SHA-256 of its weights' file.

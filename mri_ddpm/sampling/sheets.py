@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from PIL import Image, ImageDraw
 
 from mri_ddpm.data import to_model_range, to_unit_range
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 from mri_ddpm.sampling.batches import generators
 
 TILE = 72  # pixels a side of one image on a sheet
@@ -36,7 +36,7 @@ def save_noise_strip(scan: np.ndarray, scheduler: DDPMScheduler, path: Path, see
 
 
 def save_film(
-    pipeline: MRIDDPMPipeline,
+    pipeline: MRIDDPMBasePipeline,
     labels: Sequence | None,
     numbers: Sequence[int],
     seed: int,
@@ -53,7 +53,7 @@ def save_film(
     chain = {**chain, "generator": generators(seed, rows), "output_type": "pt", "output_trajectory": True}
     labels = [labels[i] for i in rows] if labels is not None else None
     pipeline.set_progress_bar_config(desc="film", unit="step", disable=False)
-    drawn = pipeline(labels, len(rows), **chain)
+    drawn = pipeline(labels, num_images=len(rows), **chain)
     calls = len(drawn.timesteps)
     both = torch.stack([drawn.x_t, drawn.x_0], dim=2).flatten(1, 2)  # (calls, 2B, 1, H, W)
     unit = to_unit_range(both.float()).numpy()
