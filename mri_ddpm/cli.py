@@ -19,7 +19,6 @@ from mri_ddpm.evaluation.subject import HUB_FLAGS
 from mri_ddpm.files import write_json, writing_to
 from mri_ddpm.hub import export_repository, load_pipeline, provenance, push_run
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
-from mri_ddpm.reproduction.budgets import BUDGETS
 from mri_ddpm.sampling import SCHEDULERS, check_sampling, set_scheduler
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
@@ -43,7 +42,6 @@ def main(args: list[str] | None = None) -> None:
     add_data(commands)
     add_evaluate(commands)
     add_push(commands)
-    add_reproduce(commands)
     args = sys.argv[1:] if args is None else args
     with exit_on_input_error():
         if args[:1] == [
@@ -51,6 +49,10 @@ def main(args: list[str] | None = None) -> None:
         ]:  # its flags are the fields of TrainingConfig, which have a parser of their own
             train_model(args[1:])
             return
+        if args[:1] == ["reproduce"]:
+            raise InputError(
+                "reproduce is no command of the package; run python -m benchmarks.reproduction in a clone of the repository."
+            )
         parsed = parser.parse_args(args)
         parsed.run(parsed)
 
@@ -378,43 +380,3 @@ def push(args: argparse.Namespace) -> None:
     for path in export_repository(args.source, args.dry_run, args.hub_model_id, args.hub_license):
         print(f"{(args.dry_run / path).stat().st_size:>12,}  {path}")
     print(f"written: {args.dry_run}; nothing was sent")
-
-
-def add_reproduce(commands) -> None:
-    """``mri-ddpm reproduce --output_dir DIR``: the paper's experiments, figures and claims."""
-    parser = commands.add_parser(
-        "reproduce", help="run the paper's experiments again and report them beside the paper's own"
-    )
-    parser.add_argument(
-        "--train_data_dir",
-        "--data",
-        metavar="DIR",
-        help="folder or .zip of scans; the built-in phantom when not given",
-    )
-    parser.add_argument(
-        "--budget",
-        choices=BUDGETS,
-        default="hour",
-        help="tiny: minutes; hour: of two CPU cores; full: the paper's",
-    )
-    parser.add_argument(
-        "--without_scans",
-        action="store_true",
-        help="show phantoms where the report would show patients' scans, so that it can be published",
-    )
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        required=True,
-        help="folder for the runs and the report; new, empty, or that of the same reproduction, which is gone on with",
-    )
-    parser.set_defaults(run=reproduce_paper)
-
-
-def reproduce_paper(args: argparse.Namespace) -> None:
-    """Run what is not run yet, and write the report."""
-    from mri_ddpm.reproduction.reproduce import reproduce  # imported late: it brings training and plots along
-
-    reproduce(
-        args.output_dir, data=args.train_data_dir, budget=args.budget, with_scans=not args.without_scans
-    )

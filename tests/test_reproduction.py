@@ -1,4 +1,4 @@
-"""``mri-ddpm reproduce`` as a user starts it: killed, gone on with in two processes, and what it leaves and refuses."""
+"""``python -m benchmarks.reproduction`` as a user starts it: killed, gone on with in two processes, and what it leaves and refuses."""
 
 import json
 import os
@@ -16,15 +16,16 @@ import pytest
 from conftest import REPOSITORY, losses
 from PIL import Image
 
+from benchmarks.reproduction.__main__ import main
+from benchmarks.reproduction.budgets import BUDGETS
+from benchmarks.reproduction.items import Material, scans_item
+from benchmarks.reproduction.plan import make_plan
+from benchmarks.reproduction.reproduce import refuse_few_scans, reproduce
+from benchmarks.reproduction.results import Results
 from mri_ddpm import cli
 from mri_ddpm.data import draw_phantoms, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json, write_json
-from mri_ddpm.reproduction.budgets import BUDGETS
-from mri_ddpm.reproduction.items import Material, scans_item
-from mri_ddpm.reproduction.plan import make_plan
-from mri_ddpm.reproduction.reproduce import refuse_few_scans, reproduce
-from mri_ddpm.reproduction.results import Results
 
 TINY = BUDGETS["tiny"]
 TITLES = [
@@ -45,14 +46,13 @@ def reproduction(tmp_path_factory) -> Path:
         "--nproc_per_node",
         "2",
         "-m",
-        "mri_ddpm",
-        "reproduce",
+        "benchmarks.reproduction",
     ]
     command += ["--budget", "tiny", "--output_dir", str(folder)]
 
     def start() -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=folder.parent, start_new_session=True, **pipes)
+        return subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, **pipes)
 
     first = start()
     while len(list(folder.glob("runs/*/result.json"))) < 5:
@@ -112,7 +112,11 @@ def test_every_item_is_reported_twice_with_pictures_code_command_seed_machine_an
     assert 'src="http' not in html
     assert markdown.count("- **Paper:** ") == markdown.count("- **Ours:** ") == len(TITLES)
     assert len(
-        re.findall(r"^Code: `mri_ddpm\..*(minutes of training|drawn in seconds)", markdown, re.MULTILINE)
+        re.findall(
+            r"^Code: `(?:benchmarks|mri_ddpm)\..*(minutes of training|drawn in seconds)",
+            markdown,
+            re.MULTILINE,
+        )
     ) == len(TITLES)
     assert markdown.count("accelerate launch train_ddpm.py") >= 20
     assert "{{" not in markdown + html
@@ -163,7 +167,7 @@ def test_the_report_is_written_anew_without_training_also_of_runs_that_broke(rep
     grid.rename(grid.with_suffix(".away"))
     pictures = {path: path.stat().st_mtime_ns for path in reproduction.glob("runs/*/loss.png")}
     try:
-        cli.main(["reproduce", "--budget", "tiny", "--output_dir", str(reproduction)])
+        main(["--budget", "tiny", "--output_dir", str(reproduction)])
     finally:
         grid.with_suffix(".away").rename(grid)
         for path, content in changed.items():
@@ -178,8 +182,16 @@ def test_ctrl_c_says_that_the_same_command_goes_on(reproduction, tmp_path):
     folder = tmp_path / "repro"
     shutil.copytree(reproduction, folder)
     shutil.rmtree(folder / "runs" / "paper-16-16-seed0")
-    command = [sys.executable, "-m", "mri_ddpm", "reproduce", "--budget", "tiny", "--output_dir", str(folder)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.reproduction",
+        "--budget",
+        "tiny",
+        "--output_dir",
+        str(folder),
+    ]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
         while not (folder / "runs" / "paper-16-16-seed0" / "metrics.jsonl").exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
@@ -239,9 +251,18 @@ def test_another_s_folder_is_refused(reproduction, tmp_path, capsys):
         (older, "by the plan of another version"),
     ):
         with pytest.raises(SystemExit) as end:
-            cli.main(["reproduce", "--budget", "tiny", "--output_dir", str(folder)])
+            main(["--budget", "tiny", "--output_dir", str(folder)])
         assert end.value.code == 2
         message = capsys.readouterr().err
         assert words in message
         assert message.count("\n") == 1
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+
+def test_the_command_that_moved_names_the_new_door(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["reproduce", "--budget", "tiny", "--output_dir", "repro"])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert "run python -m benchmarks.reproduction" in message
+    assert message.count("\n") == 1

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from mri_ddpm.evaluation.estimates import mean
-from mri_ddpm.reproduction import paper
-from mri_ddpm.reproduction.budgets import BUDGETS
-from mri_ddpm.reproduction.claims import (
+from benchmarks.reproduction import paper
+from benchmarks.reproduction.budgets import BUDGETS
+from benchmarks.reproduction.claims import (
     NO,
     NOT_SHOWN,
     YES,
@@ -22,9 +21,10 @@ from mri_ddpm.reproduction.claims import (
     threshold_claim,
     timesteps_claims,
 )
-from mri_ddpm.reproduction.curves import Curves, describe
-from mri_ddpm.reproduction.results import Results
-from mri_ddpm.reproduction.sweep import FINISHED
+from benchmarks.reproduction.curves import Curves, describe
+from benchmarks.reproduction.results import Results
+from benchmarks.reproduction.sweep import FINISHED
+from mri_ddpm.evaluation.estimates import mean
 
 BUDGET = dataclasses.replace(BUDGETS["hour"], ratio_seeds=2)
 LONG = f"{BUDGET.long.resolution}-{BUDGET.long.batch_size}"

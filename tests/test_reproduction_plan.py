@@ -1,4 +1,4 @@
-"""The sweep of `mri-ddpm reproduce`: what it consists of, how it is shared out, and what the network is drawn from."""
+"""The sweep of the paper's reproduction: what it consists of, how it is shared out, and what the network is drawn from."""
 
 import dataclasses
 import json
@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.reproduction.architecture import read_architecture, words_of
+from benchmarks.reproduction.budgets import BUDGETS
+from benchmarks.reproduction.plan import BASELINE, Run, make_plan
+from benchmarks.reproduction.sweep import leave_the_group, result_file, result_of, run_all, taken
 from mri_ddpm.config import PRESETS, TrainingConfig, parse_config
 from mri_ddpm.diffusion import make_noise_scheduler, terminal_signal
 from mri_ddpm.files import write_json
 from mri_ddpm.models.modeling_attention_unet import AttentionBlock
-from mri_ddpm.reproduction.architecture import read_architecture, words_of
-from mri_ddpm.reproduction.budgets import BUDGETS
-from mri_ddpm.reproduction.plan import BASELINE, Run, make_plan
-from mri_ddpm.reproduction.sweep import leave_the_group, result_file, result_of, run_all, taken
 from mri_ddpm.training.preparation import build_unet
 
 NAMES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import spearmanr
 
-from mri_ddpm.evaluation.estimates import Estimate, mean
-from mri_ddpm.reproduction import paper
-from mri_ddpm.reproduction.budgets import Budget
-from mri_ddpm.reproduction.plan import BASELINE, PROVOKED_RATES, size_and_batch
-from mri_ddpm.reproduction.results import (
+from benchmarks.reproduction import paper
+from benchmarks.reproduction.budgets import Budget
+from benchmarks.reproduction.plan import BASELINE, PROVOKED_RATES, size_and_batch
+from benchmarks.reproduction.results import (
     MEASURES,
     Results,
     changes,
@@ -20,7 +19,8 @@ from mri_ddpm.reproduction.results import (
     spelled,
     variants_table,
 )
-from mri_ddpm.reproduction.sweep import FINISHED
+from benchmarks.reproduction.sweep import FINISHED
+from mri_ddpm.evaluation.estimates import Estimate, mean
 
 YES, NO, NOT_SHOWN = "yes", "no", "not shown"
 # What is compared, by its name in the report: part and variant of the runs

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.reproduction.plan import Run
 from mri_ddpm.data import to_model_range
 from mri_ddpm.evaluation.estimates import mean
 from mri_ddpm.evaluation.features import make_extractor
@@ -12,7 +13,6 @@ from mri_ddpm.evaluation.quality import kid, ssim_to_nearest
 from mri_ddpm.evaluation.subject import RealScans, class_counts, draw, load_real_scans
 from mri_ddpm.hub import load_pipeline, load_record
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.reproduction.plan import Run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMAGES_PER_TIMESTEP = 4

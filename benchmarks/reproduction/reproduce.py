@@ -6,16 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-from mri_ddpm.data import Scans, load_phantoms, load_scans
-from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.memorisation import MIN_HELD_OUT, MIN_TRAINING
-from mri_ddpm.files import read_json, write_json, writing_to
-from mri_ddpm.hub.record import LOCAL_PATHS
-from mri_ddpm.reproduction import paper
-from mri_ddpm.reproduction.budgets import BUDGETS, Budget
-from mri_ddpm.reproduction.claim_items import claim_items
-from mri_ddpm.reproduction.claims import all_claims
-from mri_ddpm.reproduction.items import (
+from benchmarks.reproduction import paper
+from benchmarks.reproduction.budgets import BUDGETS, Budget
+from benchmarks.reproduction.claim_items import claim_items
+from benchmarks.reproduction.claims import all_claims
+from benchmarks.reproduction.items import (
     Material,
     all_losses_item,
     large_item,
@@ -27,11 +22,16 @@ from mri_ddpm.reproduction.items import (
     scans_item,
     table_1_item,
 )
-from mri_ddpm.reproduction.measure import kid_of_blurred_scans
-from mri_ddpm.reproduction.plan import Run, make_plan, size_and_batch
-from mri_ddpm.reproduction.report import Section, write_report
-from mri_ddpm.reproduction.results import Results
-from mri_ddpm.reproduction.sweep import POLL_SECONDS, leave_the_group, run_all
+from benchmarks.reproduction.measure import kid_of_blurred_scans
+from benchmarks.reproduction.plan import Run, make_plan, size_and_batch
+from benchmarks.reproduction.report import Section, write_report
+from benchmarks.reproduction.results import Results
+from benchmarks.reproduction.sweep import POLL_SECONDS, leave_the_group, run_all
+from mri_ddpm.data import Scans, load_phantoms, load_scans
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.memorisation import MIN_HELD_OUT, MIN_TRAINING
+from mri_ddpm.files import read_json, write_json, writing_to
+from mri_ddpm.hub.record import LOCAL_PATHS
 
 PLAN_FILE = "plan.json"
 
@@ -165,13 +165,8 @@ def wait_for(plan_file: Path, note: dict) -> None:
 def facts(material: Material, output_dir: Path, data: str | None) -> dict:
     """What the head of the report says."""
     budget, rows = material.budget, material.results.rows
-    command = [
-        "mri-ddpm",
-        "reproduce",
-        *(["--train_data_dir", data] if data else []),
-        "--output_dir",
-        str(output_dir),
-    ]
+    command = ["python", "-m", "benchmarks.reproduction", *(["--data", data] if data else [])]
+    command += ["--output_dir", str(output_dir)]
     command += ["--budget", budget.name, *([] if material.with_scans else ["--without_scans"])]
     packages = rows[0]["environment"]["packages"]
     devices = ", ".join(sorted({row["environment"]["device"] for row in rows}))

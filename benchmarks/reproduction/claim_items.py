@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mri_ddpm.hub import load_pipeline
-from mri_ddpm.reproduction import figures
-from mri_ddpm.reproduction.claims import (
+from benchmarks.reproduction import figures
+from benchmarks.reproduction.claims import (
     BLOCKS,
     LOSSES,
     SCALED_TIMESTEPS,
@@ -13,11 +12,12 @@ from mri_ddpm.reproduction.claims import (
     Claim,
     long_points,
 )
-from mri_ddpm.reproduction.curves import Curves
-from mri_ddpm.reproduction.items import MODULE, Material
-from mri_ddpm.reproduction.measure import DEVICE
-from mri_ddpm.reproduction.report import Item
-from mri_ddpm.reproduction.sweep import FINISHED
+from benchmarks.reproduction.curves import Curves
+from benchmarks.reproduction.items import MODULE, Material
+from benchmarks.reproduction.measure import DEVICE
+from benchmarks.reproduction.report import Item
+from benchmarks.reproduction.sweep import FINISHED
+from mri_ddpm.hub import load_pipeline
 from mri_ddpm.sampling.batches import generators
 
 VARIANT_IMAGES = 8  # in a column

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.reproduction import paper
+from benchmarks.reproduction.architecture import draw_architecture, read_architecture
+from benchmarks.reproduction.budgets import Budget
 from mri_ddpm.config import PRESETS, TrainingConfig
-from mri_ddpm.reproduction import paper
-from mri_ddpm.reproduction.architecture import draw_architecture, read_architecture
-from mri_ddpm.reproduction.budgets import Budget
 from mri_ddpm.sampling.sheets import sheet
 
 ZOOM = (0, 0.2)  # of the loss, as in the paper's figure 9

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jinja2
 
+from benchmarks.reproduction.results import spelled
 from mri_ddpm.evaluation.estimates import Estimate
 from mri_ddpm.files import whole_file
-from mri_ddpm.reproduction.results import spelled
 
 FOLDER = Path(__file__).parent
 SHOWN_COMMANDS = 2  # of an item; the others are in runs.jsonl

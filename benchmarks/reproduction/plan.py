@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.reproduction.architecture import read_architecture
+from benchmarks.reproduction.budgets import Budget, Setting
 from mri_ddpm.config import PAPER_BETAS, PRESETS, TrainingConfig, as_flags
-from mri_ddpm.reproduction.architecture import read_architecture
-from mri_ddpm.reproduction.budgets import Budget, Setting
 
 TIMESTEPS = (100, 300, 1000)
 LOSSES = ("huber", "l1", "l2")

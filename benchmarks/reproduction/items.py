@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.reproduction import figures, paper
+from benchmarks.reproduction.budgets import Budget, Setting
+from benchmarks.reproduction.curves import describe
+from benchmarks.reproduction.plan import Run, size_and_batch
+from benchmarks.reproduction.report import Item
+from benchmarks.reproduction.results import Results
 from mri_ddpm.config import PAPER_BETAS, SCALED_BETAS
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, Scans, draw_phantoms
 from mri_ddpm.diffusion import make_noise_scheduler, terminal_signal
 from mri_ddpm.evaluation.subject import as_arrays
-from mri_ddpm.reproduction import figures, paper
-from mri_ddpm.reproduction.budgets import Budget, Setting
-from mri_ddpm.reproduction.curves import describe
-from mri_ddpm.reproduction.plan import Run, size_and_batch
-from mri_ddpm.reproduction.report import Item
-from mri_ddpm.reproduction.results import Results
 from mri_ddpm.sampling.sheets import save_noise_strip
 
-MODULE = "mri_ddpm.reproduction"
+MODULE = "benchmarks.reproduction"
 LARGE_SIZES = (128, 256)  # pixels, beyond the paper
 
 

@@ -16,11 +16,11 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from benchmarks.reproduction.curves import Curves
+from benchmarks.reproduction.measure import measure
+from benchmarks.reproduction.plan import Run
 from mri_ddpm.errors import SurgeError
 from mri_ddpm.files import read_json, write_json, write_json_lines
-from mri_ddpm.reproduction.curves import Curves
-from mri_ddpm.reproduction.measure import measure
-from mri_ddpm.reproduction.plan import Run
 from mri_ddpm.training import train
 
 LAUNCHED = (
