@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.reproduction.architecture import read_architecture, words_of
 from benchmarks.reproduction.budgets import BUDGETS
-from benchmarks.reproduction.plan import BASELINE, Run, make_plan
-from benchmarks.reproduction.sweep import leave_the_group, result_file, result_of, run_all, taken
+from benchmarks.reproduction.runs import BASELINE, Run, make_plan
+from benchmarks.reproduction.sweep import leave_the_group, result_file, run_all, taken, train_one
 from mri_ddpm.config import PRESETS, TrainingConfig, parse_config
 from mri_ddpm.diffusion import make_noise_scheduler, terminal_signal
 from mri_ddpm.files import write_json
@@ -131,9 +131,10 @@ def test_a_run_that_another_process_has_is_left_to_it(plan, tmp_path):
 def test_a_run_whose_loss_is_no_number_leaves_json_for_every_reader(tmp_path):
     budget = dataclasses.replace(BUDGETS["tiny"], phantom_images=80)
     run = of(make_plan(budget, tmp_path / "runs", None, NAMES, 72), "provoked", "unguarded-0.3")[0]
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, learning_rate=1e20))
+    broken = dataclasses.replace(run.config, learning_rate=1e20)
+    run = dataclasses.replace(run, phases=(run.phases[0], broken))
     run.folder.parent.mkdir()
-    row = result_of(run, quiet=True)
+    row = train_one(run, quiet=True)
     assert "the loss is" in row["ended"]
     assert row["last_loss"] is None
     json.dumps(row, allow_nan=False)

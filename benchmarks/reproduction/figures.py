@@ -1,117 +1,102 @@
-"""The paper's figures, drawn from our scans, our network and our runs, and those that the claims need."""
+"""The paper's figures, drawn from our network and our runs, and those that the claims need. Each is written to ``path``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.reproduction import paper
 from benchmarks.reproduction.architecture import draw_architecture, read_architecture
 from benchmarks.reproduction.budgets import Budget
+from benchmarks.reproduction.measure import DEVICE, FINISHED
+from benchmarks.reproduction.study import Study, Variant
 from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.files import read_json_lines
+from mri_ddpm.hub import load_pipeline
+from mri_ddpm.sampling.batches import images_of
 from mri_ddpm.sampling.sheets import sheet
 
 ZOOM = (0, 0.2)  # of the loss, as in the paper's figure 9
-SIZE_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
-BATCH_STYLES = (":", "--", "-", "-.")
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+STYLES = (":", "--", "-", "-.")
+VARIANT_IMAGES = 8  # in a column
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure, small enough to be kept."""
-    figure.savefig(path, dpi=90)
+@contextmanager
+def figure(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1) -> Iterator[np.ndarray]:
+    """Panels ``(rows, columns)`` to draw into, written small enough to be kept."""
+    drawn = Figure(figsize=size, layout="constrained")
+    yield drawn.subplots(rows, columns, squeeze=False)
+    drawn.savefig(path, dpi=90)
 
 
-def one_of_each_class(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Figure 1: the first scan of each class; images ``(N, 1, H, W)`` in [0, 1]."""
-    rows = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)]
-    names = [name.removesuffix("_tumor") for name in class_names] or ["scan"]
-    sheet(images[rows][:, None], names).save(path)
-
-
-def architectures(network: dict, network_name: str, class_names: Sequence[str], path: Path) -> None:
+def architectures(budget: Budget, class_names: Sequence[str], path: Path) -> None:
     """Figure 4: the U-Net of each preset, and the one that this budget trains in its place."""
     configs = {name: TrainingConfig(preset=name) for name in PRESETS}
-    if network:
-        configs[network_name] = TrainingConfig(preset="mridiff-44", **network)
+    if budget.network:
+        configs[f"this budget ({budget.name})"] = TrainingConfig(preset="mridiff-44", **budget.network)
     rows = -(-len(configs) // 2)
-    figure = Figure(figsize=(11, 4.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, 2).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, (name, config) in zip(panels, configs.items(), strict=False):
-        draw_architecture(axes, read_architecture(config, class_names), f"{name}, {config.resolution} px")
-    save(figure, path)
+    with figure(path, (11, 4.6 * rows), rows, 2) as panels:
+        for axes in panels.flat:
+            axes.axis("off")
+        for axes, (name, config) in zip(panels.flat, configs.items(), strict=False):
+            network = read_architecture(config, class_names)
+            draw_architecture(axes, network, f"{name}, {config.resolution} px")
 
 
-def all_losses(results: Sequence[dict], budget: Budget, path: Path) -> None:
-    """Figure 6: held-out loss of every setting at the paper's learning rate, whole and from 0 to 0.2."""
-    figure, panels = two_panels()
-    sizes = sorted({row["resolution"] for row in results})
-    batches = sorted({row["batch_size"] for row in results})
-    for axes in panels:
-        for row in results:
-            losses = row["validation_loss"]
-            look = {
-                "color": SIZE_COLOURS[sizes.index(row["resolution"]) % len(SIZE_COLOURS)],
-                "linestyle": BATCH_STYLES[batches.index(row["batch_size"]) % len(BATCH_STYLES)],
-                "linewidth": 1,
-            }
-            name = f"{row['resolution']} px, batch {row['batch_size']}" if row["seed"] == 0 else None
-            axes.plot(range(1, len(losses) + 1), losses, label=name, **look)
-        axes.set_xscale("log")
-    panels[0].legend(fontsize=5, ncols=2)
-    save(figure, path)
+def losses(curves: Sequence[tuple[Sequence[float], dict]], path: Path, logarithmic: bool = False) -> None:
+    """Figures 6 to 9: losses by epoch, each with its look, whole and from 0 to 0.2."""
+    with figure(path, (10, 3.8), 1, 2) as ((whole, zoomed),):
+        for axes in (whole, zoomed):
+            for values, look in curves:
+                axes.plot(range(1, len(values) + 1), values, linewidth=1, **look)
+            axes.set(xlabel="epoch", ylabel="Huber loss", xscale="log" if logarithmic else "linear")
+            axes.grid(alpha=0.3)
+        whole.set_yscale("log")
+        zoomed.set(ylim=ZOOM, title="0 to 0.2")
+        whole.legend(**({"fontsize": 5, "ncols": 2} if logarithmic else {}))
+
+
+def all_losses(rows: Sequence[dict], path: Path) -> None:
+    """Figure 6: the losses of every setting, its size as a colour and its batch as a style."""
+    sizes, batches = (sorted({row[key] for row in rows}) for key in ("resolution", "batch_size"))
+    curves = []
+    for row in rows:
+        colour, style = sizes.index(row["resolution"]), batches.index(row["batch_size"])
+        look = {"color": COLOURS[colour % len(COLOURS)], "linestyle": STYLES[style % len(STYLES)]}
+        if row["seed"] == 0:
+            look["label"] = f"{row['resolution']} px, batch {row['batch_size']}"
+        curves.append((row["validation_loss"], look))
+    losses(curves, path, logarithmic=True)
 
 
 def one_loss(row: dict, path: Path) -> None:
-    """Figures 7 to 9: training and held-out loss of one setting, whole and from 0 to 0.2."""
-    figure, panels = two_panels()
-    for axes in panels:
-        for key, name in (("training_loss", "training"), ("validation_loss", "held out")):
-            axes.plot(range(1, len(row[key]) + 1), row[key], label=name, linewidth=1)
-        axes.legend()
-    save(figure, path)
+    """Figures 7 to 9: training and held-out loss of one setting."""
+    parts = {"training_loss": "training", "validation_loss": "held out"}
+    losses([(row[key], {"label": name}) for key, name in parts.items()], path)
 
 
-def two_panels() -> tuple[Figure, Sequence[Axes]]:
-    """Loss against epoch twice, the second time from 0 to 0.2 only."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes in panels:
-        axes.set(xlabel="epoch", ylabel="Huber loss")
-        axes.grid(alpha=0.3)
-    panels[0].set_yscale("log")
-    panels[1].set(ylim=ZOOM, title="0 to 0.2")
-    return figure, panels
-
-
-def ratio_tables(results: Sequence[dict], budget: Budget, path: Path) -> None:
+def ratio_tables(study: Study, path: Path) -> None:
     """Last held-out loss and KID by size and batch, at the paper's learning rate and at the scaled one; means over seeds."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    panels = figure.subplots(2, 2)
-    measures = {
+    measures: dict[str, Callable[[dict], float | None]] = {
         "held-out loss": lambda row: row["validation_loss"][-1] if row["validation_loss"] else None,
         "KID": lambda row: row["kid"]["value"] if "kid" in row else None,
     }
-    for column, (name, value) in enumerate(measures.items()):
-        for line, scaled in enumerate((False, True)):
-            table = np.full((len(budget.sizes), len(budget.batch_sizes)), np.nan)
-            for i, size in enumerate(budget.sizes):
-                for j, batch in enumerate(budget.batch_sizes):
-                    kept = scaled and batch != budget.best.batch_size
-                    rows = [
-                        row
-                        for row in results
-                        if (row["resolution"], row["batch_size"]) == (size, batch)
-                        and row["variant"].endswith("-scaled") == kept
-                    ]
-                    values = [value(row) for row in rows if value(row) is not None]
+    budget = study.budget
+    with figure(path, (10, 7), 2, 2) as panels:
+        for column, (name, value) in enumerate(measures.items()):
+            for line, scaled in enumerate((False, True)):
+                table = np.full((len(budget.sizes), len(budget.batch_sizes)), np.nan)
+                for i, j in np.ndindex(table.shape):
+                    cell = f"{budget.sizes[i]}-{budget.batch_sizes[j]}"
+                    ending = "-scaled" if scaled and budget.batch_sizes[j] != budget.best.batch_size else ""
+                    values = [value(row) for row in study.of("ratio", cell + ending)]
+                    values = [x for x in values if x is not None]
                     table[i, j] = np.mean(values) if values else np.nan
-            rate = "rate ∝ √batch" if scaled else "paper's rate"
-            heat_map(panels[line, column], table, budget, f"{name}, {rate}")
-    save(figure, path)
+                rate = "rate ∝ √batch" if scaled else "paper's rate"
+                heat_map(panels[line, column], table, budget, f"{name}, {rate}")
 
 
 def heat_map(axes: Axes, table: np.ndarray, budget: Budget, title: str) -> None:
@@ -129,41 +114,49 @@ def heat_map(axes: Axes, table: np.ndarray, budget: Budget, title: str) -> None:
         axes.text(j, i, f"{value:.3g}", ha="center", va="center", fontweight=weight, fontsize=8, bbox=frame)
 
 
-def loss_against_kid(points: Sequence[dict], kid_of_blurred: float, path: Path) -> None:
+def loss_against_kid(points: Sequence[dict], threshold: float, kid_of_blurred: float, path: Path) -> None:
     """What a loss says of the samples: one point an evaluated epoch, named by it."""
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    value, low, high = (np.array([point[key] for point in points]) for key in ("kid", "low", "high"))
-    axes.errorbar(
-        [point["loss"] for point in points], value, yerr=[value - low, high - value], fmt="o", capsize=3
-    )
-    for point in points:
-        axes.annotate(
-            point["epoch"], (point["loss"], point["kid"]), (4, 4), textcoords="offset points", fontsize=7
-        )
-    axes.axvline(paper.THRESHOLD, color="tab:red", linestyle=":", label=f"the paper's {paper.THRESHOLD}")
-    axes.axhline(kid_of_blurred, color="gray", linestyle="--", label="scans blurred to outlines")
-    axes.set(xlabel="held-out loss", ylabel="KID", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, path)
+    with figure(path, (6, 3.8)) as ((axes,),):
+        for point in points:
+            (low, high), place = point["kid_interval"], (point["loss"], point["kid"])
+            bar = [[point["kid"] - low], [high - point["kid"]]]
+            axes.errorbar(*place, yerr=bar, fmt="o", capsize=3, color=COLOURS[0])
+            axes.annotate(point["epoch"], place, (4, 4), textcoords="offset points", fontsize=7)
+        axes.axvline(threshold, color="tab:red", linestyle=":", label=f"the paper's {threshold}")
+        axes.axhline(kid_of_blurred, color="gray", linestyle="--", label="scans blurred to outlines")
+        axes.set(xlabel="held-out loss", ylabel="KID", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
-def variants(images: dict[str, np.ndarray], path: Path) -> None:
-    """Samples of the same noise, a column a variant: arrays ``(B, 1, H, W)`` in [0, 1], by the variant's name."""
-    sheet(np.stack(list(images.values())), list(images)).save(path)
-
-
-def provoked_losses(results: Sequence[dict], curves: Sequence[np.ndarray], path: Path) -> None:
+def provoked_losses(study: Study, path: Path) -> None:
     """Training loss against the step when the learning rate jumps up, with the guard and without."""
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    names = sorted({row["variant"] for row in results})
-    for row, loss in zip(results, curves, strict=True):
-        colour = SIZE_COLOURS[names.index(row["variant"]) % len(SIZE_COLOURS)]
-        name = row["variant"].replace("-", ", to ") if row["seed"] == 0 else None
-        axes.plot(range(1, len(loss) + 1), loss, color=colour, linewidth=0.8, label=name)
-    axes.set(xlabel="optimizer step", ylabel="training loss", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, path)
+    rows = study.of("provoked")
+    names = sorted({row["variant"] for row in rows})
+    with figure(path, (6, 3.8)) as ((axes,),):
+        for row in rows:
+            steps = read_json_lines(study.folder / row["name"] / "metrics.jsonl")
+            loss = [step["loss"] for step in steps if "loss" in step]
+            label = row["variant"].replace("-", ", to ") if row["seed"] == 0 else None
+            colour = COLOURS[names.index(row["variant"]) % len(COLOURS)]
+            axes.plot(range(1, len(loss) + 1), loss, color=colour, linewidth=0.8, label=label)
+        axes.set(xlabel="optimizer step", ylabel="training loss", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+def variant_samples(study: Study, variants: dict[str, Variant], path: Path) -> None:
+    """A column of samples of each variant's first seed, from the same noise; not of those that broke."""
+    columns = {}
+    for name, where in variants.items():
+        row = study.of(*where)[0]
+        if row["ended"] != FINISHED:
+            continue
+        pipeline = load_pipeline(str(study.folder / row["name"]), DEVICE)
+        pipeline.set_progress_bar_config(disable=True)
+        names, numbers = pipeline.class_names, range(VARIANT_IMAGES)
+        labels = [i % len(names) for i in numbers] if names else None
+        chain = {"num_inference_steps": study.budget.num_inference_steps, "output_type": "pt"}
+        images = images_of(pipeline, labels, numbers, 0, **chain)
+        columns[name.replace(", attention", "+att")] = images.cpu().numpy()
+    sheet(np.stack(list(columns.values())), list(columns)).save(path)

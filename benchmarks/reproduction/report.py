@@ -1,99 +1,59 @@
-"""``report.html``, one file that needs no network, and ``report.md`` with the same beside its pictures."""
+"""``report.md`` beside its pictures, and the same as ``report.html``, one file that needs no network."""
 
 import base64
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
 
-from benchmarks.reproduction.results import spelled
+from benchmarks.reproduction.claims import CLAIMS
+from benchmarks.reproduction.items import BEYOND, ITEMS
+from benchmarks.reproduction.study import Item, Study, spelled
 from mri_ddpm.evaluation.estimates import Estimate
 from mri_ddpm.files import whole_file
 
-FOLDER = Path(__file__).parent
-SHOWN_COMMANDS = 2  # of an item; the others are in runs.jsonl
+SECTIONS = {**ITEMS, "The claims": CLAIMS, **BEYOND}
+TEMPLATE = Path(__file__).with_name("report.md")
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; text-align: left; }
+img { max-width: 100%; }
+code { font-size: 0.8rem; overflow-wrap: anywhere; white-space: pre-wrap; }"""
 
 
-@dataclass(frozen=True)
-class Item:
-    """One thing of the paper, and ours beside it.
-
-    title: what the paper calls it.
-    paper: the paper's own figure or number, in words.
-    ours: what came out, in words.
-    code: where it is made.
-    answer: of a claim: yes, no or not shown.
-    runs: results that it rests on; commands, seeds, machine and time are theirs.
-    pictures: file names in ``figures/``, with captions.
-    tables: of rows by column; estimates are spelled with their intervals.
-    """
-
-    title: str
-    paper: str
-    ours: str
-    code: str
-    answer: str | None = None
-    runs: list[dict] = field(default_factory=list)
-    pictures: dict[str, str] = field(default_factory=dict)
-    tables: list[list[dict]] = field(default_factory=list)
-
-    @property
-    def commands(self) -> list[str]:
-        """The first trainings, as commands."""
-        return [run["command"] for run in self.runs[:SHOWN_COMMANDS]]
-
-    @property
-    def more_commands(self) -> int:
-        """How many are not shown."""
-        return max(0, len(self.runs) - SHOWN_COMMANDS)
-
-    @property
-    def seeds(self) -> str:
-        """Of its runs."""
-        return ", ".join(map(str, sorted({run["seed"] for run in self.runs})))
-
-    @property
-    def machines(self) -> str:
-        """Of its runs."""
-        return ", ".join(sorted({run["environment"]["device"] for run in self.runs}))
-
-    @property
-    def minutes(self) -> float:
-        """Of training, summed over its runs."""
-        return sum(run["training_seconds"] for run in self.runs) / 60
-
-
-@dataclass(frozen=True)
-class Section:
-    """Items under one heading."""
-
-    title: str
-    items: list[Item]
-
-
-def write_report(sections: list[Section], facts: dict, folder: Path) -> None:
-    """Write both forms into ``folder``, whose ``figures/`` hold the pictures.
+def write_report(study: Study, folder: Path, **facts: str) -> list[Item]:
+    """Ask every item of the study, draw its pictures into ``figures/``, and write both forms; returns the items.
 
     Args:
-        sections: what is reported.
-        facts: of the whole: ``budget``, ``source``, ``runs``, ``hours``, ``scaled_down``, ``assumed``, ``command``, ``machine``.
+        study: what is reported.
         folder: the reproduction's.
+        facts: of the whole: ``source`` and ``command``.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=jinja2.select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "cell": cell,
-        "columns": columns,
-        "embedded": lambda name: embedded(folder / "figures" / name),
-    }
-    for name in ("report.html", "report.md"):
-        text = environment.get_template(name).render(sections=sections, **facts)
+    (folder / "figures").mkdir(exist_ok=True)
+    sections = {title: [(make, make(study)) for make in makers] for title, makers in SECTIONS.items()}
+    found = [item for made in sections.values() for _, item in made]
+    for item in found:
+        for name, (_, draw) in item.pictures.items():
+            draw(folder / "figures" / name)
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"cell": cell, "columns": columns, "code": code}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(sections=sections, budget=study.budget, rows=study.rows, **facts)
+
+    def embedded(match: re.Match) -> str:
+        picture = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{picture}"'
+
+    import markdown  # imported late: who lacks it is told before the first training
+
+    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    body = re.sub(r'src="(figures/[^"]+)"', embedded, body)
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>MRIDiff, reproduced</title>\n<style>\n{STYLE}\n</style>\n'
+    for name, content in {"report.md": text, "report.html": f"{head}{body}\n</html>\n"}.items():
         with whole_file(folder / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+            unfinished.write_text(content, encoding="utf-8")
+    return found
 
 
 def columns(table: list[dict]) -> list[str]:
@@ -110,6 +70,9 @@ def cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def embedded(picture: Path) -> str:
-    """A picture as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+def code(function: Callable) -> str:
+    """Where a function is found."""
+    function = getattr(function, "func", function)  # of a partial
+    if not hasattr(function, "__qualname__"):  # a row of a table
+        function = type(function)
+    return f"{function.__module__}.{function.__qualname__}"
