@@ -20,9 +20,11 @@ from benchmarks.reproduction.claims import (
     surge,
     threshold,
 )
-from benchmarks.reproduction.items import COLUMNS, TABLE_1, describe
+from benchmarks.reproduction.items import COLUMNS, TABLE_1, describe, our_recipe
 from benchmarks.reproduction.measure import FINISHED, losses_of
+from benchmarks.reproduction.runs import OURS, RECIPE
 from benchmarks.reproduction.study import Item, Study
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.evaluation.estimates import mean
 from mri_ddpm.files import read_json_lines
 
@@ -237,6 +239,24 @@ def provoked_rows(unguarded: list[float], guarded: list[float]) -> list[dict]:
 )
 def test_the_guard_is_judged_by_what_is_lost_without_it(unguarded, guarded, answer):
     assert guard(Study(BUDGET, provoked_rows(unguarded, guarded)), "b", 0.1).answer == answer
+
+
+def test_our_recipe_is_told_as_it_is_trained():
+    run = {
+        "resolution": 44,
+        "batch_size": 80,
+        "training_loss": [],
+        "validation_loss": [],
+        "validation_loss_ema": [],
+    }
+    rows = [row(part, BUDGET.best.name, name=part, **run) for part in ("ours", "start", "paper")]
+    item = our_recipe(Study(BUDGET, rows))
+    paper = TrainingConfig(**RECIPE)
+    changed = {name: value for name, value in OURS.items() if value != getattr(paper, name)}
+    assert changed.keys() >= {"lr_scheduler", "lr_warmup_steps", "start_from_moments"}
+    for name, value in OURS.items():
+        told = name in changed and name not in ("preset", *BUDGET.network)
+        assert (f"{name} {value}" in item.ours) == told
 
 
 def test_curves_are_means_over_whole_epochs():
