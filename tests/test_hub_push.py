@@ -8,12 +8,14 @@ import threading
 import time
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from conftest import forget_accelerator, tiny
 from diffusers import DDIMScheduler
 from hub_server import TOKEN
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_hub_export import DRAW, FILES, WEIGHTS, images_of
@@ -162,7 +164,9 @@ def test_a_second_push_sends_what_has_changed_and_no_more(hub, pushed, tmp_path,
     assert f"unchanged: {len(FILES) - 1}" in out
     size = (run / "pipeline" / WEIGHTS).stat().st_size
     assert [request.bytes_received for request in asked(hub, "lfs_upload")] == [size]
-    assert sum(request.bytes_received for request in asked(hub, "commit")) < 2000
+    # Older clients send small files along with every commit, but never the weights
+    if Version(huggingface_hub.__version__) >= Version("1.20"):
+        assert sum(request.bytes_received for request in asked(hub, "commit")) < 2000
     before, after = (commit.files for commit in hub.repositories[REPO].commits[-2:])
     assert [name for name in after if after[name] != before[name]] == [WEIGHTS]
 
