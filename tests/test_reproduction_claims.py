@@ -1,6 +1,8 @@
 """Answers to the paper's claims, on results that are made up so that the answer is known."""
 
 import dataclasses
+import json
+import math
 import re
 
 import numpy as np
@@ -272,6 +274,15 @@ def test_curves_are_means_over_whole_epochs():
     assert (found["epochs"], found["images_seen"], found["training_seconds"]) == (2, 100, 10.0)
     assert found["least_loss"] == found["last_loss"] == pytest.approx(3.0)  # of five steps, which are all
     assert found["surges"] == [5]
+
+
+def test_losses_that_are_no_numbers_are_left_out_of_the_json():
+    rows = [
+        {"epoch": step, "loss": loss, "images_per_second": 10.0} for step, loss in enumerate((2.0, math.nan))
+    ]
+    found = losses_of(rows, batch_size=20)
+    assert (found["training_loss"], found["least_loss"], found["last_loss"]) == ([2.0], None, None)
+    json.dumps(found, allow_nan=False)
 
 
 def test_table_1_s_columns():

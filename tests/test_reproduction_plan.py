@@ -110,10 +110,9 @@ def test_timesteps_leave_the_same_signal_where_betas_are_scaled(plan):
     assert max(signals[name] for name in ("100-scaled", "300-scaled", "1000")) < 0.01
 
 
-def test_a_run_that_another_process_has_is_left_to_it(plan, tmp_path):
+def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
     """And one that is over is not trained again; so nothing is left to do here."""
-    budget, _ = plan
-    runs = make_plan(budget, tmp_path / "runs", "my scans", NAMES, NUM_SCANS)[:3]
+    runs = make_plan(BUDGETS["tiny"], tmp_path / "runs", "my scans", NAMES, NUM_SCANS)[:3]
     begun, also_begun, over = runs
     over.folder.mkdir(parents=True)
     write_json(result_file(over), {"name": over.name})
@@ -128,6 +127,7 @@ def test_a_run_that_another_process_has_is_left_to_it(plan, tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [over.name]  # no lock is left
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_is_no_number_leaves_json_for_every_reader(tmp_path):
     budget = dataclasses.replace(BUDGETS["tiny"], phantom_images=80)
     run = of(make_plan(budget, tmp_path / "runs", None, NAMES, 72), "provoked", "unguarded-0.3")[0]

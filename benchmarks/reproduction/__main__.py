@@ -1,7 +1,7 @@
 """The paper's experiments, figures and claims, from the repository's root.
 
-    python -m benchmarks.reproduction --data DIR --output_dir repro --budget hour
-    torchrun --nproc_per_node 2 -m benchmarks.reproduction --data DIR --output_dir repro
+    python -m benchmarks.reproduction --data DIR --budget hour
+    torchrun --nproc_per_node 2 -m benchmarks.reproduction --data DIR --budget hour
 
 The same command resumes a reproduction that was stopped. ``docs/reproduction.md`` says how it is read.
 """
@@ -40,7 +40,7 @@ def main(flags: list[str] | None = None) -> None:
     add("--train_data_dir", "--data", metavar="DIR", help="folder or .zip of scans; the built-in phantom when not given")  # fmt: skip
     add("--budget", choices=BUDGETS, default="hour", help="tiny: minutes; hour: of two CPU cores; full: the paper's")  # fmt: skip
     add("--without_scans", action="store_true", help="show phantoms in place of patients' scans, so that the report can be published")  # fmt: skip
-    add("--output_dir", type=Path, required=True, help="folder for the runs and the report: new, empty, or a matching reproduction, which is resumed")  # fmt: skip
+    add("--output_dir", type=Path, default=Path("runs/reproduction"), help="folder for the runs and the report: new, empty, or a matching reproduction, which is resumed; runs/reproduction when not given")  # fmt: skip
     given = parser.parse_args(flags)
     with exit_on_input_error():
         reproduce(BUDGETS[given.budget], given.output_dir, given.train_data_dir, not given.without_scans)

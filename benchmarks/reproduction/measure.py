@@ -70,7 +70,7 @@ def losses_of(rows: Sequence[dict], batch_size: int) -> dict:
         "training_loss": finite([np.mean(losses) for losses in epochs[:whole]]),
         "validation_loss": finite([row["validation_loss"] for row in validations]),
         "validation_loss_ema": finite([row["validation_loss_ema"] for row in validations]),
-        "least_loss": float(np.nanmin(smooth)),
+        "least_loss": min(finite(smooth), default=None),
         "last_loss": next(iter(finite(smooth[-1:])), None),
         "evaluations": [row for row in rows if "kid" in row],
         "surges": [row["surge_at_step"] for row in rows if "surge_at_step" in row],
