@@ -52,10 +52,10 @@ from tqdm.auto import tqdm
 from mri_ddpm.data import load_scans
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.quality import kid
-from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
+from mri_ddpm.evaluation.subject import as_arrays, class_counts
 from mri_ddpm.files import read_json_lines, write_json
 from mri_ddpm.runs import load_pipeline
-from mri_ddpm.sampling import set_scheduler
+from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
 
 OURS = {"ours": 1.0, "ours-in-a-fifth": 0.2}  # the share of the time at which the schedule ends
@@ -215,10 +215,12 @@ def draw_ours(run_dir: Path, step: int, class_labels: np.ndarray, args: argparse
     averaged = torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
     names = [name for name, _ in pipeline.unet.named_parameters()]
     pipeline.unet.load_state_dict(dict(zip(names, averaged, strict=True)))
-    set_scheduler(pipeline, "ddim")
+    options = SamplingOptions(
+        "ddim", num_inference_steps=NUM_INFERENCE_STEPS, seed=args.seed, batch_size=DRAWN_AT_ONCE
+    )
+    options.prepare(pipeline, args.num_images, 0 if pipeline.class_names else None)
     counts = class_counts(class_labels, max(1, len(pipeline.class_names)), args.num_images)
-    chain = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": 1.0}
-    return draw(pipeline, counts, batch_size=DRAWN_AT_ONCE, seed=args.seed, **chain)[0]
+    return sample_arrays(pipeline, counts, options)[0]
 
 
 def train_family(name: str, images: np.ndarray, args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -15,7 +16,6 @@ from mri_ddpm import commands
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import classifier, parts, two_sample
-from mri_ddpm.evaluation import evaluate as evaluation
 from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
@@ -23,9 +23,12 @@ from mri_ddpm.evaluation.subject import class_counts, load_real_scans, refuse_ot
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository, push_run
 from mri_ddpm.runs import load_record
+from mri_ddpm.sampling import SamplingOptions
+from mri_ddpm.sampling.folder import SampleFolder
 
 NAMES = tuple(PHANTOM_CLASS_NAMES)
-FAST = {"num_images": 120, "scheduler": "dpmsolver++", "num_inference_steps": 4}
+OPTIONS = SamplingOptions("dpmsolver++", num_inference_steps=4)
+FAST = {"num_images": 120, "options": OPTIONS}
 
 
 @pytest.fixture(scope="module")
@@ -111,44 +114,40 @@ def test_the_report_answers_the_three_questions(evaluated):
 
 def test_a_second_evaluation_takes_up_the_samples(evaluated, tmp_path):
     folder = shutil.copytree(evaluated / "evaluation", tmp_path / "evaluation")
-    before = (folder / "samples.npz").stat().st_mtime_ns
+    before = {file: file.stat().st_mtime_ns for file in (folder / "samples").glob("*.png")}
     (folder / "metrics.json").unlink()
     asked = {"metrics": ["kid", "likelihood"], "cache_dir": str(evaluated.parent / "cache")}
     metrics = evaluate(str(evaluated), folder, **asked, **FAST)
-    assert (folder / "samples.npz").stat().st_mtime_ns == before
+    assert len(before) == 120
+    assert {file: file.stat().st_mtime_ns for file in before} == before
     assert metrics["quality"] == {"kid": metrics_of(evaluated)["quality"]["kid"]}
     assert metrics["settings"]["scheduler"] == "DPMSolverMultistepScheduler"
     assert metrics["bits_per_dimension"] == metrics_of(evaluated)["bits_per_dimension"]
-    with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5; name a new folder"):
-        evaluate(str(evaluated), folder, seed=5, **FAST)
+    with pytest.raises(InputError, match="holds images of seed 0, not 5; name a new folder"):
+        evaluate(str(evaluated), folder, num_images=120, options=replace(OPTIONS, seed=5))
 
 
 def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_path, monkeypatch):
-    again = {
-        "output_dir": tmp_path / "evaluation",
-        "cache_dir": str(evaluated.parent / "cache"),
-        "batch_size": 16,
-        "metrics": ["kid"],
-    }
-    drawn = []
+    again = {"output_dir": tmp_path / "evaluation", "cache_dir": str(evaluated.parent / "cache")}
+    again |= {"metrics": ["kid"], "num_images": 120}
+    options, saved, save = replace(OPTIONS, batch_size=16), [], SampleFolder.save
 
     class Stopped(Exception):
         pass
 
-    def count(path, value):
-        write_json(path, value)
-        drawn.append(value.get("done"))
-        if len(drawn) == 4:
+    def count(folder, image, file, text):
+        save(folder, image, file, text)
+        saved.append(file)
+        if len(saved) == 40:
             raise Stopped
 
-    write_json = evaluation.write_json
-    monkeypatch.setattr(evaluation, "write_json", count)
+    monkeypatch.setattr(SampleFolder, "save", count)
     with pytest.raises(Stopped):
-        evaluate(str(evaluated), **again, **FAST)
-    with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5"):
-        evaluate(str(evaluated), **again, seed=5, **FAST)
-    metrics = evaluate(str(evaluated), **again, **FAST)
-    assert [count for count in drawn if count is not None] == [0, 16, 32, 48, 48, 64, 80, 96, 112, 120]
+        evaluate(str(evaluated), **again, options=options)
+    with pytest.raises(InputError, match="holds images of seed 0, not 5"):
+        evaluate(str(evaluated), **again, options=replace(options, seed=5))
+    metrics = evaluate(str(evaluated), **again, options=options)
+    assert len(saved) == len(set(saved)) == 120
     assert metrics["quality"]["kid"]["value"] == pytest.approx(
         metrics_of(evaluated)["quality"]["kid"]["value"], rel=0.01
     )

@@ -12,8 +12,8 @@ from PIL import Image
 
 from mri_ddpm import MRIDDPMInpaintPipeline, MRIDDPMPipeline, commands
 from mri_ddpm.diffusion import make_noise_scheduler
-from mri_ddpm.sampling import SCHEDULERS, batch_size_that_fits, draw_batches, set_scheduler
-from mri_ddpm.sampling.batches import activation_bytes
+from mri_ddpm.sampling import SCHEDULERS, SamplingOptions, sample_batches, set_scheduler
+from mri_ddpm.sampling.batches import activation_bytes, batch_size_that_fits
 
 NAMES = ("glioma_tumor", "no_tumor")
 CLASS = ("--class_label", "no_tumor")
@@ -152,12 +152,15 @@ def test_auto_takes_the_batch_that_half_of_the_memory_holds(pipeline, monkeypatc
     assert sum(each) > 16 * 16 * 8 * 4  # the first convolution's output alone
     memory = type("memory", (), {"available": 21 * sum(each)})
     monkeypatch.setattr(batches.psutil, "virtual_memory", lambda: memory)
-    assert batch_size_that_fits(pipeline, [0, 1], 100) == 10
-    assert batch_size_that_fits(pipeline, [0, 1], 3) == 10  # more may be asked for later
-    assert batch_size_that_fits(pipeline, [0, 1], 100, guidance_scale=2.0, guidance_start=0.5) == 5
+    assert batch_size_that_fits(pipeline, [0, 1], 100, SamplingOptions()) == 10
+    assert batch_size_that_fits(pipeline, [0, 1], 3, SamplingOptions()) == 10  # more may be asked for later
+    guided = SamplingOptions(guidance_scale=2.0, guidance_start=0.5)
+    assert batch_size_that_fits(pipeline, [0, 1], 100, guided) == 5
     edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16))}
     inpaint = MRIDDPMInpaintPipeline.from_pipe(pipeline)
-    assert batch_size_that_fits(inpaint, [0, 1], 100, **edit) == 10  # one step, not RePaint's ten
+    assert (
+        batch_size_that_fits(inpaint, [0, 1], 100, SamplingOptions(edit=edit)) == 10
+    )  # one step, not RePaint's ten
 
 
 def test_auto_halves_nothing_less_than_what_fails(pipeline):
@@ -168,27 +171,16 @@ def test_auto_halves_nothing_less_than_what_fails(pipeline):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     pipeline.unet.register_forward_pre_hook(limit)
-    sizes = [
-        len(numbers)
-        for numbers, _ in draw_batches(
-            pipeline, [0] * 13, num_images=13, batch_size="auto", seed=0, num_inference_steps=1
-        )
-    ]
+    options = SamplingOptions(batch_size="auto", num_inference_steps=1)
+    sizes = [len(numbers) for numbers, _ in sample_batches(pipeline, [0] * 13, 13, options)]
     assert sum(sizes) == 13
     assert 4 <= sizes[0] <= 6
 
 
 def test_images_are_the_same_in_batches_of_any_size(pipeline):
     def draw(batch_size):
-        batches = draw_batches(
-            pipeline,
-            [0, 1] * 4,
-            num_images=8,
-            batch_size=batch_size,
-            seed=3,
-            num_inference_steps=6,
-            output_type="np",
-        )
+        options = SamplingOptions(batch_size=batch_size, seed=3, num_inference_steps=6)
+        batches = sample_batches(pipeline, [0, 1] * 4, 8, options, output_type="np")
         return np.concatenate([images for _, images in batches])
 
     whole = draw(8)

@@ -15,7 +15,8 @@ from benchmarks.reproduction.study import Study, Variant
 from mri_ddpm.config import PRESETS, TrainingConfig
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.runs import load_pipeline
-from mri_ddpm.sampling.batches import images_of
+from mri_ddpm.sampling import SamplingOptions
+from mri_ddpm.sampling.batches import sample
 from mri_ddpm.sampling.sheets import sheet
 
 ZOOM = (0, 0.2)  # of the loss, as in the paper's figure 9
@@ -156,7 +157,7 @@ def variant_samples(study: Study, variants: dict[str, Variant], path: Path) -> N
         pipeline.set_progress_bar_config(disable=True)
         names, numbers = pipeline.class_names, range(VARIANT_IMAGES)
         labels = [i % len(names) for i in numbers] if names else None
-        chain = {"num_inference_steps": study.budget.num_inference_steps, "output_type": "pt"}
-        images = images_of(pipeline, labels, numbers, 0, **chain)
+        options = SamplingOptions(num_inference_steps=study.budget.num_inference_steps)
+        images = sample(pipeline, labels, numbers, options, output_type="pt").images
         columns[name.replace(", attention", "+att")] = images.cpu().numpy()
     sheet(np.stack(list(columns.values())), list(columns)).save(path)

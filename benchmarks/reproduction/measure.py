@@ -14,9 +14,10 @@ from mri_ddpm.evaluation.estimates import mean
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.likelihood import bits_per_dimension, denoising_curves
 from mri_ddpm.evaluation.quality import kid, ssim_to_nearest
-from mri_ddpm.evaluation.subject import RealScans, class_counts, draw, load_real_scans
+from mri_ddpm.evaluation.subject import RealScans, class_counts, load_real_scans
 from mri_ddpm.files import read_json, read_json_lines
 from mri_ddpm.runs import load_pipeline, load_record
+from mri_ddpm.sampling import SamplingOptions, sample_arrays
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FINISHED = "finished"  # else what ended a run: its loss ran away
@@ -97,8 +98,8 @@ def measured(run: Run) -> dict:
     found = {"bits_per_dimension": bits_per_dimension(curves).as_dict()}
     if run.ssim_images:
         counts = class_counts(real.training[1], max(1, len(pipeline.class_names)), run.ssim_images)
-        request = {"num_inference_steps": run.config.num_inference_steps, "guidance_scale": 1.0}
-        samples, _ = draw(pipeline, counts, **request, batch_size=64, seed=0)
+        options = SamplingOptions(num_inference_steps=run.config.num_inference_steps)
+        samples, _ = sample_arrays(pipeline, counts, options)
         chosen = np.random.default_rng(0).permutation(len(real.training[0]))[: run.ssim_images]
         scans = real.training[0][chosen]
         for name, compared in {"ssim": samples, "ssim_of_training_scans": scans}.items():

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from mri_ddpm.commands import parser_of
-from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_chain, add_scans, where
+from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import writing_to
@@ -21,15 +21,11 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import (
     as_array,
 )
 from mri_ddpm.runs import load_pipeline
-from mri_ddpm.sampling import check_sampling, set_scheduler
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
 BIT_DEPTHS = {8: "pil", 16: "pil16"}
-CHAIN = (
-    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "dynamic_thresholding_ratio",
-)  # fmt: skip
 
 
 def main(args: list[str] | None = None) -> None:
@@ -38,21 +34,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("pipeline", help=PIPELINE)
     parser.add_argument("--class_label", help="class to draw, by name or index; all in turn when not given")
     parser.add_argument("--num_images", type=int, default=16)
-    add_chain(parser)
-    parser.add_argument(
-        "--dynamic_thresholding_ratio",
-        type=float,
-        help="scale estimates down instead of clipping; such as 0.995",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="image i is drawn from seed + i, whatever its batch"
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=auto_or_int,
-        default="auto",
-        help="images at once; 'auto' for what fits into memory",
-    )
+    add_sampling(parser)
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
     parser.add_argument(
@@ -88,13 +70,6 @@ def main(args: list[str] | None = None) -> None:
     sample(parser.parse_args(args))
 
 
-def auto_or_int(value: str) -> int | str:
-    """``--batch_size``: a number or ``auto``."""
-    if value != "auto" and not value.lstrip("-").isdigit():
-        raise argparse.ArgumentTypeError(f"{value!r} is neither a number nor 'auto'")
-    return value if value == "auto" else int(value)
-
-
 def sample(args: argparse.Namespace) -> None:
     """Draw ``--num_images`` images in batches and write each as soon as it is there."""
     if args.output_dir.is_file():
@@ -103,19 +78,15 @@ def sample(args: argparse.Namespace) -> None:
     if args.noise_strip:
         show_noise(args, pipeline)
         return
-    if args.scheduler:
-        set_scheduler(pipeline, args.scheduler)
     if args.image and pipeline.class_names and not args.class_label:
         raise InputError(f"--image needs the --class_label to draw it as: {', '.join(pipeline.class_names)}.")
     names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
-    chain = {name: getattr(args, name) for name in CHAIN}
     pipeline, edit = with_edit(args, pipeline)
-    request = {"num_images": args.num_images, "batch_size": args.batch_size, "seed": args.seed, **chain}
-    check_sampling(pipeline, names[0] if names else None, **request, **edit)
+    options = sampling_options(args, edit=edit)
+    options.prepare(pipeline, args.num_images, names[0] if names else None)
 
-    steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-    facts = {**provenance(pipeline), **chain, "strength": args.strength, "num_inference_steps": steps}
+    facts = {**provenance(pipeline), **options.facts(pipeline), "strength": args.strength}
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
     if edit:  # a given scan is the larger part of what comes out
         facts["synthetic"] = "in part: a given scan, drawn anew by a diffusion model; not for diagnosis"
@@ -134,18 +105,13 @@ def sample(args: argparse.Namespace) -> None:
         def copies(images: list[Image.Image]) -> np.ndarray:
             return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
 
+    output_type = BIT_DEPTHS[args.bit_depth]
     folder.fill(
-        pipeline,
-        labels,
-        facts=facts,
-        copies=copies,
-        output_type=BIT_DEPTHS[args.bit_depth],
-        **request,
-        **edit,
+        pipeline, labels, args.num_images, options, facts=facts, copies=copies, output_type=output_type
     )
     kept = [i for i in range(args.num_images) if i not in folder.rejected]
     if args.film and kept:
-        save_film(pipeline, labels, kept, args.seed, films, **chain, **edit)
+        save_film(pipeline, labels, kept, options, films)
         print(f"written: {films[0]} and {films[1]}")
     if copies:
         print(

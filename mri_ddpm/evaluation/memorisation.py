@@ -268,7 +268,8 @@ def worst_pairs_picture(
         real = detector.training[pair["training_image"]][0]  # (H, W)
         real = real[:, ::-1] if pair["flipped"] else real
         real = move(real, pair["shift"], order=0) if pair["shift"] else real
-        for part, picture in enumerate((images[row, 0], real, np.abs(images[row, 0] - real))):
+        image = np.asarray(images[row])[0]
+        for part, picture in enumerate((image, real, np.abs(image - real))):
             pixels = Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
             canvas.paste(pixels.resize((side, height)), (x + part * side, y))
         verdict = "taken for a copy" if examination.flagged[row] else "not taken for one"

@@ -1,6 +1,5 @@
 """What is evaluated: a pipeline, the scans it was trained on, and those that it never saw."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,6 @@ from mri_ddpm.evaluation.lazy import LazyImages
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import Record, read_raw_weights
-from mri_ddpm.sampling import draw_batches
 
 HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_column")  # as of `load_scans`
 
@@ -143,38 +141,6 @@ def as_arrays(part: ScanDataset) -> Labelled:
         return (np.round(pixels * 255) / 255).astype(np.float32)
 
     return LazyImages(read, (1, part.side, part.side), len(part)), part.class_labels
-
-
-def draw(
-    pipeline: MRIDDPMPipeline,
-    counts: np.ndarray,
-    levels: np.ndarray | None = None,
-    done: int = 0,
-    keep: Callable[[int], None] | None = None,
-    **request,
-) -> Labelled:
-    """Draw images of each class, as the 8-bit pictures a user gets.
-
-    Args:
-        pipeline: the model.
-        counts: images wanted of each class, ``(C,)``; ``(1,)`` for a model without classes.
-        levels: where they are put in 256 levels, uint8 ``(N, H, W)``; a new array when ``None``.
-        done: how many of them are there already, from a drawing that was cut short.
-        keep: is told after each batch how many are there.
-        request: ``batch_size``, ``seed``, ``num_inference_steps``, ``guidance_scale``, ..., as of ``draw_batches``.
-    """
-    labels = np.repeat(np.arange(len(counts)), counts)
-    asked = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
-    size = pipeline.unet.config.sample_size
-    if levels is None:
-        levels = np.empty((len(labels), size, size), np.uint8)
-    for numbers, images in draw_batches(
-        pipeline, asked, num_images=len(labels), output_type="np", done=range(done), **request
-    ):
-        levels[numbers.start : numbers.stop] = np.round(images * 255)
-        if keep:
-            keep(numbers.stop)
-    return levels[:, None].astype(np.float32) / 255, labels  # (N, 1, H, W)
 
 
 def class_counts(labels: np.ndarray, num_classes: int, total: int) -> np.ndarray:
