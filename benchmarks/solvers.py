@@ -100,7 +100,7 @@ def network_calls(request: dict, num_train_timesteps: int) -> int:
     return (2 * steps - 1 if request["scheduler"] == "heun" else steps) + guided
 
 
-def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:
+def plot(rows: dict[str, dict], validation: dict, path: Path) -> None:
     """KID against the network's calls, a line a scheduler."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -111,7 +111,7 @@ def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:
         low, high = np.array([row["kid"]["interval"] for row in line]).T
         error = np.maximum([value - low, high - value], 0)
         axes.errorbar(calls, value, yerr=error, fmt="o-", capsize=2, markersize=4, label=name)
-    axes.axhspan(*held_out["interval"], color="gray", alpha=0.2, label="held-out scans")
+    axes.axhspan(*validation["interval"], color="gray", alpha=0.2, label="validation scans")
     axes.set(xlabel="calls of the network an image", ylabel="wavelet KID to the training scans", xscale="log")
     axes.set_yscale("symlog", linthresh=0.05)
     axes.grid(alpha=0.3)
@@ -153,8 +153,8 @@ def main() -> None:
             "detail_ratio": detail_ratio(real.training[0], images).as_dict(),
         }
 
-    x, y = real.held_out
-    held_out = {**quality(x, wavelets(x)), "class_fidelity": share(predict(judge, x) == y).as_dict()}
+    x, y = real.validation
+    validation = {**quality(x, wavelets(x)), "class_fidelity": share(predict(judge, x) == y).as_dict()}
     rows = {}
     for name, request in wanted.items():
         images, labels = drawn[name]
@@ -172,13 +172,13 @@ def main() -> None:
         "num_images": args.num_images,
         "torch_threads": torch.get_num_threads(),
         "features": wavelets.name,
-        "held_out": held_out,
+        "validation": validation,
         "rows": rows,
     }
     write_json(args.output_dir / "solvers.json", result)
     plot(
         {n: row for n, row in rows.items() if not n.startswith("guidance")},
-        held_out["kid"],
+        validation["kid"],
         args.output_dir / "solvers.png",
     )
 

@@ -250,7 +250,7 @@ def draw_family(name: str, percent: int, class_labels: np.ndarray, args: argpars
 
 
 def score(scans, args: argparse.Namespace) -> dict:
-    """KID of all that was drawn so far, in this process or in others, and of the held-out scans."""
+    """KID of all that was drawn so far, in this process or in others, and of the validation scans."""
     training = as_arrays(scans.train)
     extractor = make_extractor("in_domain", *training, scans.class_names)
     reference, families = extractor(training[0][extractor.reference]), {}
@@ -265,8 +265,8 @@ def score(scans, args: argparse.Namespace) -> dict:
             images = np.load(files[row["percent"]])["images"].astype(np.float32) / 255
             row["kid"] = kid(reference, extractor(images)).as_dict()
         families[name] = family
-    held_out = kid(reference, extractor(as_arrays(scans.validation)[0])).as_dict()
-    return {"features": extractor.name, "held_out_kid": held_out, "families": families}
+    validation = kid(reference, extractor(as_arrays(scans.validation)[0])).as_dict()
+    return {"features": extractor.name, "validation_kid": validation, "families": families}
 
 
 def compare(families: dict) -> dict:
@@ -305,7 +305,7 @@ def as_table(result: dict) -> str:
                 row["images_seen"],
             ]
             lines.append(f"| {' | '.join(map(str, cells))} | {in_words(row['kid'])} |")
-    return "\n".join([*lines, f"| held-out scans | | | | | {in_words(result['held_out_kid'])} |"])
+    return "\n".join([*lines, f"| validation scans | | | | | {in_words(result['validation_kid'])} |"])
 
 
 def in_words(estimate: dict) -> str:
@@ -323,7 +323,7 @@ def plot(result: dict, path: Path) -> None:
         low, high = np.array([row["kid"]["interval"] for row in family["points"]]).T
         error = np.maximum([value - low, high - value], 0)
         axes.errorbar(seconds, value, yerr=error, fmt="o-", capsize=3, markersize=4, label=name)
-    axes.axhspan(*result["held_out_kid"]["interval"], color="gray", alpha=0.2, label="held-out scans")
+    axes.axhspan(*result["validation_kid"]["interval"], color="gray", alpha=0.2, label="validation scans")
     axes.set(xlabel="seconds of training", ylabel="KID to the training scans", xscale="log")
     axes.set_yscale("symlog", linthresh=0.1)
     axes.grid(alpha=0.3, which="both")

@@ -96,7 +96,7 @@ def test_the_report_answers_the_three_questions(evaluated):
     assert metrics["quality"]["precision"]["value"] < metrics["quality"]["precision"]["real"]
     assert set(metrics["quality_by_class"]) == set(NAMES)
     assert set(metrics["loss_by_timestep_quartile"]) == {"ema", "raw"}
-    assert set(metrics["usefulness"]["held_out"]) == {
+    assert set(metrics["usefulness"]["validation"]) == {
         "n",
         "synthetic_share",
         "real",
@@ -200,7 +200,7 @@ def test_a_verdict_says_no_more_than_its_interval(taught, kid, gain, share, unde
             "kid": numbers(0.5, 0.4, 0.6, real=0.002),  # of brightness perhaps, so nothing goes by it
         },
         "quality_by_class": {"no_tumor": told, "pituitary_tumor": {}},
-        "usefulness": {"held_out": {"real_and_synthetic": {"gain": {"accuracy": numbers(*gain)}}}},
+        "usefulness": {"validation": {"real_and_synthetic": {"gain": {"accuracy": numbers(*gain)}}}},
         "memorisation": {
             "copies": {"share": numbers(*share), "expected": 0.05, "distinct_training_images": 3, "sure": 0},
             "pixels": {
@@ -231,7 +231,7 @@ def test_a_model_without_classes_is_compared_without_them(tmp_path):
 
 
 def test_of_a_small_set_is_measured_what_can_be(tmp_path, capsys):
-    """45 scans, 5 of them held out: too few for an audit, for which nothing else may be lost."""
+    """45 scans, 5 of them for validation: too few for an audit, for which nothing else may be lost."""
     run = train_alone(
         tiny(tmp_path / "run", phantom_images=45, max_train_steps=6, evaluate_epochs=[1], evaluate_images=100,
              cache_dir=str(tmp_path / "cache"))
@@ -250,7 +250,7 @@ def test_of_a_small_set_is_measured_what_can_be(tmp_path, capsys):
     assert "50 or more" not in printed
     metrics = metrics_of(run)
     assert metrics["quality"]["wavelet_kid"]["value"] > 1
-    assert metrics["bits_per_dimension"]["held_out"]
+    assert metrics["bits_per_dimension"]["validation"]
     assert set(metrics["not_measured"]) >= {"memorisation", "usefulness", "two_sample_accuracy"}
     html = (run / "evaluation" / "report.html").read_text()
     assert metrics["not_measured"]["memorisation"] in html
@@ -269,7 +269,7 @@ def test_what_was_measured_is_on_disk_before_the_next_part(run, tmp_path, monkey
         evaluate(str(run), tmp_path / "eval", **asked, **FAST)
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["quality"]["kid"]["n"] > 0
-    assert metrics["bits_per_dimension"]["held_out"]
+    assert metrics["bits_per_dimension"]["validation"]
     assert "Not measured yet." in (tmp_path / "eval" / "report.html").read_text()
 
 
@@ -345,7 +345,7 @@ def test_a_model_of_a_data_set_is_accounted_for_measured_and_checked(tmp_path, c
     assert "by --train_data_dir, or the data set by --dataset_name" in capsys.readouterr().err
     real = load_real_scans(load_record(str(run)), {"dataset_name": str(saved)}, 16)
     assert real.class_names == NAMES
-    assert len(real.training[1]) + len(real.held_out[1]) == 80
+    assert len(real.training[1]) + len(real.validation[1]) == 80
     flags = ["--reject_copies", "--num_images", "4", "--num_inference_steps", "2"]
     commands.main(["sample", str(run), *flags, *there, "--output_dir", str(tmp_path / "drawn")])
     assert "of 4 images came too close" in capsys.readouterr().out

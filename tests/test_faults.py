@@ -205,7 +205,7 @@ def test_a_process_that_dies_ends_the_others_and_its_launcher_starts_them_again(
     ranks["1"].kill()
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert "failed (exitcode: -9) local_rank: 1" in errors
     np.testing.assert_allclose(losses(run_dir), losses(unbroken), rtol=1e-4)
 

@@ -242,16 +242,16 @@ def test_the_card_is_filled_from_the_run(exported, unbroken):
     card = ModelCard.load(exported / "README.md")
     rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     manifest = json.loads((unbroken / "manifest.json").read_text())
-    held_out = rows[-1]["validation_loss_ema"]
+    validation = rows[-1]["validation_loss_ema"]
     assert card.data.library_name == "diffusers"
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert card.data.license == "other"
-    assert card.data.eval_results[0].metric_value == held_out
+    assert card.data.eval_results[0].metric_value == validation
     assert manifest["content_sha256"] in card.text
     train = manifest["split"]["train"]
     counts = " | ".join(str(n) for n in (*train["classes"].values(), train["total"]))
     assert f"| train | {counts} |" in card.text
-    for words in ("Not for diagnosis", "training/samples.png", "trust_remote_code=True", f"{held_out:.4f}",
+    for words in ("Not for diagnosis", "training/samples.png", "trust_remote_code=True", f"{validation:.4f}",
                   "**not measured**", "**Not measured.**", "no patient's scan was used", "20 (epoch"):  # fmt: skip
         assert words in card.text, words
 

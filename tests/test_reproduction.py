@@ -73,7 +73,7 @@ def test_every_run_leaves_one_line_and_its_folder(reproduction):
         folder = reproduction / "runs" / row["name"]
         assert (folder / "pipeline" / "model_index.json").exists()
         assert not (folder / "checkpoints").exists()  # of all runs together they would fill a disk
-        assert "held-out loss" in (reproduction / "runs" / f"{row['name']}.log").read_text()
+        assert "validation loss" in (reproduction / "runs" / f"{row['name']}.log").read_text()
         assert row["epochs"] == read_json(folder / "config.json")["num_train_epochs"]
         assert len(row["validation_loss"]) == row["epochs"]
         assert row["training_seconds"] > 0
@@ -171,8 +171,8 @@ def test_few_scans_are_refused_before_anything_is_trained(scans, tmp_path, capsy
         "error: --train_data_dir has 12 training scans .* --budget tiny needs 51", capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
-    few = load_phantoms(num_images=160, resolution=16)  # enough for tiny but for what is held out
-    with pytest.raises(InputError, match="16 held-out scans .* needs 20"):
+    few = load_phantoms(num_images=160, resolution=16)  # enough for tiny but for validation
+    with pytest.raises(InputError, match="16 validation scans .* needs 20"):
         refuse_few_scans(TINY, few)
 
 

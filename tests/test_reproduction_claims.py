@@ -74,7 +74,7 @@ def test_a_mean_has_student_s_interval():
 
 
 def grid(loss_of) -> Study:
-    """The sweep with a held-out loss of ``loss_of(size, batch, seed)`` in the last epoch, and half of it in KID."""
+    """The sweep with a validation loss of ``loss_of(size, batch, seed)`` in the last epoch, and half of it in KID."""
     rows = []
     for size in BUDGET.sizes:
         for batch in BUDGET.batch_sizes:
@@ -115,7 +115,7 @@ def test_what_a_doubled_batch_changes_is_a_slope_of_logarithms():
 
 
 def long_run(points: list[tuple]) -> Study:
-    """One run: (epoch, held-out loss, KID, share of copies); no loss before the first epoch."""
+    """One run: (epoch, validation loss, KID, share of copies); no loss before the first epoch."""
     losses = [1.0] * max(point[0] for point in points)
     for epoch, loss, *_ in points:
         losses[epoch - 1] = loss if epoch else losses[epoch - 1]
@@ -175,7 +175,7 @@ def test_attention_and_blocks_are_told_apart():
     attention, convnext = claims(Study(BUDGET, variants("blocks", values)), "4a", "4b")
     assert (attention.answer, convnext.answer) == (YES, NO)
     assert "KID changes by -0.5" in attention.ours
-    assert "bits per dimension, held out is missing" in attention.ours
+    assert "bits per dimension, validation is missing" in attention.ours
     same = dict.fromkeys(values, 2.0)
     items = claims(Study(BUDGET, variants("blocks", same)), "4a", "4b")
     assert [item.answer for item in items] == [NOT_SHOWN] * 2

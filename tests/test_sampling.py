@@ -1,4 +1,4 @@
-"""Folders of drawn images: gone on with, refused, filmed, and never out of memory. The command is run as a user runs it."""
+"""Folders of samples: resumed, refused, filmed, and never out of memory. The command is run as a user runs it."""
 
 import subprocess
 import sys

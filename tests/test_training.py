@@ -1,4 +1,4 @@
-"""The training loop on the tiny preset: what it leaves, that it repeats itself, goes on where it stopped, and refuses.
+"""The training loop on the tiny preset: what it leaves, that it repeats itself, resumes where it stopped, and refuses.
 
 Tests run ``train`` in this process, or the front door as a user starts it, in a subprocess.
 """
@@ -54,12 +54,12 @@ def test_the_loss_curve_is_the_golden_one(unbroken):
     """A refactor changes nothing; ``golden_tiny.json`` is rewritten only by a change that means to change numbers."""
     golden = json.loads(GOLDEN.read_text())
     np.testing.assert_allclose(losses(unbroken), golden["loss"], rtol=2e-4)
-    held_out = [row for row in read_json_lines(unbroken / "metrics.jsonl") if "loss" not in row]
+    validation = [row for row in read_json_lines(unbroken / "metrics.jsonl") if "loss" not in row]
     np.testing.assert_allclose(
-        [row["validation_loss"] for row in held_out], golden["validation_loss"], rtol=2e-4
+        [row["validation_loss"] for row in validation], golden["validation_loss"], rtol=2e-4
     )
     np.testing.assert_allclose(
-        [row["validation_loss_ema"] for row in held_out], golden["validation_loss_ema"], rtol=2e-4
+        [row["validation_loss_ema"] for row in validation], golden["validation_loss_ema"], rtol=2e-4
     )
 
 
@@ -134,7 +134,7 @@ def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
     resumed = start("--output_dir", run_dir, "--max_train_steps", 25, "--resume_from_checkpoint", "latest")
     output, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
-    assert "going on from step 20" in output
+    assert "resuming from step 20" in output
     assert len(losses(run_dir)) == 25
 
 

@@ -22,7 +22,7 @@ from benchmarks.reproduction.study import Study
 from benchmarks.reproduction.sweep import POLL_SECONDS, leave_the_group, run_all
 from mri_ddpm.data import Scans, load_phantoms, load_scans
 from mri_ddpm.errors import InputError, exit_on_input_error
-from mri_ddpm.evaluation.memorisation import MIN_HELD_OUT, MIN_TRAINING
+from mri_ddpm.evaluation.memorisation import MIN_TRAINING, MIN_VALIDATION
 from mri_ddpm.files import read_json, write_json, writing_to
 from mri_ddpm.runs.record import LOCAL_PATHS
 
@@ -96,7 +96,7 @@ def reproduce(budget: Budget, output_dir: Path, data: str | None = None, with_sc
         items = write_report(
             study,
             output_dir,
-            source=f"{len(scans.train)} training and {len(scans.validation)} held-out images of {data or 'the phantom'}",
+            source=f"{len(scans.train)} training and {len(scans.validation)} validation images of {data or 'the phantom'}",
             command=shlex.join(["python", "-m", "benchmarks.reproduction", *flags]),
         )
     for item in items:
@@ -109,7 +109,7 @@ def refuse_few_scans(budget: Budget, scans: Scans) -> None:
     """Refuse a set in which the largest batch or the search for copies would find too little."""
     for part, there, least in (
         ("training", len(scans.train), max(MIN_TRAINING, *budget.batch_sizes)),
-        ("held-out", len(scans.validation), MIN_HELD_OUT),
+        ("validation", len(scans.validation), MIN_VALIDATION),
     ):
         if there < least:
             raise InputError(

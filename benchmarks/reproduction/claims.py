@@ -50,7 +50,7 @@ def ratio(study: Study) -> Item:
     elif not any(gain < 0 for gain in off) and all(gain < 0 for gain in gains["at"]):
         answer = YES
     fell = [f"{sum(gain < 0 for gain in of)} of {len(of)} runs {where} it" for where, of in gains.items()]
-    because = f"Against the ratio of the paper's best run, {best.resolution}/{best.batch_size}: the held-out loss fell from the first "
+    because = f"Against the ratio of the paper's best run, {best.resolution}/{best.batch_size}: the validation loss fell from the first "
     because += f"epoch to the last in {', '.join(fell)}"
     if finite := [gain for gain in off if np.isfinite(gain)]:
         factor = spelled(powers_of_two(mean(finite)))
@@ -60,7 +60,7 @@ def ratio(study: Study) -> Item:
         losses, kids = (batch_slopes(study, scaled, key) for key in ("loss", "kid"))
         if losses:
             because += (
-                f". At equal images seen and {rate}, each doubling of the batch changes the last held-out loss by {percent(mean(losses))} and "
+                f". At equal images seen and {rate}, each doubling of the batch changes the last validation loss by {percent(mean(losses))} and "
                 f"KID by {spelled(mean(kids))} (n = {len(losses)} sizes and seeds)"
             )
     caption = (
@@ -71,13 +71,13 @@ def ratio(study: Study) -> Item:
 
 
 def learned(row: dict) -> float:
-    """By how many powers of two the held-out loss changed from a run's first epoch to its last; NaN of a run that broke."""
+    """By how many powers of two the validation loss changed from a run's first epoch to its last; NaN of a run that broke."""
     losses = row["validation_loss"]
     return float(np.log2(losses[-1] / losses[0])) if row["ended"] == FINISHED else float("nan")
 
 
 def batch_slopes(study: Study, scaled: bool, key: str) -> list[float]:
-    """What a doubling of the batch changes, of every size and seed: the last held-out loss by so many powers of two, or KID.
+    """What a doubling of the batch changes, of every size and seed: the last validation loss by so many powers of two, or KID.
 
     At the batch of the paper's best run its learning rate and the scaled one are the same, and so is the run.
     """
@@ -126,15 +126,15 @@ def threshold(study: Study) -> Item:
         answer = YES
     rho = spearmanr([point["loss"] for point in points], [point["kid"] for point in points])
     because = (
-        f"Samples count as meaningful when their KID is surely under {limit:.2f}, that of held-out scans blurred until "
-        f"only the outline of a head is left. Of {len(points)} moments of one run, {len(above)} have a held-out loss over "
+        f"Samples count as meaningful when their KID is surely under {limit:.2f}, that of validation scans blurred until "
+        f"only the outline of a head is left. Of {len(points)} moments of one run, {len(above)} have a validation loss over "
         f"{THRESHOLD}, and at {sum(above)} of them samples are meaningful; {len(below)} have one under it, {sum(below)} of "
         f"them with meaningful samples. Loss and KID: Spearman's rho {rho.statistic:.2f} (p = {rho.pvalue:.2g}, n = {len(points)}, "
         "one seed)."
     )
     table = [
         {
-            "epoch": point["epoch"], "held-out loss": point["loss"],
+            "epoch": point["epoch"], "validation loss": point["loss"],
             "KID": Estimate(point["kid"], *point["kid_interval"], study.budget.images), "taken for copies": point["flagged_share"],
         }
         for point in points

@@ -74,15 +74,15 @@ def all_losses(rows: Sequence[dict], path: Path) -> None:
 
 
 def one_loss(row: dict, path: Path) -> None:
-    """Figures 7 to 9: training and held-out loss of one setting."""
-    parts = {"training_loss": "training", "validation_loss": "held out"}
+    """Figures 7 to 9: training and validation loss of one setting."""
+    parts = {"training_loss": "training", "validation_loss": "validation"}
     losses([(row[key], {"label": name}) for key, name in parts.items()], path)
 
 
 def ratio_tables(study: Study, path: Path) -> None:
-    """Last held-out loss and KID by size and batch, at the paper's learning rate and at the scaled one; means over seeds."""
+    """Last validation loss and KID by size and batch, at the paper's learning rate and at the scaled one; means over seeds."""
     measures: dict[str, Callable[[dict], float | None]] = {
-        "held-out loss": lambda row: row["validation_loss"][-1] if row["validation_loss"] else None,
+        "validation loss": lambda row: row["validation_loss"][-1] if row["validation_loss"] else None,
         "KID": lambda row: row["kid"]["value"] if "kid" in row else None,
     }
     budget = study.budget
@@ -125,7 +125,7 @@ def loss_against_kid(points: Sequence[dict], threshold: float, kid_of_blurred: f
             axes.annotate(point["epoch"], place, (4, 4), textcoords="offset points", fontsize=7)
         axes.axvline(threshold, color="tab:red", linestyle=":", label=f"the paper's {threshold}")
         axes.axhline(kid_of_blurred, color="gray", linestyle="--", label="scans blurred to outlines")
-        axes.set(xlabel="held-out loss", ylabel="KID", yscale="log")
+        axes.set(xlabel="validation loss", ylabel="KID", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend()
 

@@ -23,8 +23,8 @@ TABLE_1 = {  # the paper's epoch losses, by setting; it does not say what they a
 COLUMNS = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
 PARTS = {
     "training": "training_loss",
-    "held out": "validation_loss",
-    "held out, averaged weights": "validation_loss_ema",
+    "validation": "validation_loss",
+    "validation, averaged weights": "validation_loss_ema",
 }
 LARGE_SIZES = (128, 256)  # pixels, beyond the paper
 
@@ -41,7 +41,7 @@ def figure_1(study: Study) -> Item:
         "One scan each of glioma, meningioma, no tumour and pituitary tumour, of a set of 3264.",
         f"One {what} of each class at {images.shape[-1]} pixels. Files in the training part: "
         + (", ".join(f"{name} {count}" for name, count in counts.items()) or "without classes")
-        + f". After copies are folded {len(study.scans.train)} train and {len(study.scans.validation)} are held out.",
+        + f". After copies are folded {len(study.scans.train)} train and {len(study.scans.validation)} validate.",
         pictures={"figure1.png": (f"One {what} of each class.", picture.save)},
     )
 
@@ -104,11 +104,11 @@ def table_1(study: Study) -> Item:
 
 
 def loss_rows(name: str, row: dict) -> list[dict]:
-    """Table 1's rows of one run: training and held-out losses apart."""
+    """Table 1's rows of one run: training and validation losses apart."""
     parts = {
         "training": row["training_loss"],
-        "held out": row["validation_loss"],
-        "held out, averaged weights": row["validation_loss_ema"],
+        "validation": row["validation_loss"],
+        "validation, averaged weights": row["validation_loss_ema"],
     }
     return [{"setting": f"{name}, {part}", **describe(losses)} for part, losses in parts.items() if losses]
 
@@ -127,12 +127,12 @@ def figure_6(study: Study) -> Item:
     return Item(
         "Figure 6",
         "The losses of all models that were tried, far apart from each other.",
-        f"Held-out losses of all {len(runs)} runs of the paper's recipe at its learning rate, by size and batch. A larger image is "
+        f"Validation losses of all {len(runs)} runs of the paper's recipe at its learning rate, by size and batch. A larger image is "
         "easier to tell from noise, so losses of different sizes do not compare.",
         runs=runs,
         pictures={
             "figure6.png": (
-                "Held-out loss by epoch, whole and from 0 to 0.2.",
+                "Validation loss by epoch, whole and from 0 to 0.2.",
                 partial(figures.all_losses, runs),
             )
         },
@@ -141,14 +141,14 @@ def figure_6(study: Study) -> Item:
 
 
 def losses(study: Study, of: str, title: str, picture: str, theirs: str) -> Item:
-    """Figures 7 to 9: training and held-out loss of one setting, the budget's ``best`` or ``surge``."""
+    """Figures 7 to 9: training and validation loss of one setting, the budget's ``best`` or ``surge``."""
     row = study.paper_run(getattr(study.budget, of))
     courses = [row["training_loss"], row["validation_loss"]]
-    training, held_out = (f"{x[0]:.4f} to {x[-1]:.4f}" if x else "not one whole epoch" for x in courses)
+    training, validation = (f"{x[0]:.4f} to {x[-1]:.4f}" if x else "not one whole epoch" for x in courses)
     return Item(
         title,
         theirs,
-        f"{size_of(row)}, batch {row['batch_size']}, {row['epochs']} epochs: training {training}, held out {held_out}.",
+        f"{size_of(row)}, batch {row['batch_size']}, {row['epochs']} epochs: training {training}, validation {validation}.",
         runs=[row],
         pictures={picture: ("Loss by epoch, whole and from 0 to 0.2.", partial(figures.one_loss, row))},
         code=figures.one_loss,
@@ -205,7 +205,7 @@ def our_recipe(study: Study) -> Item:
 
 
 def larger_images(study: Study) -> Item:
-    """Larger images, and SSIM to the nearest held-out scan."""
+    """Larger images, and SSIM to the nearest validation scan."""
     large = study.of("large")
     pictures = {}
     for row in large:
@@ -215,7 +215,7 @@ def larger_images(study: Study) -> Item:
         {
             "images": f"{size_of(row)}, {'paper' if row['part'] == 'paper' else 'our'} recipe",
             "epochs": row["epochs"],
-            "SSIM to the nearest held-out scan": estimate(row["ssim"]),
+            "SSIM to the nearest validation scan": estimate(row["ssim"]),
             "of real training scans": estimate(row["ssim_of_training_scans"]),
             "n": row["ssim"]["n"],
         }
@@ -226,7 +226,7 @@ def larger_images(study: Study) -> Item:
     return Item(
         "Larger images, and SSIM",
         "Left for more GPU power: SSIM says something only of larger images.",
-        "By our recipe. For each sample the held-out scan with the highest SSIM was sought; beside it, what as many real training scans "
+        "By our recipe. For each sample the validation scan with the highest SSIM was sought; beside it, what as many real training scans "
         "score. SSIM falls with size for everything, real scans too, and rises with blur, so it ranks nothing by itself."
         + "".join(f" {size}×{size} is not in this budget." for size in missing),
         runs=large,

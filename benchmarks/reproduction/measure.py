@@ -85,12 +85,12 @@ def finite(losses: Sequence[float]) -> list[float]:
 
 
 def measured(run: Run) -> dict:
-    """Bits per dimension of held-out scans, which compare across losses and timesteps, and SSIM to them where it is planned.
+    """Bits per dimension of validation scans, which compare across losses and timesteps, and SSIM to them where it is planned.
 
     Beside the samples' SSIM stands what as many training scans score.
     """
     pipeline, real = load_pipeline(str(run.folder), DEVICE), real_scans(run)
-    images, labels = real.held_out
+    images, labels = real.validation
     x_0 = torch.from_numpy(to_model_range(np.asarray(images))).to(DEVICE)
     known = torch.from_numpy(labels).to(DEVICE) if pipeline.class_names else None
     kind = {"images_per_timestep": IMAGES_PER_TIMESTEP, "loss_type": "l2"}  # whose loss is not used
@@ -108,15 +108,15 @@ def measured(run: Run) -> dict:
 
 
 def real_scans(run: Run) -> RealScans:
-    """The scans that a run was trained on, and those held out of them."""
+    """The scans that a run was trained on, and those that validate."""
     where = {"train_data_dir": run.config.train_data_dir}
     return load_real_scans(load_record(str(run.folder)), where, run.config.resolution)
 
 
 def kid_of_blurred_scans(run: Run) -> float:
-    """KID of held-out scans that are blurred until only the head's outline is left: what is worse shows no brain."""
+    """KID of validation scans that are blurred until only the head's outline is left: what is worse shows no brain."""
     real = real_scans(run)
     extractor = make_extractor("in_domain", *real.training, real.class_names, DEVICE)
     sigma = BLUR_SHARE * run.config.resolution
-    blurred = gaussian_filter(np.asarray(real.held_out[0]), (0, 0, sigma, sigma))
+    blurred = gaussian_filter(np.asarray(real.validation[0]), (0, 0, sigma, sigma))
     return kid(extractor(real.training[0][extractor.reference]), extractor(blurred)).value

@@ -13,7 +13,7 @@ from mri_ddpm.evaluation.estimates import Estimate, mean
 
 MEASURES = {  # by which variants are compared: where lower is better
     "kid": "KID",
-    "bits_per_dimension": "bits per dimension, held out",
+    "bits_per_dimension": "bits per dimension, validation",
 }
 MORE_MEASURES = {"detail_ratio": "fine detail, scans = 1", "flagged_share": "taken for copies"}
 
@@ -93,7 +93,7 @@ class Study:
         rows = []
         for name, where in variants.items():
             losses = [row["validation_loss"][-1] for row in self.of(*where) if row["validation_loss"]]
-            row = {"variant": name, "seeds": len(losses), "held-out loss": mean(losses) if losses else None}
+            row = {"variant": name, "seeds": len(losses), "validation loss": mean(losses) if losses else None}
             for key, title in {**MEASURES, **MORE_MEASURES}.items():
                 if values := self.values(key, where):
                     row[title] = mean(list(values.values()))

@@ -8,7 +8,7 @@ from mri_ddpm.errors import InputError, exit_on_input_error
 
 COMMANDS = {
     "train": "train a model, alone or under accelerate launch",
-    "sample": "draw images with a trained pipeline",
+    "sample": "sample images with a trained pipeline",
     "data": "count, check and split a folder of scans; trains nothing",
     "evaluate": "measure a model: quality, usefulness, and whether it copies patients",
     "push": "publish a run, or a saved pipeline, on the Hugging Face Hub",

@@ -16,7 +16,7 @@ def main(args: list[str] | None = None) -> None:
     parser = parser_of("evaluate")
     parser.add_argument("pipeline", nargs="?", help=PIPELINE)
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="measure these synthetic images instead, whoever drew them"
+        "--images", type=Path, metavar="DIR", help="measure these synthetic images instead, whoever made them"
     )
     add_scans(parser, "the scans it was trained on, but for the phantom's")
     parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to sample")
@@ -37,7 +37,7 @@ def main(args: list[str] | None = None) -> None:
 def evaluate_model(args: argparse.Namespace) -> None:
     """Measure, write the report, and say in short what came out."""
     if (args.images is None) == (args.pipeline is None):
-        raise InputError("give either a PIPELINE to draw with, or --images DIR to measure as they are.")
+        raise InputError("give either a PIPELINE to sample with, or --images DIR to measure as they are.")
     output_dir = args.output_dir
     if output_dir is None and args.images:
         raise InputError("--images is given without --output_dir; say by that where the report goes.")

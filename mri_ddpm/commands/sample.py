@@ -29,22 +29,22 @@ BIT_DEPTHS = {8: "pil", 16: "pil16"}
 
 
 def main(args: list[str] | None = None) -> None:
-    """Read the flags and draw."""
+    """Read the flags and sample."""
     parser = parser_of("sample")
     parser.add_argument("pipeline", help=PIPELINE)
-    parser.add_argument("--class_label", help="class to draw, by name or index; all in turn when not given")
+    parser.add_argument("--class_label", help="class to sample, by name or index; all in turn when not given")
     parser.add_argument("--num_images", type=int, default=16)
     add_sampling(parser)
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
     parser.add_argument(
-        "--image", type=Path, help="draw variations of this scan as --class_label; it has the model's size"
+        "--image", type=Path, help="sample variations of this scan as --class_label; it has the model's size"
     )
     parser.add_argument(
         "--strength", type=float, help="share of the chain that --image goes through: 0.2, or 1 with a mask"
     )
     parser.add_argument(
-        "--mask_image", type=Path, help="white where --image is drawn anew; the rest stays as it is"
+        "--mask_image", type=Path, help="white where --image is sampled anew; the rest stays as it is"
     )
     parser.add_argument(
         "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
@@ -65,13 +65,13 @@ def main(args: list[str] | None = None) -> None:
         "--output_dir",
         type=Path,
         required=True,
-        help="folder for the PNG files; new, empty, or that of the same request, which is gone on with",
+        help="folder for the PNG files; new, empty, or that of a matching interrupted run, which is resumed",
     )
     sample(parser.parse_args(args))
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Draw ``--num_images`` images in batches and write each as soon as it is there."""
+    """Sample ``--num_images`` images in batches and write each as soon as it is there."""
     if args.output_dir.is_file():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
     pipeline = load_pipeline(args.pipeline, args.device)
@@ -79,7 +79,9 @@ def sample(args: argparse.Namespace) -> None:
         show_noise(args, pipeline)
         return
     if args.image and pipeline.class_names and not args.class_label:
-        raise InputError(f"--image needs the --class_label to draw it as: {', '.join(pipeline.class_names)}.")
+        raise InputError(
+            f"--image needs the --class_label to sample it as: {', '.join(pipeline.class_names)}."
+        )
     names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
     pipeline, edit = with_edit(args, pipeline)
@@ -89,7 +91,7 @@ def sample(args: argparse.Namespace) -> None:
     facts = {**provenance(pipeline), **options.facts(pipeline), "strength": args.strength}
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
     if edit:  # a given scan is the larger part of what comes out
-        facts["synthetic"] = "in part: a given scan, drawn anew by a diffusion model; not for diagnosis"
+        facts["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
         files = {name: edit[name] for name in ("image", "mask_image") if name in edit}
         facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
     folder = SampleFolder(args.output_dir, {**facts, **asked, "reject_copies": args.reject_copies})

@@ -112,7 +112,7 @@ def evaluate_images(
 ) -> dict:
     """Measure anybody's synthetic images, such as a GAN's, against real scans.
 
-    Held-out scans are a share of the real ones. If the images' generator was trained on those too, then what is measured
+    Validation scans are a share of the real ones. If the images' generator was trained on those too, then what is measured
     against them says too much good of it: nobody can tell from images alone.
 
     Args:
@@ -121,7 +121,7 @@ def evaluate_images(
         output_dir: for ``metrics.json``, ``report.html`` and pictures; new or empty.
         metrics: what to measure, of ``CHOICES``; all but the likelihood, which takes a network, by default.
         extractor: ``"in_domain"``, ``"dinov2"`` or ``"inception"``.
-        validation_share: of the real scans, held out.
+        validation_share: of the real scans, which nothing is fitted to.
         seed: of that split.
         device: where to run.
         cache_dir: where decoded scans and classifiers are kept.
@@ -170,4 +170,4 @@ def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, **where: str | None)
     """A detector of copies of the scans that a loaded model was trained on; arguments and errors as of ``evaluate``."""
     real = load_real_scans(load_record(name), where, pipeline.unet.config.sample_size)
     features = make_extractor("in_domain", *real.training, real.class_names, str(pipeline.device))
-    return CopyDetector.fit(real.training[0], real.held_out[0], features)
+    return CopyDetector.fit(real.training[0], real.validation[0], features)

@@ -18,22 +18,22 @@ HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_colum
 
 @dataclass(frozen=True)
 class RealScans:
-    """Real scans at the model's size: what it was trained on, the share held out of that, and the published test part."""
+    """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part."""
 
     training: Labelled
-    held_out: Labelled
+    validation: Labelled
     test: Labelled | None
     class_names: tuple[str, ...]
 
     @property
     def unseen(self) -> dict[str, Labelled]:
         """The parts that the model never saw, by name."""
-        parts = {"held_out": self.held_out, "test": self.test}
+        parts = {"validation": self.validation, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None and len(part[1])}
 
     def without_classes(self) -> "RealScans":
         """The same as one class, for a model that knows none: its images have no class to be compared by."""
-        parts = {"training": self.training, "held_out": self.held_out, "test": self.test}
+        parts = {"training": self.training, "validation": self.validation, "test": self.test}
         merged = {name: part and (part[0], np.zeros_like(part[1])) for name, part in parts.items()}
         return RealScans(**merged, class_names=())
 
@@ -79,7 +79,7 @@ def load_real_scans(
 
 def real_scans(scans: Scans) -> RealScans:
     """The parts of a data set as arrays."""
-    parts = {"training": scans.train, "held_out": scans.validation, "test": scans.test}
+    parts = {"training": scans.train, "validation": scans.validation, "test": scans.test}
     arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
     return RealScans(**arrays, class_names=scans.class_names)
 

@@ -1,4 +1,4 @@
-"""Push while training goes on."""
+"""Push in the background of a training."""
 
 import math
 import tempfile

@@ -1,4 +1,4 @@
-"""A folder of drawn images that knows what was asked for, so that a drawing cut short goes on where it stopped."""
+"""A folder of samples that knows what was asked for, so that an interrupted sampling resumes where it stopped."""
 
 import json
 import re
@@ -133,5 +133,5 @@ def read_request(path: Path) -> dict:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(
-            f"--output_dir {path} is not an empty folder, nor one that 'mri-ddpm sample' drew into; name a new one."
+            f"--output_dir {path} is not an empty folder, nor one that 'mri-ddpm sample' wrote; name a new one."
         ) from None
