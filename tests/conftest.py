@@ -1,5 +1,6 @@
 """What several test files share: one thread, a Hub, a tiny real U-Net, a tiny run, a process that has imported nothing."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from hub_server import TOKEN, HubServer
 
 REPOSITORY = Path(__file__).parents[1]
+REFERENCE_SET = REPOSITORY.parent / "shared/data/brain_tumor_mri"
 
 # The only Hub that tests know, on loopback. The client reads most of this when it is imported, hence here.
 HUB = HubServer()
@@ -24,6 +26,7 @@ from safetensors.torch import load_file
 
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import TrainingConfig
+from mri_ddpm.data import Scans, load_scans
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.training import train
 
@@ -130,6 +133,20 @@ def assert_same_to_the_bit(a, b):
 def unbroken(tmp_path_factory) -> Path:
     """The whole run of ``tiny``, 20 steps, to look at and to hold others against; nobody writes into it."""
     return train_alone(tiny(tmp_path_factory.mktemp("unbroken") / "run"))
+
+
+@pytest.fixture(scope="session")
+def reference_scans(tmp_path_factory):
+    """Return a function that gives the published reference set at a resolution, each decoded once in a session."""
+    if not REFERENCE_SET.is_dir():
+        pytest.skip("the reference set is not here")
+    cache_dir = str(tmp_path_factory.mktemp("reference"))
+
+    @functools.cache
+    def load(resolution: int) -> Scans:
+        return load_scans(resolution=resolution, train_data_dir=str(REFERENCE_SET), cache_dir=cache_dir)
+
+    return load
 
 
 @pytest.fixture

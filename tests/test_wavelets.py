@@ -1,20 +1,16 @@
 """Wavelet features: closed forms, and a ladder of damage, each rung of which must cost more than brightness does."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from mri_ddpm.data import draw_phantoms, load_scans
+from mri_ddpm.data import draw_phantoms
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.quality import frechet_distance, kid
 from mri_ddpm.evaluation.subject import as_arrays
 from mri_ddpm.evaluation.wavelets import WaveletFeatures, morlet_wavelets
-
-SCANS = Path(__file__).parents[2] / "shared/data/brain_tumor_mri"
 
 
 # Closed forms
@@ -155,8 +151,8 @@ def test_each_rung_costs_more_than_brightness_on_phantoms(phantoms):
     climb(*phantoms, shares_spliced=(0.75, 1))
 
 
-@pytest.mark.skipif(not SCANS.is_dir(), reason="the reference set is not here")
-def test_each_rung_costs_more_than_brightness_on_scans(tmp_path):
-    scans = load_scans(resolution=32, train_data_dir=str(SCANS), cache_dir=str(tmp_path))
+@pytest.mark.slow
+def test_each_rung_costs_more_than_brightness_on_scans(reference_scans):
+    scans = reference_scans(32)
     training, (unseen, labels) = as_arrays(scans.train)[0], as_arrays(scans.validation)
     climb(np.asarray(training[::4]), np.asarray(unseen), labels, shares_spliced=(0.25, 0.5, 1))
