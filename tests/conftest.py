@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_server import TOKEN, HubServer
 
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import TrainingConfig
-from mri_ddpm.data import Scans, load_scans
+from mri_ddpm.data import Scans, draw_phantoms, load_scans
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.training import train
 
@@ -70,6 +71,16 @@ def run_fresh(tmp_path):
         assert done.returncode == 0, done.stderr
 
     return run
+
+
+DRAWN = {}  # phantoms by side and seed, as many as were asked for
+
+
+def phantom_images(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """The first phantoms of a seed, (N, 1, H, W), drawn once in a session: drawing takes longer than most tests."""
+    if len(DRAWN.get((side, seed), ())) < count:
+        DRAWN[side, seed] = draw_phantoms(count, side, seed)[0][:, None]
+    return DRAWN[side, seed][:count].copy()
 
 
 def tiny(output_dir, **changes) -> TrainingConfig:

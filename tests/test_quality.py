@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from conftest import phantom_images
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from scipy.stats import t as student
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from torchmetrics.image.kid import poly_mmd
 
-from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms
+from mri_ddpm.data import PHANTOM_CLASS_NAMES
 from mri_ddpm.data.phantom import PLANES, draw_phantom
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.quality import (
@@ -265,7 +266,7 @@ def test_ms_ssim_is_covered_whether_pairs_share_many_images_or_few(n, pairs, ms_
 
 @pytest.fixture(scope="module")
 def few_heads() -> np.ndarray:
-    return draw_phantoms(12, 32, seed=3)[0][:, None]
+    return phantom_images(12, 32, seed=3)
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
@@ -299,7 +300,7 @@ def test_a_copy_scores_1_and_noise_little(few_heads):
 
 def test_the_order_and_number_of_scans_at_a_time_do_not_matter():
     """80 scans of 32 pixels are more than one block."""
-    images = draw_phantoms(80, 32, seed=4)[0][:, None]
+    images = phantom_images(80, 32, seed=4)
     values = ssim_to_nearest(images[:3], images[3:])
     np.testing.assert_allclose(values, ssim_to_nearest(images[:3], images[:2:-1]), atol=1e-6)
 
@@ -327,7 +328,7 @@ def test_detail_is_the_share_of_power_beyond_a_third_of_a_cycle(few_heads):
 
 
 def test_the_detail_ratio_is_one_for_fresh_phantoms_and_falls_with_blur():
-    real, fresh = (draw_phantoms(120, 32, seed)[0][:, None] for seed in (0, 1))
+    real, fresh = (phantom_images(120, 32, seed) for seed in (0, 1))
     ratio = detail_ratio(real, fresh)
     assert ratio.low < 1 < ratio.high
     assert ratio.value == pytest.approx(detail(fresh) / detail(real))
@@ -340,10 +341,10 @@ def test_the_detail_ratio_is_one_for_fresh_phantoms_and_falls_with_blur():
 
 
 def test_the_interval_of_the_detail_ratio_covers_it():
-    images = draw_phantoms(1000, 16, seed=2)[0][:, None]
+    images = phantom_images(500, 16, seed=2)
     pick = np.random.default_rng(0)
     found = [
-        detail_ratio(images[pick.integers(1000, size=60)], images[pick.integers(1000, size=60)])
+        detail_ratio(images[pick.integers(500, size=60)], images[pick.integers(500, size=60)])
         for _ in range(150)
     ]
     assert 0.89 <= share_covered(found, 1.0) <= 0.99

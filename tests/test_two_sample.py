@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import phantom_images
 from scipy.ndimage import gaussian_filter
 
-from mri_ddpm.data import draw_phantoms
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import two_sample
 from mri_ddpm.evaluation.two_sample import mean_of_shares, mirror_and_move, two_sample_accuracy
@@ -19,7 +19,7 @@ def few_steps(monkeypatch):
 @pytest.fixture(scope="module")
 def phantoms():
     """Training ones, unseen ones, and the samples of a perfect generator."""
-    images = draw_phantoms(360, 16, seed=0)[0][:, None]
+    images = phantom_images(360, 16)
     return images[:160], images[160:240], images[240:]
 
 
