@@ -1,15 +1,18 @@
 """What several test files share: one thread, a Hub, a tiny real U-Net, a tiny run, a process that has imported nothing."""
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_server import TOKEN, HubServer
 
 REPOSITORY = Path(__file__).parents[1]
+REFERENCE_SET = REPOSITORY.parent / "shared/data/brain_tumor_mri"
 
 # The only Hub that tests know, on loopback. The client reads most of this when it is imported, hence here.
 HUB = HubServer()
@@ -24,6 +27,7 @@ from safetensors.torch import load_file
 
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import TrainingConfig
+from mri_ddpm.data import Scans, draw_phantoms, load_scans
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.training import train
 
@@ -67,6 +71,16 @@ def run_fresh(tmp_path):
         assert done.returncode == 0, done.stderr
 
     return run
+
+
+DRAWN = {}  # phantoms by side and seed, as many as were asked for
+
+
+def phantom_images(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """The first phantoms of a seed, (N, 1, H, W), drawn once in a session: drawing takes longer than most tests."""
+    if len(DRAWN.get((side, seed), ())) < count:
+        DRAWN[side, seed] = draw_phantoms(count, side, seed)[0][:, None]
+    return DRAWN[side, seed][:count].copy()
 
 
 def tiny(output_dir, **changes) -> TrainingConfig:
@@ -130,6 +144,20 @@ def assert_same_to_the_bit(a, b):
 def unbroken(tmp_path_factory) -> Path:
     """The whole run of ``tiny``, 20 steps, to look at and to hold others against; nobody writes into it."""
     return train_alone(tiny(tmp_path_factory.mktemp("unbroken") / "run"))
+
+
+@pytest.fixture(scope="session")
+def reference_scans(tmp_path_factory):
+    """Return a function that gives the published reference set at a resolution, each decoded once in a session."""
+    if not REFERENCE_SET.is_dir():
+        pytest.skip("the reference set is not here")
+    cache_dir = str(tmp_path_factory.mktemp("reference"))
+
+    @functools.cache
+    def load(resolution: int) -> Scans:
+        return load_scans(resolution=resolution, train_data_dir=str(REFERENCE_SET), cache_dir=cache_dir)
+
+    return load
 
 
 @pytest.fixture

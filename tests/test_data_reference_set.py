@@ -1,44 +1,30 @@
 """The account of the published reference set, where a copy of it is at hand."""
 
 import csv
-import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import REFERENCE_SET
 
-from mri_ddpm.data import account_of, load_scans
-
-DATA = Path(__file__).parents[2] / "shared/data"
-
-pytestmark = pytest.mark.skipif(
-    not (DATA / "brain_tumor_mri").is_dir(), reason="the reference set is not here"
-)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def files(cache_dir):
-    manifest = load_scans(
-        resolution=44, train_data_dir=str(DATA / "brain_tumor_mri"), cache_dir=cache_dir
-    ).manifest
-    return {row["path"]: row for row in manifest["files"]}
+def account(reference_scans):
+    return reference_scans(32).manifest
 
 
 @pytest.fixture(scope="module")
 def published():
     """{path: sha256 of the file as published}, from before it was made smaller."""
-    with open(DATA / "manifest.csv", newline="") as table:
+    with open(REFERENCE_SET.parent / "manifest.csv", newline="") as table:
         rows = csv.DictReader(table)
         return {f"{row['split']}/{row['class']}/{row['file']}": row["original_sha256"] for row in rows}
 
 
-def test_the_published_copies_are_found(files, published):
+def test_the_published_copies_are_found(account, published):
     """As published, 237 files are copies to the byte, and 88 testing files show training scans."""
+    files = {row["path"]: row for row in account["files"]}
     assert files.keys() == published.keys()
     assert len(published) == 3264
     assert len(published) - len(set(published.values())) == 237
@@ -52,11 +38,8 @@ def test_the_published_copies_are_found(files, published):
     assert {files[path]["class"] for path in leaked} == {"no_tumor"}
 
 
-def test_the_account_of_the_smaller_files(cache_dir):
+def test_the_account_of_the_smaller_files(account):
     """Made smaller, files that differed in bytes but not in pixels are identical: 394 copies, 251 leaks."""
-    started = time.perf_counter()
-    account = account_of(str(DATA / "brain_tumor_mri"), cache_dir=cache_dir)
-    first = time.perf_counter() - started
     sha256 = {
         part: [r["sha256"] for r in account["files"] if r["part"] == part] for part in ("training", "testing")
     }
@@ -85,10 +68,3 @@ def test_the_account_of_the_smaller_files(cache_dir):
         "repeat": 204,
         "leak": 262,
     }
-
-    started = time.perf_counter()
-    again = account_of(str(DATA / "brain_tumor_mri"), cache_dir=cache_dir)
-    second = time.perf_counter() - started
-    assert again == account
-    assert second < 5
-    assert second < first

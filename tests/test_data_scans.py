@@ -464,14 +464,6 @@ def test_grouping_does_not_depend_on_the_block():
     assert not set(whole[0][50:]) & set(whole[0][:50])
 
 
-def test_feeding_is_fast():
-    scans = load_phantoms(num_images=800, resolution=44)
-    started, images = time.perf_counter(), 0
-    for batch in torch.utils.data.DataLoader(scans.train, batch_size=80, shuffle=True):
-        images += len(batch["pixel_values"])
-    assert images / (time.perf_counter() - started) > 5000  # some 150 000 a second on an idle core
-
-
 def test_scans_that_fill_a_part_of_their_range_are_pointed_out(tmp_path):
     """12-bit values in a 16-bit PNG are nearly black to whoever divides by 65535."""
     for index in range(4):

@@ -1,12 +1,14 @@
-"""What a run does when, in the middle of it, the disk is full, a folder is read-only or gone, or a process dies.
+"""What a run does when, in the middle of it, it is killed, the disk is full, a folder is read-only or gone.
 
-A fault is made at step 13 of 20, between the checkpoints of 10 and 20, and taken away again before the run goes on.
+But for kills, a fault is made at step 13 of 20, between two checkpoints, and mended before the run goes on.
 """
 
+import json
 import os
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,8 +16,11 @@ import numpy as np
 import psutil
 import pytest
 from conftest import assert_same_to_the_bit, losses, start, state_of, tiny, train_alone
+from killer import DRAWS
 from PIL import Image
+from safetensors.torch import load_file
 
+from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.data import draw_phantoms
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import write_json
@@ -25,6 +30,75 @@ from mri_ddpm.training.restarts import launcher
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 TWO = {"ACCELERATE_USE_CPU": "true"}  # processes, of 4 scans each
+
+
+# Killed
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_resumed_equals_unbroken_to_the_bit(tmp_path, kills):
+    """``killer.py`` looks at what each kill leaves; here the end is held against the unbroken run's."""
+    run_dir, killer = tmp_path / "killed", Path(__file__).with_name("killer.py")
+    command = [sys.executable, killer, run_dir, str(kills), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    killed = json.loads(done.stdout.splitlines()[-1])
+    places, steps = killed["places"], killed["steps"]
+    assert sum(places.values()) == kills
+    assert sum(places.get(name, 0) for name in ("checkpoint", "rename", "rotation")) >= kills // 10, places
+    assert len(places) >= kills // 5, places
+
+    config = tiny(
+        tmp_path / "whole", max_train_steps=steps, checkpointing_steps=1000, validation_steps=1000, **DRAWS
+    )
+    whole = train_alone(config)
+    assert_same_to_the_bit(state_of(whole, steps), state_of(run_dir, steps))
+    weights = "pipeline/unet/diffusion_pytorch_model.safetensors"
+    assert_same_to_the_bit(load_file(whole / weights), load_file(run_dir / weights))
+    assert losses(whole) == losses(run_dir)
+    assert not list(run_dir.glob("checkpoints/.*")), "leftovers"
+    shown = {path.name for path in (run_dir / "samples").iterdir()}
+    assert shown >= {"epoch-00000-ema.png", "epoch-00002-ema.png"}
+
+
+def test_killed_after_its_last_checkpoint_a_run_makes_up_for_what_it_did_not_show(unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(unbroken, run_dir, ignore=shutil.ignore_patterns("samples*"))
+    (run_dir / "pipeline").rename(
+        run_dir / ".pipeline.old"
+    )  # between the two renames that put a new one in place
+    (run_dir / "checkpoints" / ".step-000010.old").mkdir()
+    shutil.copytree(unbroken / "pipeline", run_dir / ".pipeline.unfinished")
+    train_alone(tiny(run_dir, resume_from_checkpoint="latest", sample_epochs=[0]))
+    assert MRIDDPMPipeline.from_pretrained(run_dir / "pipeline").class_names
+    assert not list(run_dir.glob(".*")) + list(run_dir.glob("checkpoints/.*"))
+    assert (run_dir / "samples.png").exists()
+
+    config = tiny(
+        tmp_path / "shown", max_train_steps=7, checkpointing_steps=7, sample_epochs=[1]
+    )  # one epoch
+    shown = train_alone(config) / "samples"
+    before = {path.name: path.read_bytes() for path in shown.iterdir()}
+    assert len(before) == 2
+    shutil.rmtree(shown)
+    train_alone(tiny(shown.parent, max_train_steps=7, sample_epochs=[1], resume_from_checkpoint="latest"))
+    assert {path.name: path.read_bytes() for path in shown.iterdir()} == before
+
+
+def test_who_goes_back_takes_the_later_steps_anew_and_keeps_the_old_ones(tmp_path):
+    """Else the checkpoints of the way not taken would be ``latest``, and the new ones the first to be dropped."""
+    config = {"checkpointing_steps": 5, "checkpoints_total_limit": 2}
+    run_dir = train_alone(tiny(tmp_path / "run", **config))
+    newest = run_dir / "checkpoints" / "step-000020" / "model.safetensors"
+    before = newest.read_bytes()
+    train_alone(tiny(run_dir, resume_from_checkpoint="step-000015", random_flip=True, **config))
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["step-000015", "step-000020", "step-000020.left"]
+    assert (run_dir / "checkpoints" / "step-000020.left" / "model.safetensors").read_bytes() == before
+    assert newest.read_bytes() != before
+
+
+# Disks and folders
 
 
 @pytest.fixture
@@ -177,12 +251,16 @@ def test_scans_and_cache_that_vanish_are_not_missed(tmp_path, at_step):
     assert losses(train_alone(tiny(tmp_path / "run", **scans))) == losses(whole)
 
 
+# Processes
+
+
 def wait_for(run_dir: Path, process: subprocess.Popen, step: int = 10) -> None:
     while not (run_dir / "checkpoints" / f"step-{step:06d}").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_fault_ends_the_front_door_with_exit_code_2(tmp_path):
     process = start("--output_dir", tmp_path / "run", "--max_train_steps", 100_000, launcher=())
     wait_for(tmp_path / "run", process)
@@ -195,6 +273,7 @@ def test_a_fault_ends_the_front_door_with_exit_code_2(tmp_path):
     assert last.endswith("--resume_from_checkpoint latest.")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_its_launcher_starts_them_again(unbroken, tmp_path):
     """The same command line, which does not say --resume_from_checkpoint, goes on from the latest checkpoint."""
     run_dir = tmp_path / "run"
@@ -210,6 +289,7 @@ def test_a_process_that_dies_ends_the_others_and_its_launcher_starts_them_again(
     np.testing.assert_allclose(losses(run_dir), losses(unbroken), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_launcher_resumes_no_run_but_its_own(unbroken, tmp_path):
     """Its first start refuses a folder that is not empty, and so does its second."""
     run_dir = tmp_path / "run"

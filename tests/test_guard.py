@@ -125,12 +125,13 @@ def test_a_young_run_is_held_against_what_it_has_reached():
     assert words == f"the loss rose from {np.median(falling[-50:]):.4g} to 0.42"
 
 
+@pytest.mark.slow
 def test_a_healthy_run_is_the_same_without_the_guard_to_the_bit(tmp_path):
-    """150 steps, so that the guard compares for 50 of them."""
-    settings = {"max_train_steps": 150, "checkpointing_steps": 150, "validation_steps": 150}
+    """130 steps, so that the guard compares for 30 of them."""
+    settings = {"max_train_steps": 130, "checkpointing_steps": 130, "validation_steps": 130}
     guarded = train_alone(tiny(tmp_path / "guarded", **settings))
     alone = train_alone(tiny(tmp_path / "alone", surge_guard=False, **settings))
-    states = state_of(guarded, 150), state_of(alone, 150)
+    states = state_of(guarded, 130), state_of(alone, 130)
     for state in states:
         del state["custom_checkpoint_2.pkl"]  # what the guard remembers
     assert_same_to_the_bit(*states)
@@ -138,6 +139,7 @@ def test_a_healthy_run_is_the_same_without_the_guard_to_the_bit(tmp_path):
     assert not any("clipped" in row or "skipped" in row for row in read_json_lines(guarded / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_surge_without_the_guard_and_with_it(tmp_path):
     alone = tiny(tmp_path / "alone", surge_guard=False, **HEALTHY)
     usual = np.median(losses(train_alone(alone)))

@@ -142,6 +142,7 @@ assert (nearest_by_correlation(few[:2], images[:100]).index == [0, 1]).all()
 """
 
 
+@pytest.mark.slow
 def test_scans_larger_than_memory_are_measured(tmp_path, run_fresh):
     write_table(tmp_path / "scans.arrow", 400)
     run_fresh(MEASURED_WITH_LITTLE_MEMORY, tmp_path / "scans.arrow")

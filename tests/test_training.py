@@ -114,6 +114,7 @@ def test_resumed_equals_unbroken_to_the_bit(unbroken, tmp_path):
     assert losses(whole) != losses(unbroken)
 
 
+@pytest.mark.slow
 def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
     run_dir = tmp_path / "run"
     launched = start("--output_dir", run_dir)
@@ -131,14 +132,17 @@ def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
         "assert [image.size for image in images] == [(16, 16)] * 2",
         run_dir / "pipeline",
     )
-    resumed = start("--output_dir", run_dir, "--max_train_steps", 25, "--resume_from_checkpoint", "latest")
+    again = ("--output_dir", run_dir, "--max_train_steps", 25, "--resume_from_checkpoint", "latest")
+    resumed = start(*again, launcher=())
     output, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
     assert "resuming from step 20" in output
     assert len(losses(run_dir)) == 25
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, signum, exit_code):
     """Ctrl-C, and the notice before a machine is taken away."""
     run_dir = tmp_path / "run"
@@ -156,6 +160,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, signum, ex
     assert len(losses(run_dir)) == step
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(unbroken, tmp_path):
     """Two gloo processes of 4 scans each against one of 8: same order, noise and timesteps, same curve."""
     process = start(
@@ -170,6 +175,7 @@ def test_two_processes_take_the_steps_of_one(unbroken, tmp_path):
     assert ours["validation_loss_ema"] == pytest.approx(theirs["validation_loss_ema"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_same_step(tmp_path):
     """Ctrl-C reaches the launcher and both of its processes; the launcher then sends them a second signal."""
     run_dir = tmp_path / "run"
