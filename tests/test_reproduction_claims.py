@@ -41,7 +41,7 @@ def claims(study: Study, *numbers: str) -> list[Item]:
 
 def test_the_committed_runs_give_the_committed_answers():
     """Word by word, of the budget ``hour``: the claims of the report that is in the repository."""
-    folder = REPOSITORY / "docs" / "reproduction"
+    folder = REPOSITORY / "docs" / "results" / "reproduction"
     report = (folder / "report.md").read_text(encoding="utf-8")
     (limit,) = re.findall(r"their KID is surely under ([0-9.]+),", report)
     study = Study(HOUR, read_json_lines(folder / "runs.jsonl"), kid_of_blurred=float(limit))

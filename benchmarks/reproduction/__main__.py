@@ -3,7 +3,7 @@
     python -m benchmarks.reproduction --data DIR --budget hour
     torchrun --nproc_per_node 2 -m benchmarks.reproduction --data DIR --budget hour
 
-The same command resumes a reproduction that was stopped. ``docs/reproduction.md`` says how it is read.
+The same command resumes a reproduction that was stopped. ``docs/results/reproduction.md`` says how it is read.
 """
 
 import argparse
