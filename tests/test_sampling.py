@@ -303,7 +303,7 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         np.testing.assert_array_equal(drawn[mask == 0], scan[mask == 0])
         assert (drawn[mask > 0] != scan[mask > 0]).mean() > 0.9
         text = Image.open(path).text
-        assert text["synthetic"].startswith("in part: a given scan, drawn anew")
+        assert text["synthetic"].startswith("in part: a given scan, changed")
         assert len(text["image_sha256"]) == len(text["mask_image_sha256"]) == 64
 
 
@@ -320,7 +320,7 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         (["--seed", str(2**63)], f"--seed is {2**63}; with 16 images take at most"),
         (["--guidance_scale", "nan"], "guidance_scale is nan; take a number, 1 for none."),
         (["--class_label", "2"], "class '2' is not in the model; its classes are: glioma_tumor, no_tumor."),
-        (["--image", "GOOD"], "--image needs the --class_label to draw it as: glioma_tumor, no_tumor."),
+        (["--image", "GOOD"], "--image needs the --class_label to sample it as: glioma_tumor, no_tumor."),
         (["--image", "GOOD", "--mask_image", "GOOD", *CLASS], "mask_image has no white pixel"),
         (
             ["--image", "nowhere.png", *CLASS],

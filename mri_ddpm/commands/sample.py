@@ -10,6 +10,7 @@ from PIL import Image
 
 from mri_ddpm.commands import parser_of
 from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
+from mri_ddpm.data.intensity import Scale, scale_of_manifest
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import writing_to
@@ -20,7 +21,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import (
     MRIDDPMPipeline,
     as_array,
 )
-from mri_ddpm.runs import load_pipeline
+from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
@@ -131,9 +132,11 @@ def with_edit(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> tuple[MRID
         raise InputError(
             f"--{next(iter(given))} is given without --image, the scan to start from; give both."
         )
+    scale = scale_of_manifest(load_record(args.pipeline).manifest)
     edit_class = MRIDDPMInpaintPipeline if args.mask_image else MRIDDPMImg2ImgPipeline
     edit = {
-        name: read_file(name, value) if isinstance(value, Path) else value for name, value in given.items()
+        name: read_file(name, value, scale) if isinstance(value, Path) else value
+        for name, value in given.items()
     }
     return edit_class.from_pipe(pipeline), edit
 
@@ -152,18 +155,20 @@ def show_noise(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> None:
         raise InputError(
             f"--output_dir {args.output_dir} holds a noise_strip.png already; name another folder."
         )
-    scan = read_file("noise_strip", args.noise_strip, pipeline.unet.config.sample_size)
+    scale = scale_of_manifest(load_record(args.pipeline).manifest)
+    scan = fit_square(
+        read_file("noise_strip", args.noise_strip, scale), pipeline.unet.config.sample_size, "pad"
+    )
     with writing_to(args.output_dir, *REFUSAL):
         args.output_dir.mkdir(parents=True, exist_ok=True)
         save_noise_strip(scan, DDPMScheduler.from_config(pipeline.scheduler.config), target, args.seed)
     print(f"written: {target}")
 
 
-def read_file(flag: str, path: Path, resolution: int | None = None) -> np.ndarray:
-    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1], padded to a square of so many pixels where given."""
+def read_file(flag: str, path: Path, scale: Scale | None) -> np.ndarray:
+    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1], on the scale of the training scans where it is known."""
     try:
-        scan = read_scan(path.read_bytes())
-        return fit_square(scan, resolution, "pad") if resolution else scan
+        return read_scan(path.read_bytes(), scale)
     except (OSError, BadImageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"--{flag} {path}: {reason}; name an image file.") from error
