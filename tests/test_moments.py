@@ -148,9 +148,8 @@ def test_a_trained_model_keeps_them_and_one_without_samples_as_before(tmp_path):
     ]
     assert torch.equal(first[1], noise)
     alpha_bar = known.scheduler.alphas_cumprod[-1]
-    drawn = (
-        first[0] - (1 - alpha_bar).sqrt() * noise
-    ) / alpha_bar.sqrt()  # the same noise, and x_0 by the moments
+    # The same noise, and x_0 by the moments
+    drawn = (first[0] - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
     components = known.unet.x_0_components[known.unet.x_0_components.flatten(1).any(1)].flatten(1)
     off = (drawn - known.unet.x_0_mean[0]).flatten()
     residual = off - components.T @ torch.linalg.lstsq(components.T, off).solution

@@ -74,9 +74,8 @@ def reference_images(pipeline, prediction_type, labels, guidance_scale, timestep
             x_0 = np.sqrt(now) * x - np.sqrt(1 - now) * prediction
         x_0 = np.clip(x_0, -1, 1)
         alpha = now / later
-        x = (np.sqrt(later) * (1 - alpha) * x_0 + np.sqrt(alpha) * (1 - later) * x) / (
-            1 - now
-        )  # DDPM, equation 7
+        # DDPM, equation 7
+        x = (np.sqrt(later) * (1 - alpha) * x_0 + np.sqrt(alpha) * (1 - later) * x) / (1 - now)
         if t > 0:
             z = torch.randn(shape, generator=generator).double().numpy()
             x = x + np.sqrt((1 - later) / (1 - now) * (1 - alpha)) * z

@@ -75,9 +75,8 @@ def test_a_drawing_that_was_killed_goes_on_where_it_stopped(saved, tmp_path):
     whole = pictures(tmp_path / "whole")
     assert len(whole) == 24
     assert pictures(tmp_path / "out") == whole  # to the bit, texts included
-    finished = [
-        f"no_tumor-{i:05d}.png" for i in range(len(before) // 4 * 4)
-    ]  # of whole batches: not drawn again
+    # Of whole batches: not drawn again
+    finished = [f"no_tumor-{i:05d}.png" for i in range(len(before) // 4 * 4)]
     assert finished
     for name in finished:
         assert (tmp_path / "out" / name).stat().st_mtime_ns == times[name]
@@ -158,9 +157,8 @@ def test_auto_takes_the_batch_that_half_of_the_memory_holds(pipeline, monkeypatc
     assert batch_size_that_fits(pipeline, [0, 1], 100, guided) == 5
     edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16))}
     inpaint = MRIDDPMInpaintPipeline.from_pipe(pipeline)
-    assert (
-        batch_size_that_fits(inpaint, [0, 1], 100, SamplingOptions(edit=edit)) == 10
-    )  # one step, not RePaint's ten
+    # One step, not RePaint's ten
+    assert batch_size_that_fits(inpaint, [0, 1], 100, SamplingOptions(edit=edit)) == 10
 
 
 def test_auto_halves_nothing_less_than_what_fails(pipeline):

@@ -204,9 +204,8 @@ def test_accumulated_batches_count_as_one_step(tmp_path):
     assert [row["epoch"] for row in rows] == [0, 0, 0, 1, 1, 1]
     cosine = [0, 0.5, *(0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4))]  # 2 steps of warm-up, then 4
     np.testing.assert_allclose([row["learning_rate"] for row in rows], 1e-3 * np.array(cosine), rtol=1e-6)
-    assert all(
-        row["grad_norm"] > 0 for row in rows
-    )  # the last step of an epoch, of a batch alone, is taken too
+    # The last step of an epoch, of a batch alone, is taken too
+    assert all(row["grad_norm"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
@@ -238,9 +237,8 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, accumula
             adam.step()
             for parameter, expected in zip(parameters, twin, strict=True):
                 torch.testing.assert_close(parameter.detach(), expected.detach(), rtol=1e-3, atol=1e-5)
-                expected.data.copy_(
-                    parameter.data
-                )  # what rounding makes of a gradient near 0 does not add up
+                # What rounding makes of a gradient near 0 does not add up
+                expected.data.copy_(parameter.data)
 
 
 @pytest.mark.parametrize("name", ["sample_epochs", "evaluate_epochs"])
@@ -324,9 +322,8 @@ def test_gradient_checkpointing_changes_nothing(unbroken, tmp_path):
 
 
 def test_sharing_out_the_network_is_refused():
-    accelerator = SimpleNamespace(
-        distributed_type=DistributedType.FSDP
-    )  # which accelerate grants to GPUs alone
+    # Which accelerate grants to GPUs alone
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
     with pytest.raises(InputError, match="FSDP is not supported.*--multi_gpu"):
         check_parallelism(accelerator)
 

@@ -108,9 +108,8 @@ def read_samples(content: bytes) -> Samples:
         raise BadImageError(kind_of_file(content) or "is not an image that Pillow can read") from None
     except BadImageError:
         raise
-    except (
-        Exception
-    ) as error:  # a broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
+    # A broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
+    except Exception as error:
         raise BadImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
     if not np.isfinite(samples.values).all():
         raise BadImageError("holds values that are not finite numbers")

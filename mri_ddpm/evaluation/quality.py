@@ -134,7 +134,7 @@ def ms_ssim_of_pairs(images: np.ndarray, pairs: int = 1000, seed: int = 0) -> Es
     pairs_of = ((first[b], second[b]) for b in _blocks(len(first), _in_cache(images)))
     values = np.concatenate(
         [_ms_ssim(np.asarray(images[a]), np.asarray(images[b]), weights) for a, b in pairs_of]
-    )  # (P,)
+    )
     value = float(values.mean())
     spread = np.sqrt(_dyadic_variance(values, first, second, len(images))) * t.ppf(0.975, len(images) - 1)
     return Estimate(value, value - float(spread), value + float(spread), n=len(images))

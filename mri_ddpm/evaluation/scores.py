@@ -20,9 +20,8 @@ from mri_ddpm.evaluation.subject import RealScans, class_counts
 from mri_ddpm.evaluation.two_sample import two_sample_accuracy
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 
-Views = dict[
-    str, np.ndarray
-]  # of one set of images: "images" (N, 1, H, W), "features" and "wavelets" (N, D) each
+# Of one set of images: "images" (N, 1, H, W), "features" and "wavelets" (N, D) each
+Views = dict[str, np.ndarray]
 # Each metric of training scans and a group of images: its name, what it looks at, and an estimate or several by name
 METRICS = {
     "wavelet_kid": ("wavelets", kid),

@@ -313,9 +313,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
             reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
             raise ValueError(f"the U-Net in {where} cannot be loaded: {reason:.300}.") from error
         except OSError as error:
-            if not str(error).startswith(
-                "Unable to load weights"
-            ):  # diffusers' words for a file it cannot read
+            # Diffusers' words for a file it cannot read
+            if not str(error).startswith("Unable to load weights"):
                 raise
             raise ValueError(
                 f"the weights in {where} are damaged or cut short; fetch them again, or from another revision."
@@ -432,9 +431,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         x = run(self.mid_block2, x, embedding)
 
         for level in self.up:
-            if not isinstance(
-                level["upsample"], nn.Identity
-            ):  # diffusers may define this file's classes anew
+            # Diffusers may define this file's classes anew
+            if not isinstance(level["upsample"], nn.Identity):
                 x = level["upsample"](x, skips[-1].shape[-2:])
             for block in level["blocks"]:
                 x = run(block, torch.cat([x, skips.pop()], dim=1), embedding)  # (B, 2C, H, W) -> (B, C, H, W)

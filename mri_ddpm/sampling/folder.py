@@ -35,9 +35,8 @@ class SampleFolder:
     def __init__(self, path: Path, request: dict):
         self.path, self.request = path, request
         self.rejected: set[int] = set()
-        self.batch_size: dict[
-            str, int
-        ] = {}  # that "auto" found, by device: the same batches give the same bits
+        # That "auto" found, by device: the same batches give the same bits
+        self.batch_size: dict[str, int] = {}
         if not path.exists() or (path.is_dir() and all(file.name == REQUEST_FILE for file in path.iterdir())):
             return
         before = read_request(path)

@@ -32,9 +32,8 @@ def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
         folder = Path(name).absolute()  # a path of this machine stays here: the run's name says as much
         name = folder.parent.name if folder.name == "pipeline" else folder.name
         tensors = {name: tensor.cpu().contiguous() for name, tensor in pipeline.unet.state_dict().items()}
-        saved = safetensors.torch.save(
-            tensors, metadata={"format": "pt"}
-        )  # the bytes of the file it was loaded from
+        # The bytes of the file it was loaded from
+        saved = safetensors.torch.save(tensors, metadata={"format": "pt"})
         revision = f"sha256:{hashlib.sha256(saved).hexdigest()}"
     return {
         "synthetic": "yes: drawn by a diffusion model, no patient's scan, not for diagnosis",
