@@ -137,7 +137,7 @@ def test_masks_are_left_out_and_patients_are_no_classes(account):
     assert not any("mask" in path for path in split_of(manifest))
     assert said(manifest) == (
         "parts: none, all files are for training; classes: none, for all 3 folders are named like patients, whose scans may be in"
-        " both training and validation (TCGA_CS_4941_19960909); left out: 12 masks, by their names"
+        " both training and validation (TCGA_CS_4941_19960909); left out: 12 masks, by name"
         " (kaggle_3m/TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_0_mask.png); passed over: 2 files that are no images (.csv, .md)"
     )
 
@@ -171,7 +171,7 @@ def test_names_of_classes(account, names):
 def test_names_of_masks(account, mask):
     manifest = account("a/0.png", "a/1.png", "b/2.png", mask)
     assert sorted(split_of(manifest)) == ["a/0.png", "a/1.png", "b/2.png"]
-    assert said(manifest).endswith(f"classes: 2 folders; left out: 1 masks, by their names ({mask})")
+    assert said(manifest).endswith(f"classes: 2 folders; left out: 1 mask, by name ({mask})")
 
 
 @pytest.mark.parametrize("scan", ["no mask here/0.png", "masked/0.png", "a/mask_of_7.png", "a/damask.png"])
@@ -184,7 +184,7 @@ def test_folders_of_masks_beside_images(account):
     manifest = account(*(f"{kind}/{i}.png" for kind in ("images", "masks") for i in range(4)))
     assert manifest["class_names"] == []
     assert sorted(split_of(manifest)) == ["images/0.png", "images/1.png", "images/2.png", "images/3.png"]
-    assert said(manifest).endswith("classes: none; left out: 4 masks, by their names (masks/0.png)")
+    assert said(manifest).endswith("classes: none; left out: 4 masks, by name (masks/0.png)")
 
 
 def test_masks_alone_are_refused(account):

@@ -65,7 +65,9 @@ def arrange(
     counts = Counter(f"{part_folder}/" for part_folder, _ in places.values() if part_folder)
     findings = [*parts_found(counts), classes_found(folders, "folders")]
     if masks:
-        findings.append(Finding(f"left out: {len(masks)} masks, by their names", str(masks[0])))
+        findings.append(
+            Finding(f"left out: {len(masks)} mask{'s' * (len(masks) > 1)}, by name", str(masks[0]))
+        )
     return tuple(files), tuple(findings)
 
 

@@ -127,10 +127,11 @@ def announce(state: TrainingState) -> None:
     )
     if scans.manifest["findings"]:
         say(data.format_findings(scans.manifest))
-    kinds = {"repeat": "repeats", "bad": "unreadable files", "leak": "leaks", "test": "test scans"}
+    kinds = {"repeat": "repeat", "bad": "unreadable file", "leak": "leak", "test": "test scan"}
     left_out = {words: scans.manifest["split"][kind]["total"] for kind, words in kinds.items()}
-    if any(left_out.values()):
-        say("left out: " + ", ".join(f"{count} {words}" for words, count in left_out.items() if count))
+    told = [f"{count} {words}{'s' * (count > 1)}" for words, count in left_out.items() if count]
+    if told:
+        say(f"left out: {', '.join(told)}")
     if (scans.manifest["repeats"] or {}).get("label_conflicts"):
         say(
             f"warning: {scans.manifest['repeats']['label_conflicts']} pictures lie in folders of more than one class, and count "
