@@ -21,10 +21,10 @@ from mri_ddpm.config import PAPER_BETAS, SCALED_BETAS
 from mri_ddpm.data import load_scans
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
-from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
+from mri_ddpm.evaluation.subject import as_arrays, class_counts
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.runs import load_pipeline
-from mri_ddpm.sampling import set_scheduler
+from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
 
 PAPERS = {**PAPER_BETAS, "prediction_type": "epsilon"}
@@ -169,9 +169,9 @@ def main() -> None:
         for sampler, chain in SAMPLERS.items():
             if (name, sampler, args.seed) in done:
                 continue
-            pipeline, chain = load_pipeline(str(folder), "cpu"), {"guidance_scale": 1.0, **chain}
-            set_scheduler(pipeline, chain.pop("scheduler"))
-            images, labels = draw(pipeline, counts, batch_size=50, seed=0, **chain)
+            pipeline, options = load_pipeline(str(folder), "cpu"), SamplingOptions(**chain, batch_size=50)
+            options.prepare(pipeline, args.num_images, 0)
+            images, labels = sample_arrays(pipeline, counts, options)
             rows = [np.flatnonzero(labels == c)[:SHOWN] for c in range(len(counts))]
             shown = np.stack([images[row] for row in rows], axis=1)  # (SHOWN, classes, 1, H, W)
             sheet(shown, [""] * SHOWN).save(args.output_dir / f"{folder.name}-{sampler}.png")

@@ -13,6 +13,7 @@ another, and the command without it for the tables at the end.
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,11 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from mri_ddpm.evaluation.classifier import predict, train_classifier
 from mri_ddpm.evaluation.estimates import share
 from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
-from mri_ddpm.evaluation.subject import class_counts, draw, load_real_scans
+from mri_ddpm.evaluation.subject import class_counts, load_real_scans
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.files import write_json
 from mri_ddpm.runs import load_pipeline, load_record
-from mri_ddpm.sampling import SCHEDULERS, draw_batches, set_scheduler
+from mri_ddpm.sampling import SCHEDULERS, SamplingOptions, sample_arrays
 
 STEPS = {
     "ddpm": (10, 20, 50, 300),
@@ -64,10 +65,9 @@ def images_of(name: str, request: dict, pipeline, counts: np.ndarray, args) -> t
     """The images of a request and their classes: those of its file, or drawn now."""
     file = args.output_dir / f"{name}.npz"
     if not file.exists():
-        chain = dict(request)
-        set_scheduler(pipeline, chain.pop("scheduler"))
-        chain = {"guidance_scale": 1.0, **chain}
-        images, labels = draw(pipeline, counts, batch_size=args.batch_size, seed=args.seed, **chain)
+        options = SamplingOptions(**request, batch_size=args.batch_size, seed=args.seed)
+        options.prepare(pipeline, args.num_images, 0)
+        images, labels = sample_arrays(pipeline, counts, options)
         np.savez_compressed(file, images=np.round(images * 255).astype(np.uint8), labels=labels)
     kept = np.load(file)
     if len(kept["labels"]) != args.num_images:
@@ -79,12 +79,12 @@ def images_of(name: str, request: dict, pipeline, counts: np.ndarray, args) -> t
 
 def seconds_per_image(pipeline, request: dict) -> float:
     """One batch, by the clock, after a first step that is not counted."""
-    chain = dict(request)
-    set_scheduler(pipeline, chain.pop("scheduler"))
-    many = {"num_images": TIMED_IMAGES, "batch_size": TIMED_IMAGES, "seed": 0, "output_type": "np"}
-    list(draw_batches(pipeline, [0] * TIMED_IMAGES, **many, num_inference_steps=1))
+    options = SamplingOptions(**request, batch_size=TIMED_IMAGES)
+    options.prepare(pipeline, TIMED_IMAGES, 0)
+    counts = [TIMED_IMAGES, *[0] * (len(pipeline.class_names) - 1)]
+    sample_arrays(pipeline, counts, replace(options, num_inference_steps=1))
     start = time.perf_counter()
-    list(draw_batches(pipeline, [0] * TIMED_IMAGES, **many, **chain))
+    sample_arrays(pipeline, counts, options)
     return (time.perf_counter() - start) / TIMED_IMAGES
 
 
@@ -100,7 +100,7 @@ def network_calls(request: dict, num_train_timesteps: int) -> int:
     return (2 * steps - 1 if request["scheduler"] == "heun" else steps) + guided
 
 
-def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:
+def plot(rows: dict[str, dict], validation: dict, path: Path) -> None:
     """KID against the network's calls, a line a scheduler."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -111,7 +111,7 @@ def plot(rows: dict[str, dict], held_out: dict, path: Path) -> None:
         low, high = np.array([row["kid"]["interval"] for row in line]).T
         error = np.maximum([value - low, high - value], 0)
         axes.errorbar(calls, value, yerr=error, fmt="o-", capsize=2, markersize=4, label=name)
-    axes.axhspan(*held_out["interval"], color="gray", alpha=0.2, label="held-out scans")
+    axes.axhspan(*validation["interval"], color="gray", alpha=0.2, label="validation scans")
     axes.set(xlabel="calls of the network an image", ylabel="wavelet KID to the training scans", xscale="log")
     axes.set_yscale("symlog", linthresh=0.05)
     axes.grid(alpha=0.3)
@@ -153,8 +153,8 @@ def main() -> None:
             "detail_ratio": detail_ratio(real.training[0], images).as_dict(),
         }
 
-    x, y = real.held_out
-    held_out = {**quality(x, wavelets(x)), "class_fidelity": share(predict(judge, x) == y).as_dict()}
+    x, y = real.validation
+    validation = {**quality(x, wavelets(x)), "class_fidelity": share(predict(judge, x) == y).as_dict()}
     rows = {}
     for name, request in wanted.items():
         images, labels = drawn[name]
@@ -172,13 +172,13 @@ def main() -> None:
         "num_images": args.num_images,
         "torch_threads": torch.get_num_threads(),
         "features": wavelets.name,
-        "held_out": held_out,
+        "validation": validation,
         "rows": rows,
     }
     write_json(args.output_dir / "solvers.json", result)
     plot(
         {n: row for n, row in rows.items() if not n.startswith("guidance")},
-        held_out["kid"],
+        validation["kid"],
         args.output_dir / "solvers.png",
     )
 

@@ -52,10 +52,10 @@ from tqdm.auto import tqdm
 from mri_ddpm.data import load_scans
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.quality import kid
-from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
+from mri_ddpm.evaluation.subject import as_arrays, class_counts
 from mri_ddpm.files import read_json_lines, write_json
 from mri_ddpm.runs import load_pipeline
-from mri_ddpm.sampling import set_scheduler
+from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
 
 OURS = {"ours": 1.0, "ours-in-a-fifth": 0.2}  # the share of the time at which the schedule ends
@@ -215,10 +215,12 @@ def draw_ours(run_dir: Path, step: int, class_labels: np.ndarray, args: argparse
     averaged = torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
     names = [name for name, _ in pipeline.unet.named_parameters()]
     pipeline.unet.load_state_dict(dict(zip(names, averaged, strict=True)))
-    set_scheduler(pipeline, "ddim")
+    options = SamplingOptions(
+        "ddim", num_inference_steps=NUM_INFERENCE_STEPS, seed=args.seed, batch_size=DRAWN_AT_ONCE
+    )
+    options.prepare(pipeline, args.num_images, 0 if pipeline.class_names else None)
     counts = class_counts(class_labels, max(1, len(pipeline.class_names)), args.num_images)
-    chain = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": 1.0}
-    return draw(pipeline, counts, batch_size=DRAWN_AT_ONCE, seed=args.seed, **chain)[0]
+    return sample_arrays(pipeline, counts, options)[0]
 
 
 def train_family(name: str, images: np.ndarray, args: argparse.Namespace) -> None:
@@ -248,7 +250,7 @@ def draw_family(name: str, percent: int, class_labels: np.ndarray, args: argpars
 
 
 def score(scans, args: argparse.Namespace) -> dict:
-    """KID of all that was drawn so far, in this process or in others, and of the held-out scans."""
+    """KID of all that was drawn so far, in this process or in others, and of the validation scans."""
     training = as_arrays(scans.train)
     extractor = make_extractor("in_domain", *training, scans.class_names)
     reference, families = extractor(training[0][extractor.reference]), {}
@@ -263,8 +265,8 @@ def score(scans, args: argparse.Namespace) -> dict:
             images = np.load(files[row["percent"]])["images"].astype(np.float32) / 255
             row["kid"] = kid(reference, extractor(images)).as_dict()
         families[name] = family
-    held_out = kid(reference, extractor(as_arrays(scans.validation)[0])).as_dict()
-    return {"features": extractor.name, "held_out_kid": held_out, "families": families}
+    validation = kid(reference, extractor(as_arrays(scans.validation)[0])).as_dict()
+    return {"features": extractor.name, "validation_kid": validation, "families": families}
 
 
 def compare(families: dict) -> dict:
@@ -303,7 +305,7 @@ def as_table(result: dict) -> str:
                 row["images_seen"],
             ]
             lines.append(f"| {' | '.join(map(str, cells))} | {in_words(row['kid'])} |")
-    return "\n".join([*lines, f"| held-out scans | | | | | {in_words(result['held_out_kid'])} |"])
+    return "\n".join([*lines, f"| validation scans | | | | | {in_words(result['validation_kid'])} |"])
 
 
 def in_words(estimate: dict) -> str:
@@ -321,7 +323,7 @@ def plot(result: dict, path: Path) -> None:
         low, high = np.array([row["kid"]["interval"] for row in family["points"]]).T
         error = np.maximum([value - low, high - value], 0)
         axes.errorbar(seconds, value, yerr=error, fmt="o-", capsize=3, markersize=4, label=name)
-    axes.axhspan(*result["held_out_kid"]["interval"], color="gray", alpha=0.2, label="held-out scans")
+    axes.axhspan(*result["validation_kid"]["interval"], color="gray", alpha=0.2, label="validation scans")
     axes.set(xlabel="seconds of training", ylabel="KID to the training scans", xscale="log")
     axes.set_yscale("symlog", linthresh=0.1)
     axes.grid(alpha=0.3, which="both")

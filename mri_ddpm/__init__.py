@@ -11,15 +11,14 @@ if Path(__file__).parents[1].joinpath("pipelines", "pipeline_mri_ddpm.py").is_fi
     __path__.append(str(Path(__file__).parents[1]))
 
 __version__ = "0.1.0"
-__all__ = ["AttentionUNet2DModel", "MRIDDPMPipeline"]
+__all__ = ["AttentionUNet2DModel", "MRIDDPMImg2ImgPipeline", "MRIDDPMInpaintPipeline", "MRIDDPMPipeline"]
 
 
 def __getattr__(name: str):
     """Import what is asked for when it is: ``mri-ddpm --help`` must not wait for torch."""
-    if name == "AttentionUNet2DModel":
-        from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel as found
-    elif name == "MRIDDPMPipeline":
-        from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline as found
-    else:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+    from mri_ddpm.models import modeling_attention_unet
+    from mri_ddpm.pipelines import pipeline_mri_ddpm
+
+    return getattr(pipeline_mri_ddpm if name.endswith("Pipeline") else modeling_attention_unet, name)

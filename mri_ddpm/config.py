@@ -78,7 +78,7 @@ class TrainingConfig:
     fit: Literal["pad", "crop", "stretch"] = about("pad", "How a scan becomes square.")
     validation_share: float = about(
         0.1,
-        "Share of the training part that is held out where there is no validation part, by group of copies and by class.",
+        "Share of the scans for validation, where there is no validation folder; by group of copies and by class.",
         over=0,
         under=1,
     )

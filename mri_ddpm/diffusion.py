@@ -140,7 +140,7 @@ def predicted_x_0(
 ) -> torch.Tensor:
     """The scan that a prediction stands for, ``(B, C, H, W)``, clipped where the scheduler clips.
 
-    It is what `DDPMScheduler.step` goes on with, for timesteps ``(B,)`` that may all differ.
+    It is what `DDPMScheduler.step` uses next, for timesteps ``(B,)`` that may all differ.
     """
     alpha_bar, _ = _alpha_bars(scheduler, timesteps, x_t)  # (B, 1, 1, 1)
     prediction_type = scheduler.config.prediction_type
@@ -223,7 +223,7 @@ def _decoder_term(scheduler, x_0, x_0_hat) -> torch.Tensor:
     """-log p(x_0 | x_1) of a Gaussian about the estimate, summed up over each level's bin (DDPM, equation 13).
 
     The posterior's variance at timestep 0 is 0, which no error survives, and any other gives a bound. This takes the
-    posterior's at timestep 1, as does the code of Nichol & Dhariwal 2021 (arXiv:2102.09672); on held-out scans, with our
+    posterior's at timestep 1, as does the code of Nichol & Dhariwal 2021 (arXiv:2102.09672); on validation scans, with our
     scaled betas, it came within 0.01 bits a pixel of the best variance, and beta at timestep 0 did not.
     """
     alpha_bar_0, alpha_bar_1 = scheduler.alphas_cumprod[:2].double().tolist()

@@ -1,4 +1,7 @@
-"""The pipeline, whole, in one file that is uploaded to the Hub as it is (diffusers and what it needs, and no sibling)."""
+"""Three pipelines and the one denoising loop that they share, in one file, which is uploaded to the Hub as it is.
+
+A copy from the Hub needs diffusers and what that needs, and no sibling.
+"""
 
 import functools
 import inspect
@@ -8,10 +11,9 @@ import math
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import (
@@ -19,33 +21,42 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    ModelMixin,
     SchedulerMixin,
 )
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
 from PIL import Image
 
-UNET_MODULE, UNET_CLASS = "mri_ddpm.models.modeling_attention_unet", "AttentionUNet2DModel"
-INSTALLED = __name__.startswith("mri_ddpm.")  # and not a copy that diffusers took from a repository
+if __name__.startswith("mri_ddpm."):  # and not a copy that diffusers took from a repository
+    # In this form diffusers does not look for the package where such a copy is opened
+    import mri_ddpm.trust as trust
+
+    Opener = trust.CheckedPipeline
+else:
+    Opener = DiffusionPipeline
+
 DDIM_AS_DPM_SOLVER = {
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 1,
-    "final_sigmas_type": "zero",
-    "use_karras_sigmas": False,
+    "algorithm_type": "dpmsolver++", "solver_order": 1, "final_sigmas_type": "zero", "use_karras_sigmas": False,
     "use_lu_lambdas": False,
-}
+}  # fmt: skip
 # Few steps are best spent where details are decided, at low noise: 10 spaced so draw as 30 even ones do
 SPACING = 1.5
-MAX_TIMESTEPS = 100_000  # a number out of a broken config would fill the memory
-OF_OTHERS = {  # arguments of diffusers' pipelines
-    "batch_size": "num_images",
-    "num_images_per_prompt": "num_images",
-    "prompt": "class_labels",
-    "timesteps": "num_inference_steps",
-    "seed": "generator, such as torch.Generator().manual_seed(0)",
+OF_OTHERS = {  # arguments of other pipelines
+    "mask_image": "MRIDDPMInpaintPipeline.from_pipe(pipeline) does",
+    "jump_length": "MRIDDPMInpaintPipeline.from_pipe(pipeline) does",
+    "jump_n_sample": "MRIDDPMInpaintPipeline.from_pipe(pipeline) does",
+    "image": "MRIDDPMImg2ImgPipeline.from_pipe(pipeline) does",
+    "strength": "MRIDDPMImg2ImgPipeline.from_pipe(pipeline) does",
+    "batch_size": "here it is num_images",
+    "num_images_per_prompt": "here it is num_images",
+    "prompt": "here it is class_labels",
+    "timesteps": "here it is num_inference_steps",
+    "seed": "here it is generator, such as torch.Generator().manual_seed(0)",
 }
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
+TENSOR_INPUTS = ("x_t", "x_0")
+GivenImage = Image.Image | np.ndarray | torch.Tensor | list
 logger = logging.getLogger(__name__)
 
 
@@ -67,28 +78,100 @@ class MRIDDPMPipelineOutput(BaseOutput):
     timesteps: torch.Tensor | None = None
 
 
-class MRIDDPMPipeline(DiffusionPipeline):
-    r"""Draw synthetic brain MRI slices from noise by the reverse process (MRIDiff, algorithm 2).
+@dataclass
+class Request:
+    """What one call asks for: the arguments that all three pipelines take, as ``MRIDDPMPipeline`` describes them.
 
-    Args:
-        unet: an ``AttentionUNet2DModel``; its config holds the size it was trained at and its classes' names.
-        scheduler: the ``DDPMScheduler`` it was trained with, or any diffusers scheduler made from its config.
+    Raises:
+        ValueError: for what no model can be asked for.
     """
 
-    model_cpu_offload_seq = "unet"
-    _callback_tensor_inputs = ["x_t", "x_0"]
+    class_labels: str | int | Sequence[str | int] | None = None
+    num_images: int = 1
+    num_inference_steps: int | None = None
+    guidance_scale: float = 1.0
+    generator: torch.Generator | list[torch.Generator] | None = None
+    height: int | None = None
+    width: int | None = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    dynamic_thresholding_ratio: float | None = None
+    output_trajectory: bool = False
+    callback_on_step_end: Callable[..., dict] | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t",)
 
-    def __init__(self, unet, scheduler):
+    def __post_init__(self):
+        if isinstance(self.generator, tuple):  # diffusers takes lists alone
+            self.generator = list(self.generator)
+        scale, start, end = self.guidance_scale, self.guidance_start, self.guidance_end
+        ratio, tensors = self.dynamic_thresholding_ratio, self.callback_on_step_end_tensor_inputs
+        is_list = isinstance(self.generator, list)
+        given = self.generator if is_list else [] if self.generator is None else [self.generator]
+        odd = [one for one in given if not isinstance(one, torch.Generator)]
+        unknown = [name for name in tensors if name not in TENSOR_INPUTS]
+        refuse(
+            (self.num_images < 1, f"num_images is {self.num_images}; ask for at least 1."),
+            (not math.isfinite(scale), f"guidance_scale is {scale}; take a number, 1 for none."),
+            (not 0 <= start < end <= 1,
+             f"guidance_start is {start} and guidance_end {end}; take shares of the chain between 0 and 1, the start "
+             "before the end."),
+            (ratio is not None and not 0 < ratio <= 1,
+             f"dynamic_thresholding_ratio is {ratio}; take a share over 0 and up to 1, such as 0.995."),
+            (odd, f"generator is {odd and odd[0]!r}; give a torch.Generator, such as torch.Generator().manual_seed(42)."),
+            (is_list and len(given) != self.num_images,
+             f"{len(given)} generators were given for {self.num_images} images; give one an image."),
+            (self.output_type not in OUTPUT_TYPES,
+             f"output_type {self.output_type!r} is unknown; take one of {', '.join(map(repr, OUTPUT_TYPES))}."),
+            (unknown, f"callback_on_step_end_tensor_inputs names {unknown and unknown[0]!r}; there are {', '.join(TENSOR_INPUTS)}."),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The reverse chain of a request: classes ``(B,)``, shape ``(B, C, H, W)``, and which calls of the network are made."""
+
+    request: Request
+    labels: torch.Tensor | None
+    shape: tuple[int, int, int, int]
+    device: torch.device
+    dtype: torch.dtype
+    scheduler: SchedulerMixin
+    calls: range
+
+    def draw_noise(self) -> torch.Tensor:
+        """Standard normal noise of the chain's shape."""
+        generator = self.request.generator
+        return randn_tensor(self.shape, generator=generator, device=self.device, dtype=self.dtype)
+
+    def noised(self, images: torch.Tensor, call: int) -> torch.Tensor:
+        """Draw x_t of images in [0, 1] at the timestep of that call (Ho et al. 2020, equation 4)."""
+        x_0 = (images * 2 - 1).to(self.dtype)
+        return self.scheduler.add_noise(x_0, self.draw_noise(), self.scheduler.timesteps[call : call + 1])
+
+
+class MRIDDPMBasePipeline(Opener):
+    """What the three pipelines share: a network, a scheduler, the checks of a request, and the denoising loop."""
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = list(TENSOR_INPUTS)
+
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
         super().__init__()
-        unet.to(
-            memory_format=torch.channels_last
-        )  # twice the convolution rate on a CPU, and what a GPU wants in bf16
+        # Twice the convolution rate on a CPU, and what a GPU wants in bf16
+        unet.to(memory_format=torch.channels_last)
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "MRIDDPMPipeline":
-        """As in diffusers, which passes on a network of the type that the constructor names; this file knows none."""
-        return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "MRIDDPMBasePipeline":
+        """As in diffusers, but that the network keeps its dtype, unless another is asked for.
+
+        diffusers hands a network on only where the constructor names its very class, which this file cannot import.
+        """
+        dtype = pipeline.unet.dtype
+        other = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+        return other if kwargs.keys() & {"dtype", "torch_dtype"} else other.to(dtype)
 
     # diffusers asks its signature which arguments it takes
     @functools.wraps(DiffusionPipeline.save_pretrained)
@@ -128,216 +211,110 @@ class MRIDDPMPipeline(DiffusionPipeline):
         (folder / "unet").mkdir(exist_ok=True)
         shutil.copyfile(__file__, folder / Path(__file__).name)
         shutil.copyfile(unet_file, folder / "unet" / unet_file.name)
-        index["_class_name"] = [Path(__file__).stem, MRIDDPMPipeline.__name__]
+        own_class = next(c for c in type(self).__mro__ if c.__module__ == __name__)  # of a user's subclass
+        index["_class_name"] = [Path(__file__).stem, own_class.__name__]
         index["unet"] = [unet_file.stem, type(unet).__name__]
         index.pop("_name_or_path", None)  # a folder of this machine is nobody else's business
         index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path, **kwargs):
-        """Read ``model_index.json`` and put the installed classes in the place of the code it names, which never runs.
-
-        Raises:
-            ValueError: when it, or a config beside it, names a class that is none of ours.
-        """
-        try:
-            config = super().load_config(pretrained_model_name_or_path, **kwargs)
-        except (ValueError, RecursionError):  # of numbers and of lists without end
-            if not (Path(pretrained_model_name_or_path) / "model_index.json").is_file():
-                raise
-            config = None
-        if not isinstance(config, dict):
-            raise ValueError(
-                f"{pretrained_model_name_or_path}/model_index.json holds no mapping; it is not opened."
-            )
-        if INSTALLED:
-            check_index(config, Path(pretrained_model_name_or_path))
-            config.update(_class_name=cls.__name__, unet=[UNET_MODULE, UNET_CLASS])
-        return config
-
-    @classmethod
-    def download(cls, pretrained_model_name, **kwargs) -> str:
-        """Fetch configs and weights of a Hub repository, and none of its code; the folder they are in."""
-        if not INSTALLED:
-            return super().download(pretrained_model_name, **kwargs)
-        variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-        files = {
-            "scheduler": ["scheduler/scheduler_config.json"],
-            "unet": ["unet/config.json", f"unet/diffusion_pytorch_model{variant}.safetensors"],
-        }
-        wanted = ["model_index.json"] + [f for name in files if name not in kwargs for f in files[name]]
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        return snapshot_download(pretrained_model_name, allow_patterns=wanted, **hub_kwargs)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes that can be asked for, by index; empty for a model without classes."""
         return tuple(self.unet.config.class_names or ())
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels: str | int | Sequence[str | int] | None = None,
-        num_images: int = 1,
-        num_inference_steps: int | None = None,
-        guidance_scale: float = 1.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        dynamic_thresholding_ratio: float | None = None,
-        image: Image.Image | np.ndarray | torch.Tensor | list | None = None,
-        strength: float | None = None,
-        mask_image: Image.Image | np.ndarray | torch.Tensor | list | None = None,
-        jump_length: int = 10,
-        jump_n_sample: int | None = None,
-        output_trajectory: bool = False,
-        callback_on_step_end: Callable[..., dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t",),
-        **of_others,
-    ) -> MRIDDPMPipelineOutput | tuple:
-        """Draw ``num_images`` slices, or draw given ones anew, whole or in part.
-
-        Args:
-            class_labels: a class by name or index, for all images or one an image; ``None`` draws without a class.
-            num_images: how many.
-            num_inference_steps: steps of the reverse chain; all of the training's when ``None``.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022): 1 is none, more follows the class more.
-            generator: one for all images, or a list of one an image, which makes an image independent of its batch.
-            height: pixels; the size trained at when ``None``.
-            width: pixels; the size trained at when ``None``.
-            output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
-            return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
-            guidance_start: share of the whole chain's timesteps after which guidance sets in.
-            guidance_end: and after which it ends; guidance at neither end is often better (Kynkäänniemi et al. 2024,
-                arXiv:2404.07724). Without guidance the network sees each image once a step instead of twice.
-            dynamic_thresholding_ratio: share of each estimate's pixels that must not be clipped, such as 0.995; the
-                rest of the range is scaled down to [-1, 1] (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
-            image: a scan to start from, or one an image: PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)``
-                in [0, 1].
-            strength: share of the timesteps that is run from the noised ``image`` (SDEdit, arXiv:2108.01073), over 0 to 1;
-                0.2 when ``None``, which at 32 to 64 pixels keeps the head and redraws its inside; 1 with a mask.
-            mask_image: where ``image`` is drawn anew: white, or 0.5 and more. All other pixels stay as they are.
-            jump_length: steps that are taken again, with a mask, after going back to the noise before them.
-            jump_n_sample: how often each such stretch is drawn, so that both sides of the mask's edge agree (RePaint,
-                arXiv:2201.09865, section 4.2). With a ``DDPMScheduler`` 10 when ``None``; others cannot go back, and
-                take 1.
-            output_trajectory: return also what was seen and estimated at each step.
-            callback_on_step_end: called after each step as ``f(pipeline, step, timestep, tensors)``; what it returns as
-                ``{"x_t": ...}`` is gone on with.
-            callback_on_step_end_tensor_inputs: which tensors it is given: ``"x_t"``, ``"x_0"``.
-            of_others: none; arguments of other pipelines are told what they are called here.
+    def check_inputs(self, **arguments) -> Request:
+        """Refuse what cannot be drawn, in a sentence that names the argument and what it can be.
 
         Raises:
             TypeError: for an argument that there is not.
-            ValueError: for what cannot be drawn; the sentence names the argument and what it can be. Also when a network
-                predicts what is not finite.
+            ValueError: for a value that this model cannot draw by.
         """
-        for name in of_others:
-            hint = f"; here it is {OF_OTHERS[name]}" if name in OF_OTHERS else ""
+        unknown = arguments.keys() - {field.name for field in fields(Request)}
+        for name in sorted(unknown, key=[*OF_OTHERS, *unknown].index):
+            hint = f"; {OF_OTHERS[name]}" if name in OF_OTHERS else ""
             raise TypeError(f"{type(self).__name__} takes no {name}{hint}.")
-        self.check_inputs(
-            class_labels, num_images, num_inference_steps, guidance_scale, generator, output_type,
-            guidance_start=guidance_start, guidance_end=guidance_end, strength=strength, jump_length=jump_length,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio, jump_n_sample=jump_n_sample,
-            tensor_inputs=callback_on_step_end_tensor_inputs, image=image, mask_image=mask_image, height=height,
-            width=width,
+        request = Request(**arguments)
+        scale, labels, steps = request.guidance_scale, request.class_labels, request.num_inference_steps
+        config, total = self.unet.config, self.scheduler.config.num_train_timesteps
+        scheduler_class, zero_snr = type(self.scheduler), "rescale_betas_zero_snr"
+        has_alphas = hasattr(self.scheduler, "alphas_cumprod") and hasattr(self.scheduler, "init_noise_sigma")
+        refuse(
+            (steps is not None and not 1 <= steps <= total,
+             f"num_inference_steps is {steps}, but the model was trained with {total} timesteps; take 1 to {total}."),
+            (not has_alphas,
+             f"a {scheduler_class.__name__} knows no alphas of a DDPM; take a DDPMScheduler, DDIMScheduler, "
+             "DPMSolverMultistepScheduler, UniPCMultistepScheduler or another of their kind."),
+            (self.scheduler.config.get(zero_snr) and zero_snr not in inspect.signature(scheduler_class.__init__).parameters,
+             f"the model was trained with {zero_snr}, which {scheduler_class.__name__} does not know; take a "
+             "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or "
+             "EulerDiscreteScheduler."),
+            (scale != 1.0 and not config.num_class_embeds,
+             f"guidance_scale is {scale}, but the model has no classes to be guided by; leave it at 1."),
+            (scale != 1.0 and labels is None,
+             f"guidance_scale is {scale} without class_labels to follow; give them, or leave it at 1."),
+            ((scale != 1.0 or labels is None) and not config.get("null_class", True),
+             "the model was trained with the class of every scan (class_dropout_prob 0) and has no null class, which "
+             "guidance and images without a class need; give class_labels, and leave guidance_scale at 1."),
         )  # fmt: skip
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        labels = self.class_indices(class_labels, num_images)  # (B,) or None
-        shape = self.shape(num_images, height, width)
-        device = self._execution_device
-        dtype = torch.promote_types(self.unet.dtype, torch.float32)  # bf16 steps would add noise of their own
-        total = self.scheduler.config.num_train_timesteps
-        steps = num_inference_steps or total
+        self.class_indices(labels, request.num_images)
+        return request
 
-        def draw_noise() -> torch.Tensor:
-            return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+    def class_indices(self, class_labels, num_images: int) -> torch.Tensor | None:
+        """Turn names and indices into ``(num_images,)`` int64 indices; ``None`` stays ``None``.
 
-        # Timesteps stay on the CPU, where schedulers look them up in every step; the network has its own
-        scheduler = self.set_timesteps(steps)
-        timesteps, on_device = scheduler.timesteps, scheduler.timesteps.to(device)
-        alpha_bars = alpha_bars_of(scheduler)
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}  # deterministic solvers take none
+        A number is the class of that name, and an index only where no class is called by a number.
 
-        # From noise, or from the noised scan; a mask keeps its known part at each step's noise
-        given = None if image is None else self.as_images(image, "image", shape).to(device)  # in [0, 1]
-        redrawn = (
-            None if mask_image is None else self.as_images(mask_image, "mask_image", shape).to(device) >= 0.5
-        )
-        if strength is None:
-            strength = 1.0 if given is None or redrawn is not None else 0.2
-        step_ends = timesteps[:: scheduler.order] + 1  # of Heun, which calls the network twice a step
-        start = 0 if given is None else int((step_ends - strength * total).abs().argmin())
-        calls = range(start * scheduler.order, len(timesteps))
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(calls[0])
+        Raises:
+            ValueError: for a class that the model has not, or another number of classes than of images.
+        """
+        if class_labels is None:
+            return None
+        num_classes = self.unet.config.num_class_embeds
+        if hasattr(class_labels, "tolist"):  # arrays and tensors
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, (str, int)):
+            class_labels = [class_labels] * num_images
+        refuse(
+            (not num_classes, "class_labels were given, but the model was trained without classes; leave them out."),
+            (len(class_labels) != num_images,
+             f"{len(class_labels)} class labels were given for {num_images} images; give one an image, and num_images."),
+        )  # fmt: skip
 
-        def noised_scan(i: int) -> torch.Tensor:
-            return scheduler.add_noise((given * 2 - 1).to(dtype), draw_noise(), timesteps[i : i + 1])
+        def plain(label: str | int) -> str:  # é is one letter, or e and an accent
+            return unicodedata.normalize("NFC", str(label))
 
-        knows_start = getattr(self.unet, "x_0_mean", None) is not None
-        if given is not None and not (knows_start and redrawn is not None and calls[0] == 0):
-            x_t = noised_scan(calls[0])
-        elif knows_start:
-            noise = draw_noise()
-            x_t = scheduler.add_noise(self.draw_by_moments(labels, noise, generator), noise, timesteps[:1])
-        else:  # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
-            x_t = draw_noise() * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars[0] ** -0.5)
-        if redrawn is not None:
-            calls = with_jumps(calls, jump_length, jump_n_sample or (10 if is_ancestral(scheduler) else 1))
+        by_name = {plain(name): index for index, name in enumerate(self.class_names)}
+        if not any(name.isdecimal() for name in by_name):
+            by_name |= {str(index): index for index in range(num_classes)}
+        for label in class_labels:
+            if plain(label) not in by_name:
+                known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
+                raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
+        return torch.tensor([by_name[plain(label)] for label in class_labels], device=self._execution_device)
 
-        x_ts, x_0s, finite = [], [], torch.tensor(True, device=device)
-        for step, i in enumerate(self.progress_bar(calls)):
-            t = timesteps[i]
-            if step and i <= calls[step - 1]:  # back over the stretch just drawn: q(x_t | x_s) for s < t
-                kept = alpha_bars[i] / [*alpha_bars, 1.0][calls[step - 1] + 1]
-                x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * draw_noise()
-            if redrawn is not None:
-                x_t = torch.where(redrawn, x_t, noised_scan(i))
-            model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
-            inside = guidance_start * total <= total - 1 - float(t) < guidance_end * total
-            prediction = self.predict(model_input, on_device[i], labels, guidance_scale if inside else 1.0)
-            finite = finite & prediction.isfinite().all()  # clipping would hide it; read after the loop
-            prediction, x_0 = self.clip(prediction, model_input, alpha_bars[i], dynamic_thresholding_ratio)
-            x_t = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
-            if i == len(timesteps) - 1 and is_ancestral(scheduler):
-                x_t = x_0  # z = 0 in the last step (algorithm 2), where diffusers draws one unless t is 0
-            if output_trajectory:
-                x_ts.append(model_input.cpu())
-                x_0s.append(x_0.cpu())
-            if callback_on_step_end is not None:
-                tensors = {"x_t": x_t, "x_0": x_0}
-                tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                x_t = (callback_on_step_end(self, step, t, tensors) or {}).get("x_t", x_t)
-
-        if not (finite & x_t.isfinite().all()):
-            raise ValueError(
-                "the network's predictions are not finite numbers; take other weights, of an earlier step or in "
-                "float32, or a lower guidance_scale."
-            )
-        unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
-        if redrawn is not None:
-            unit = torch.where(redrawn, unit, given)
-        output = MRIDDPMPipelineOutput(images=self.to_images(unit, output_type))
-        if output_trajectory:
-            output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)
-            output["timesteps"] = timesteps[list(calls)]
-        self.maybe_free_model_hooks()
-        return output if return_dict else output.to_tuple()
-
-    def shape(self, num_images: int, height: int | None, width: int | None) -> tuple[int, int, int, int]:
+    def shape(self, request: Request) -> tuple[int, int, int, int]:
         """``(B, C, H, W)`` of what is drawn; the size trained at where none is given."""
         size = self.unet.config.sample_size
-        return (
-            num_images,
-            self.unet.config.in_channels,
-            *(size if n is None else n for n in (height, width)),
+        height, width = (size if n is None else n for n in (request.height, request.width))
+        return request.num_images, self.unet.config.out_channels, height, width
+
+    def begin(self, request: Request, strength: float = 1.0) -> Chain:
+        """The chain of a request, of which a share of ``strength`` of the timesteps is run."""
+        total = self.scheduler.config.num_train_timesteps
+        scheduler = self.set_timesteps(request.num_inference_steps or total)
+        step_ends = scheduler.timesteps[:: scheduler.order] + 1
+        start = int((step_ends - strength * total).abs().argmin()) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start)
+        return Chain(
+            request=request,
+            labels=self.class_indices(request.class_labels, request.num_images),
+            shape=self.shape(request),
+            device=self._execution_device,
+            # bf16 steps would add noise of their own
+            dtype=torch.promote_types(self.unet.dtype, torch.float32),
+            scheduler=scheduler,
+            calls=range(start, len(scheduler.timesteps)),
         )
 
     def set_timesteps(self, num_inference_steps: int) -> SchedulerMixin:
@@ -352,10 +329,8 @@ class MRIDDPMPipeline(DiffusionPipeline):
         scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
         trailing = scheduler.config.timestep_spacing == "trailing"
         if num_inference_steps == total and not trailing:  # the other spacings hold a timestep twice then
-            scheduler, trailing = (
-                type(scheduler).from_config(scheduler.config, timestep_spacing="trailing"),
-                True,
-            )
+            scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+            trailing = True
         if isinstance(scheduler, DDIMScheduler) and num_inference_steps != total:
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config, **DDIM_AS_DPM_SOLVER)
         own_spacing = any(value for name, value in scheduler.config.items() if name.startswith("use_"))
@@ -370,10 +345,23 @@ class MRIDDPMPipeline(DiffusionPipeline):
             if hasattr(scheduler, "sigmas"):  # those of the steps, and the one after the last
                 scheduler.sigmas = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
         if hasattr(scheduler, "sigmas") and scheduler.sigmas[0] <= scheduler.sigmas[1]:
-            scheduler.sigmas[0] = (
-                2 * scheduler.sigmas[1]
-            )  # diffusers' finite stand-in for zero SNR can be too small
+            # diffusers' finite stand-in for zero SNR can be too small
+            scheduler.sigmas[0] = 2 * scheduler.sigmas[1]
         return scheduler
+
+    @property
+    def knows_moments(self) -> bool:
+        """Whether the model keeps the moments of its training scans, from which chains start then."""
+        return getattr(self.unet, "x_0_mean", None) is not None
+
+    def draw_start(self, chain: Chain) -> torch.Tensor:
+        """Draw x_T ``(B, C, H, W)``, where the forward process ends: about the mean scan where the model knows it, or N(0, I)."""
+        scheduler, noise = chain.scheduler, chain.draw_noise()
+        if self.knows_moments:
+            x_0 = self.draw_by_moments(chain.labels, noise, chain.request.generator)
+            return scheduler.add_noise(x_0, noise, scheduler.timesteps[:1])
+        # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
+        return noise * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars_of(scheduler)[0] ** -0.5)
 
     def draw_by_moments(self, labels: torch.Tensor | None, like: torch.Tensor, generator) -> torch.Tensor:
         """Draw x_0 from the Gaussian with the training scans' moments: noised, it is where the forward process ends.
@@ -391,6 +379,75 @@ class MRIDDPMPipeline(DiffusionPipeline):
         shape = (len(like), len(components))
         weights = randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)  # (B, K)
         return x_0 + torch.einsum("bk,kchw->bchw", weights, components)
+
+    def denoise(
+        self,
+        chain: Chain,
+        x_t: torch.Tensor,
+        *,
+        calls: Sequence[int] | None = None,
+        scan: torch.Tensor | None = None,
+        redrawn: torch.Tensor | None = None,
+    ) -> MRIDDPMPipelineOutput | tuple:
+        """The reverse process (algorithm 2), from x_t to images, as the request wants them.
+
+        Args:
+            chain: as ``begin`` made it.
+            x_t: at the first call, ``(B, C, H, W)``.
+            calls: the chain's own when ``None``; to one that is not after the last the process goes back.
+            scan: in [0, 1], ``(B, C, H, W)``, of which all stays that is not ``redrawn``.
+            redrawn: a mask of the same shape.
+
+        Raises:
+            ValueError: when a prediction is not finite.
+        """
+        request, scheduler, calls = chain.request, chain.scheduler, calls or chain.calls
+        # Timesteps stay on the CPU, where schedulers look them up in every step; the network has its own
+        timesteps, on_device = scheduler.timesteps, scheduler.timesteps.to(chain.device)
+        alpha_bars, total = alpha_bars_of(scheduler), scheduler.config.num_train_timesteps
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        step_kwargs = {"generator": request.generator} if takes_generator else {}
+
+        x_ts, x_0s, finite = [], [], torch.tensor(True, device=chain.device)
+        for step, i in enumerate(self.progress_bar(calls)):
+            t = timesteps[i]
+            if step and i <= calls[step - 1]:  # back over the stretch just drawn: q(x_t | x_s) for s < t
+                kept = alpha_bars[i] / [*alpha_bars, 1.0][calls[step - 1] + 1]
+                x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * chain.draw_noise()
+            if redrawn is not None:  # what is known gets the noise of each step
+                x_t = torch.where(redrawn, x_t, chain.noised(scan, i))
+            model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
+            inside = request.guidance_start * total <= total - 1 - float(t) < request.guidance_end * total
+            scale = request.guidance_scale if inside else 1.0
+            prediction = self.predict(model_input, on_device[i], chain.labels, scale)
+            finite = finite & prediction.isfinite().all()  # clipping would hide it; read after the loop
+            ratio = request.dynamic_thresholding_ratio
+            prediction, x_0 = self.clip(prediction, model_input, alpha_bars[i], ratio)
+            x_t = scheduler.step(prediction, t, x_t, **step_kwargs).prev_sample
+            if i == len(timesteps) - 1 and is_ancestral(scheduler):
+                x_t = x_0  # z = 0 in the last step (algorithm 2), where diffusers draws one unless t is 0
+            if request.output_trajectory:
+                x_ts.append(model_input.cpu())
+                x_0s.append(x_0.cpu())
+            if request.callback_on_step_end is not None:
+                tensors = {"x_t": x_t, "x_0": x_0}
+                tensors = {name: tensors[name] for name in request.callback_on_step_end_tensor_inputs}
+                x_t = (request.callback_on_step_end(self, step, t, tensors) or {}).get("x_t", x_t)
+
+        if not (finite & x_t.isfinite().all()):
+            raise ValueError(
+                "the network's predictions are not finite numbers; take other weights, of an earlier step or in "
+                "float32, or a lower guidance_scale."
+            )
+        unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
+        if redrawn is not None:
+            unit = torch.where(redrawn, unit, scan)
+        output = MRIDDPMPipelineOutput(images=to_images(unit, request.output_type))
+        if request.output_trajectory:
+            output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)
+            output["timesteps"] = timesteps[list(calls)]
+        self.maybe_free_model_hooks()
+        return output if request.return_dict else output.to_tuple()
 
     def predict(
         self, model_input, timestep, labels: torch.Tensor | None, guidance_scale: float
@@ -435,192 +492,202 @@ class MRIDDPMPipeline(DiffusionPipeline):
             return (signal * x_t - x_0) / noise, x_0
         return x_0, x_0
 
-    def check_inputs(
+
+class MRIDDPMPipeline(MRIDDPMBasePipeline):
+    """Draw synthetic brain MRI slices from noise by the reverse process (MRIDiff, algorithm 2).
+
+    Args:
+        unet: an ``AttentionUNet2DModel``; its config holds the size it was trained at and its classes' names.
+        scheduler: the ``DDPMScheduler`` it was trained with, or any diffusers scheduler made from its config.
+    """
+
+    @torch.no_grad()
+    def __call__(
         self,
-        class_labels,
-        num_images,
-        num_inference_steps,
-        guidance_scale,
-        generator,
-        output_type,
-        *,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        dynamic_thresholding_ratio: float | None = None,
-        image=None,
-        strength: float | None = None,
-        mask_image=None,
-        jump_length: int = 10,
-        jump_n_sample: int | None = None,
-        tensor_inputs: Sequence[str] = (),
+        class_labels: str | int | Sequence[str | int] | None = None,
+        num_images: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         height: int | None = None,
         width: int | None = None,
-    ) -> None:
-        """Raise a ``ValueError`` whose sentence names the argument that cannot be used and what could."""
-        if num_images < 1:
-            raise ValueError(f"num_images is {num_images}; ask for at least 1.")
-        config, unet_config = self.scheduler.config, self.unet.config
-        steps, max_steps = num_inference_steps, config.num_train_timesteps
-        if steps is not None and not 1 <= steps <= max_steps:
-            raise ValueError(
-                f"num_inference_steps is {steps}, but the model was trained with {max_steps} timesteps; "
-                f"take 1 to {max_steps}."
-            )
-        if not (hasattr(self.scheduler, "alphas_cumprod") and hasattr(self.scheduler, "init_noise_sigma")):
-            raise ValueError(
-                f"a {type(self.scheduler).__name__} knows no alphas of a DDPM; take a DDPMScheduler, DDIMScheduler, "
-                "DPMSolverMultistepScheduler, UniPCMultistepScheduler or another of their kind."
-            )
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale is {guidance_scale}; take a number, 1 for none.")
-        if guidance_scale != 1.0 and not unet_config.num_class_embeds:
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, but the model has no classes to be guided by; leave it at 1."
-            )
-        if guidance_scale != 1.0 and class_labels is None:
-            raise ValueError(f"guidance_scale is {guidance_scale} without class_labels to follow; give them.")
-        if (guidance_scale != 1.0 or class_labels is None) and not unet_config.get("null_class", True):
-            raise ValueError(
-                "the model was trained with the class of every scan (class_dropout_prob 0) and has no null class, which "
-                "guidance and images without a class need; give class_labels, and leave guidance_scale at 1."
-            )
-        if not 0 <= guidance_start < guidance_end <= 1:
-            raise ValueError(
-                f"guidance_start is {guidance_start} and guidance_end {guidance_end}; take shares of the chain between 0 "
-                "and 1, the start before the end."
-            )
-        ratio = dynamic_thresholding_ratio
-        if ratio is not None and not 0 < ratio <= 1:
-            raise ValueError(
-                f"dynamic_thresholding_ratio is {ratio}; take a share over 0 and up to 1, such as 0.995."
-            )
-        is_list = isinstance(generator, (list, tuple))
-        for one in generator if is_list else [generator]:
-            if not isinstance(one, torch.Generator) and (is_list or one is not None):
-                raise ValueError(
-                    f"generator is {one!r}; give a torch.Generator, such as torch.Generator().manual_seed(42)."
-                )
-        if is_list and len(generator) != num_images:
-            raise ValueError(
-                f"{len(generator)} generators were given for {num_images} images; give one an image."
-            )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f"output_type {output_type!r} is unknown; take one of {', '.join(map(repr, OUTPUT_TYPES))}."
-            )
-        if image is None and (mask_image is not None or strength is not None):
-            name = "mask_image" if mask_image is not None else "strength"
-            raise ValueError(f"{name} is given without image, the scan to start from; give both.")
-        shape = self.shape(num_images, height, width)
-        if image is not None:
-            self.as_images(image, "image", shape)
-        if mask_image is not None and not (self.as_images(mask_image, "mask_image", shape) >= 0.5).any():
-            raise ValueError(
-                "mask_image has no white pixel, of half its range or more, so nothing would be drawn; paint white what is to "
-                "be drawn anew (of a mask of 0 and 1 in 8 bits, multiply by 255)."
-            )
-        if strength is not None and not 0 < strength <= 1:
-            raise ValueError(f"strength is {strength}; take a share of the chain over 0 and up to 1.")
-        if jump_length < 1 or (jump_n_sample is not None and jump_n_sample < 1):
-            raise ValueError(
-                f"jump_length is {jump_length} and jump_n_sample {jump_n_sample}; take 1 or more."
-            )
-        scheduler_name = type(self.scheduler).__name__
-        if (jump_n_sample or 1) > 1 and not is_ancestral(self.scheduler):
-            raise ValueError(
-                f"jump_n_sample is {jump_n_sample}, but a {scheduler_name} cannot go back; take 1, or a DDPMScheduler."
-            )
-        if (
-            config.get("rescale_betas_zero_snr")
-            and "rescale_betas_zero_snr" not in inspect.signature(type(self.scheduler).__init__).parameters
-        ):
-            raise ValueError(
-                f"the model was trained with rescale_betas_zero_snr, which {scheduler_name} does not know; take a "
-                "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or "
-                "EulerDiscreteScheduler."
-            )
-        for name in tensor_inputs:
-            if name not in self._callback_tensor_inputs:
-                raise ValueError(
-                    f"callback_on_step_end_tensor_inputs names {name!r}; there are {self._callback_tensor_inputs}."
-                )
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **options,
+    ) -> MRIDDPMPipelineOutput | tuple:
+        """Draw ``num_images`` slices.
 
-    def class_indices(self, class_labels, num_images: int) -> torch.Tensor | None:
-        """Turn names and indices into ``(num_images,)`` int64 indices; ``None`` stays ``None``.
+        Args:
+            class_labels: a class by name or index, for all images or one an image; ``None`` draws without a class.
+            num_images: how many.
+            num_inference_steps: steps of the reverse chain; all of the training's when ``None``.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022): 1 is none, more follows the class more.
+            generator: one for all images, or a list of one an image, which makes an image independent of its batch.
+            height: pixels; the size trained at when ``None``.
+            width: pixels; the size trained at when ``None``.
+            output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
+            return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
+            options: what is seldom asked for:
 
-        A number is the class of that name, and an index only where no class is called by a number.
+                - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts; at
+                  neither end is often better (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without guidance the
+                  network sees each image once a step instead of twice.
+                - ``dynamic_thresholding_ratio``: share of each estimate's pixels that must not be clipped, such as
+                  0.995; the rest is scaled down to [-1, 1] (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+                - ``output_trajectory``: return also what was seen and estimated at each step.
+                - ``callback_on_step_end``: called after each step as ``f(pipeline, step, timestep, tensors)``; the
+                  chain continues with what it returns as ``{"x_t": ...}``.
+                - ``callback_on_step_end_tensor_inputs``: which tensors it is given: ``"x_t"`` (default), ``"x_0"``.
 
         Raises:
-            ValueError: for a class that the model has not, or another number of classes than of images.
+            TypeError: for an argument that there is not.
+            ValueError: for what cannot be drawn; the sentence names the argument and what it can be. Also when a
+                network predicts what is not finite.
         """
-        if class_labels is None:
-            return None
-        num_classes = self.unet.config.num_class_embeds
-        if not num_classes:
-            raise ValueError(
-                "class_labels were given, but the model was trained without classes; leave them out."
-            )
-        if hasattr(class_labels, "tolist"):  # arrays and tensors
-            class_labels = class_labels.tolist()
-        if isinstance(class_labels, (str, int)):
-            class_labels = [class_labels] * num_images
-        if len(class_labels) != num_images:
-            raise ValueError(
-                f"{len(class_labels)} class labels were given for {num_images} images; give one an image, and num_images."
-            )
+        request = self.check_inputs(
+            class_labels=class_labels, num_images=num_images, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, generator=generator, height=height, width=width,
+            output_type=output_type, return_dict=return_dict, **options,
+        )  # fmt: skip
+        chain = self.begin(request)
+        return self.denoise(chain, self.draw_start(chain))
 
-        def plain(name: str) -> str:  # é is one letter, or e and an accent
-            return unicodedata.normalize("NFC", name)
 
-        by_name = {plain(name): index for index, name in enumerate(self.class_names)}
-        if not any(name.isdecimal() for name in by_name):
-            by_name |= {str(index): index for index in range(num_classes)}
-        for label in class_labels:
-            if plain(str(label)) not in by_name:
-                known = ", ".join(self.class_names) or f"0 to {num_classes - 1}"
-                raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
-        indices = [by_name[plain(str(label))] for label in class_labels]
-        return torch.tensor(indices, device=self._execution_device)
+class MRIDDPMImg2ImgPipeline(MRIDDPMBasePipeline):
+    """Draw variations of a given scan: it is noised for a part of the chain and drawn from there (SDEdit)."""
 
-    def as_images(self, given, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
-        """Bring a scan or mask, or one an image, to ``shape`` as float32 in [0, 1].
+    def check_inputs(self, *, image: GivenImage, strength: float = 0.2, **arguments) -> Request:
+        request = super().check_inputs(**arguments)
+        check_image(image, strength, self.shape(request))
+        return request
+
+    @torch.no_grad()
+    def __call__(
+        self, class_labels=None, *, image: GivenImage, strength: float = 0.2, **arguments
+    ) -> MRIDDPMPipelineOutput | tuple:
+        """Draw ``num_images`` variations.
+
+        Args:
+            class_labels: as of ``MRIDDPMPipeline``.
+            image: a scan to start from, or one an image: PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1].
+            strength: share of the timesteps that is run from the noised ``image`` (SDEdit, arXiv:2108.01073), over 0 to
+                1. At 32 to 64 pixels 0.2 keeps the head and redraws its inside.
+            arguments: all others of ``MRIDDPMPipeline``.
 
         Raises:
-            ValueError: when it has another size, number or range; nothing is resized, for the size would then be ours.
+            TypeError, ValueError: as ``MRIDDPMPipeline``.
         """
-        arrays = [as_array(part, name) for part in (given if isinstance(given, (list, tuple)) else [given])]
-        if not arrays or any(array.shape != arrays[0].shape for array in arrays):
-            raise ValueError(f"{name} is no image, or images of several sizes; give (H, W) or (B, H, W).")
-        pixels = np.stack(arrays)
-        (count, channels, height, width), size = shape, pixels.shape[-2:]
-        if pixels.ndim < 3 or pixels.shape[-1] <= 4 or (arrays[0].ndim == 4 and pixels.shape[-3] != channels):
-            raise ValueError(
-                f"{name} of shape {arrays[0].shape} is not grey; give (H, W), (B, H, W) or (B, 1, H, W)."
-            )
-        if size != (height, width):
-            raise ValueError(
-                f"{name} is {size[1]}x{size[0]} pixels, but {width}x{height} are drawn; resize it to that first."
-            )
-        pixels = pixels.reshape(-1, channels, height, width)
-        if len(pixels) not in (1, count):
-            raise ValueError(
-                f"{len(pixels)} are given as {name} for {count} images; give 1, or one an image."
-            )
-        unit = torch.from_numpy(pixels)
-        if not ((unit >= 0) & (unit <= 1)).all():
-            raise ValueError(f"{name} has values outside [0, 1]; scale it to that range, black to white.")
-        return unit.expand(shape)
+        request = self.check_inputs(class_labels=class_labels, image=image, strength=strength, **arguments)
+        chain = self.begin(request, strength)
+        scan = as_images(image, "image", chain.shape).to(chain.device)
+        return self.denoise(chain, chain.noised(scan, chain.calls[0]))
 
-    @staticmethod
-    def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Bring images ``(B, 1, H, W)`` in [0, 1] to what ``output_type`` asks for."""
-        if output_type == "pt":
-            return unit
-        array = unit[:, 0].cpu().numpy()  # (B, H, W)
-        if output_type == "np":
-            return array
-        levels = np.uint16 if output_type == "pil16" else np.uint8
-        return [Image.fromarray(image) for image in (array * np.iinfo(levels).max).round().astype(levels)]
+
+class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
+    """Draw a part of a given scan anew, and leave every other pixel as it is (RePaint)."""
+
+    def check_inputs(
+        self, *, image, mask_image, strength=1.0, jump_length=10, jump_n_sample=None, **arguments
+    ) -> Request:
+        request, name = super().check_inputs(**arguments), type(self.scheduler).__name__
+        check_image(image, strength, self.shape(request))
+        redrawn = as_images(mask_image, "mask_image", self.shape(request)) >= 0.5
+        repeats = 1 if jump_n_sample is None else jump_n_sample
+        refuse(
+            (not redrawn.any(),
+             "mask_image has no white pixel, of half its range or more, so nothing would be drawn; paint white what is to "
+             "be drawn anew (of a mask of 0 and 1 in 8 bits, multiply by 255)."),
+            (min(jump_length, repeats) < 1,
+             f"jump_length is {jump_length} and jump_n_sample {jump_n_sample}; take 1 or more."),
+            (repeats > 1 and not is_ancestral(self.scheduler),
+             f"jump_n_sample is {jump_n_sample}, but a {name} cannot go back; take 1, or a DDPMScheduler."),
+        )  # fmt: skip
+        return request
+
+    @torch.no_grad()
+    def __call__(
+        self, class_labels=None, *, image: GivenImage, mask_image: GivenImage, strength: float = 1.0,
+        jump_length: int = 10, jump_n_sample: int | None = None, **arguments,
+    ) -> MRIDDPMPipelineOutput | tuple:  # fmt: skip
+        """Draw ``num_images`` scans that differ in the white part of the mask.
+
+        Args:
+            class_labels: as of ``MRIDDPMPipeline``.
+            image: the scan, or one an image, as of ``MRIDDPMImg2ImgPipeline``.
+            mask_image: where ``image`` is drawn anew, of the same forms: white, or 0.5 and more.
+            strength: share of the timesteps that is run; under 1 something of what the mask covers shows through.
+            jump_length: steps that are taken again after going back to the noise before them.
+            jump_n_sample: how often each such stretch is drawn, so that both sides of the mask's edge agree (RePaint,
+                arXiv:2201.09865, section 4.2). With a ``DDPMScheduler`` 10 when ``None``; others cannot go back.
+            arguments: all others of ``MRIDDPMPipeline``.
+
+        Raises:
+            TypeError, ValueError: as ``MRIDDPMPipeline``.
+        """
+        request = self.check_inputs(
+            class_labels=class_labels, image=image, mask_image=mask_image, strength=strength,
+            jump_length=jump_length, jump_n_sample=jump_n_sample, **arguments,
+        )  # fmt: skip
+        chain = self.begin(request, strength)
+        scan = as_images(image, "image", chain.shape).to(chain.device)
+        redrawn = as_images(mask_image, "mask_image", chain.shape).to(chain.device) >= 0.5
+        first, ancestral = chain.calls[0], is_ancestral(chain.scheduler)
+        # Nothing of what the mask covers may show through x_T
+        x_t = self.draw_start(chain) if self.knows_moments and first == 0 else chain.noised(scan, first)
+        calls = with_jumps(chain.calls, jump_length, jump_n_sample or (10 if ancestral else 1))
+        return self.denoise(chain, x_t, calls=calls, scan=scan, redrawn=redrawn)
+
+
+def refuse(*cases: tuple[bool, str]) -> None:
+    """Raise a ``ValueError`` of the first case that holds, each with its sentence."""
+    for holds, sentence in cases:
+        if holds:
+            raise ValueError(sentence)
+
+
+def check_image(image: GivenImage, strength: float, shape: tuple[int, int, int, int]) -> None:
+    """Refuse a scan that is none or of another size than ``shape``, and a share that is none."""
+    as_images(image, "image", shape)
+    refuse((not 0 < strength <= 1, f"strength is {strength}; take a share of the chain over 0 and up to 1."))
+
+
+def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
+    """Bring a scan or mask, or one an image, to ``shape`` as float32 in [0, 1].
+
+    Raises:
+        ValueError: when it has another size, number or range; nothing is resized, for the size would then be ours.
+    """
+    arrays = [as_array(part, name) for part in (given if isinstance(given, (list, tuple)) else [given])]
+    one_size = bool(arrays) and all(array.shape == arrays[0].shape for array in arrays)
+    refuse((not one_size, f"{name} is no image, or images of several sizes; give (H, W) or (B, H, W)."))
+    pixels = np.stack(arrays)
+    (count, channels, height, width), size = shape, pixels.shape[-2:]
+    coloured = pixels.shape[-1] <= 4 or (arrays[0].ndim == 4 and pixels.shape[-3] != channels)
+    refuse(
+        (pixels.ndim < 3 or coloured,
+         f"{name} of shape {arrays[0].shape} is not grey; give (H, W), (B, H, W) or (B, 1, H, W)."),
+        (size != (height, width),
+         f"{name} is {size[-1]}x{size[0]} pixels, but {width}x{height} are drawn; resize it to that first."),
+    )  # fmt: skip
+    pixels = pixels.reshape(-1, channels, height, width)
+    inside = ((pixels >= 0) & (pixels <= 1)).all()
+    refuse(
+        (len(pixels) not in (1, count),
+         f"{len(pixels)} are given as {name} for {count} images; give 1, or one an image."),
+        (not inside, f"{name} has values outside [0, 1]; scale it to that range, black to white."),
+    )  # fmt: skip
+    return torch.from_numpy(pixels).expand(shape)
+
+
+def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    """Bring images ``(B, 1, H, W)`` in [0, 1] to what ``output_type`` asks for."""
+    if output_type == "pt":
+        return unit
+    array = unit[:, 0].cpu().numpy()  # (B, H, W)
+    if output_type == "np":
+        return array
+    levels = np.uint16 if output_type == "pil16" else np.uint8
+    return [Image.fromarray(image) for image in (array * np.iinfo(levels).max).round().astype(levels)]
 
 
 def as_array(given: Image.Image | np.ndarray | torch.Tensor, name: str) -> np.ndarray:
@@ -670,66 +737,3 @@ def with_jumps(calls: range, jump_length: int, jump_n_sample: int) -> list[int]:
     """The order of steps in which each stretch of ``jump_length`` is taken ``jump_n_sample`` times (RePaint, figure 9)."""
     stretches = [calls[start : start + jump_length] for start in range(0, len(calls), jump_length)]
     return [i for stretch in stretches for _ in range(jump_n_sample) for i in stretch]
-
-
-def check_index(index: dict, folder: Path) -> None:
-    """Refuse a pipeline folder whose JSON files name other classes than ours and diffusers' schedulers.
-
-    Raises:
-        ValueError: naming the file, what it says, and what it should say.
-    """
-    scheduler = index.get("scheduler")
-    name = scheduler[-1] if isinstance(scheduler, list) and scheduler else None
-    scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None
-    is_scheduler = isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)
-    known = {  # what a file may say, the Hub's form first
-        "_class_name": ([Path(__file__).stem, MRIDDPMPipeline.__name__], MRIDDPMPipeline.__name__),
-        "unet": ([UNET_MODULE.rpartition(".")[-1], UNET_CLASS], [UNET_MODULE, UNET_CLASS]),
-        "scheduler": (["diffusers", name if is_scheduler else "DDPMScheduler"],),
-    }
-    for key in (*known, *(key for key, value in index.items() if isinstance(value, list))):
-        wanted = known.get(key, ("no further component",))
-        if index.get(key) not in wanted:
-            raise ValueError(
-                f"{folder / 'model_index.json'} says {key} is {repr(index.get(key)):.200}, where {wanted[0]!r} is wanted; it is not "
-                "opened."
-            )
-    check_config(folder / "unet" / "config.json", UNET_CLASS)
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    check_config(scheduler_file, name, lambda config: rehearse(scheduler_class, config))
-    for file in (folder / "unet").glob("*.index*.json"):  # its entries are paths, and could lead anywhere
-        raise ValueError(
-            f"{file} spreads the weights over several files; save them whole, with a larger max_shard_size."
-        )
-
-
-def rehearse(scheduler_class: type[SchedulerMixin], config: dict) -> None:
-    """Build a scheduler and take one step with it, in which a value that it cannot use shows itself."""
-    total = config.get("num_train_timesteps", 1000)
-    if not 1 <= total <= MAX_TIMESTEPS:
-        raise ValueError(f"num_train_timesteps is not from 1 to {MAX_TIMESTEPS}")
-    scheduler, x_t = scheduler_class.from_config(config), torch.zeros(1, 1, 2, 2)
-    if hasattr(scheduler, "alphas_cumprod"):  # else no call of the pipeline will take it
-        scheduler.set_timesteps(min(2, total))
-        scheduler.step(x_t, scheduler.timesteps[0], scheduler.scale_model_input(x_t, scheduler.timesteps[0]))
-
-
-def check_config(file: Path, class_name: str, build: Callable[[dict], object] = dict) -> None:
-    """Refuse a component's config that is none, is another class's, or does not build; one that is not there is fine.
-
-    Raises:
-        ValueError: naming the file and what is wrong with it.
-    """
-    if not file.is_file():
-        return  # given to from_pretrained by the caller, or missed by diffusers in a moment
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        found = config["_class_name"]
-        build(config)
-    except Exception as error:  # values of any type, or too large for any memory, break anything
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"{file} is no config of a {class_name}: {reason:.300}.") from error
-    if found != class_name:
-        raise ValueError(
-            f"{file} says _class_name is {repr(found):.200}, where {class_name!r} is wanted; it is not opened."
-        )

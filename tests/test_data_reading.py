@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mri_ddpm.data import format_account, load_scans
-from mri_ddpm.data.intensity import to_model_range, to_unit_range
+from mri_ddpm.data.intensity import scale_of_manifest, to_model_range, to_unit_range
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 
 RNG = np.random.default_rng(0)
@@ -279,3 +279,22 @@ def test_one_scale_for_the_whole_data_set(tmp_path, dtype, odd, black, white):
     text = format_account(scans.manifest)
     assert f"4, in all {black} is black and {white} white" in text
     assert f"{odd:g} in 3.tif" in text
+    # A scan given alone later is read on the same scale, which its own values do not show
+    alone, scale = tiff(np.full((64, 64), tissue, dtype=dtype)), scale_of_manifest(scans.manifest)
+    np.testing.assert_allclose(read_scan(alone, scale), (tissue - black) / (white - black), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None,
+        [],
+        3,
+        {"float": [0, 1]},
+        {"float": [0, 1], "integer": [5, 5]},
+        {"float": [0, 1], "integer": "ab"},
+    ],
+)
+def test_a_manifest_of_anybody_has_a_scale_or_none(found):
+    assert scale_of_manifest({"intensity_scale": found}) is None
+    assert scale_of_manifest({}) is scale_of_manifest(None) is None

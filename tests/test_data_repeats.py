@@ -107,6 +107,7 @@ def test_the_account_says_what_is_joined_by_mirroring_alone(folder, tmp_path):
     assert repeats["mirrored"] == {
         "total": 22,
         "within_training": 12,
+        "within_validation": 0,
         "within_testing": 0,
         "across_parts": 10,
     }

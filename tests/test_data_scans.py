@@ -195,7 +195,7 @@ def test_validation_is_a_share_of_every_class(folder, cache_dir):
 
 @pytest.mark.parametrize("keep_repeats", [False, True])
 def test_no_picture_is_on_two_sides(folder, cache_dir, keep_repeats):
-    held_out = set()
+    validation = set()
     for seed in range(8):
         manifest = load_scans(
             resolution=32,
@@ -211,10 +211,10 @@ def test_no_picture_is_on_two_sides(folder, cache_dir, keep_repeats):
                 sides.setdefault(row["group"], set()).add(row["split"])
         assert all(len(side) == 1 for side in sides.values())
         assert len(sides) == 33
-        held_out.add(tuple(paths(manifest, "validation")))
+        validation.add(tuple(paths(manifest, "validation")))
         if keep_repeats:  # all but the one whose class contradicts
             assert paths(manifest, "repeat") == ["Training/c/99 other class.png"]
-    assert len(held_out) > 1  # the seed matters
+    assert len(validation) > 1  # the seed matters
 
 
 def test_split_is_the_same_wherever_the_files_lie(scans, tmp_path, cache_dir):

@@ -1,5 +1,7 @@
 """Guidance intervals, thresholding, trajectories, variations of a scan and redrawn regions, by the pipeline itself."""
 
+import json
+
 import diffusers
 import numpy as np
 import pytest
@@ -7,18 +9,19 @@ import torch
 from mri_ddpm.pipelines.pipeline_mri_ddpm import spaced_timesteps
 from PIL import Image
 
-from mri_ddpm import MRIDDPMPipeline
+from mri_ddpm import MRIDDPMImg2ImgPipeline, MRIDDPMInpaintPipeline, MRIDDPMPipeline
 from mri_ddpm.diffusion import make_noise_scheduler
 
 CLASSES = ("glioma_tumor", "no_tumor")
+THREE = (MRIDDPMPipeline, MRIDDPMImg2ImgPipeline, MRIDDPMInpaintPipeline)
 FOUR_STEPS, SIX_STEPS = spaced_timesteps(300, 4), spaced_timesteps(300, 6)
 
 
 @pytest.fixture
 def make_pipeline(make_unet):
-    def make(scheduler: str = "DDPMScheduler", **config) -> MRIDDPMPipeline:
+    def make(scheduler: str = "DDPMScheduler", kind: type = MRIDDPMPipeline, **config):
         recipe = make_noise_scheduler(prediction_type="v_prediction", **config.pop("schedule", {}))
-        pipeline = MRIDDPMPipeline(
+        pipeline = kind(
             make_unet(**{"num_class_embeds": 2, "class_names": CLASSES, **config}),
             getattr(diffusers, scheduler).from_config(recipe.config),
         )
@@ -189,12 +192,14 @@ SCHEDULERS = [
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_strength_is_the_share_of_the_timesteps_that_is_run(make_pipeline, scheduler):
     """From the step nearest to it, wherever a scheduler's steps lie."""
-    pipeline = make_pipeline(scheduler)
+    pipeline = make_pipeline(scheduler, MRIDDPMImg2ImgPipeline)
     calls = batches_by_timestep(pipeline)
     scan, _ = scan_and_mask()
     even = scheduler == "UniPCMultistepScheduler"  # which takes no timesteps
     steps = [299, 249, 199, 149, 99, 49] if even else [299, 227, 162, 105, 57, 19]
-    for strength, count in ((None, 1 if even else 2), (0.5, 3 if even else 4), (1.0, 6), (0.01, 1)):
+    draw(pipeline, 0, image=scan)
+    assert list(calls) == steps[-1 if even else -2 :]
+    for strength, count in ((0.5, 3 if even else 4), (1.0, 6), (0.01, 1)):
         calls.clear()
         draw(pipeline, 0, image=scan, strength=strength)
         assert list(calls) == steps[-count:]
@@ -202,9 +207,10 @@ def test_strength_is_the_share_of_the_timesteps_that_is_run(make_pipeline, sched
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_the_chain_starts_from_the_noised_scan(make_pipeline, scheduler):
-    pipeline = make_pipeline(scheduler)
+    pipeline = make_pipeline(scheduler, MRIDDPMImg2ImgPipeline)
     scan, _ = scan_and_mask()
-    output = pipeline(0, 1, 6, generator=generator(), image=scan, strength=0.5, output_trajectory=True)
+    start = {"image": scan, "strength": 0.5, "generator": generator()}
+    output = pipeline(0, num_inference_steps=6, output_trajectory=True, **start)
     alpha_bar = pipeline.scheduler.alphas_cumprod[int(output.timesteps[0])]
     noise = torch.randn((1, 1, 16, 16), generator=generator())
     expected = alpha_bar.sqrt() * (torch.from_numpy(scan) * 2 - 1) + (1 - alpha_bar).sqrt() * noise[0, 0]
@@ -212,7 +218,7 @@ def test_the_chain_starts_from_the_noised_scan(make_pipeline, scheduler):
 
 
 def test_a_weaker_variation_stays_closer_to_the_scan(make_pipeline):
-    pipeline = make_pipeline()
+    pipeline = make_pipeline(kind=MRIDDPMImg2ImgPipeline)
     scan, _ = scan_and_mask()
     distance = [
         np.abs(draw(pipeline, 0, image=scan, strength=strength, num_inference_steps=300) - scan).mean()
@@ -223,11 +229,11 @@ def test_a_weaker_variation_stays_closer_to_the_scan(make_pipeline):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("strength", [None, 0.5])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_pixels_outside_the_mask_stay_to_the_bit(make_pipeline, scheduler, strength):
-    pipeline = make_pipeline(scheduler)
+    pipeline = make_pipeline(scheduler, MRIDDPMInpaintPipeline)
     scan, mask = scan_and_mask()
-    drawn = draw(pipeline, [0, 1], 2, image=scan, mask_image=mask, strength=strength)
+    drawn = draw(pipeline, [0, 1], num_images=2, image=scan, mask_image=mask, strength=strength)
     for image in drawn:
         np.testing.assert_array_equal(image[~mask], scan[~mask])
         assert (image[mask] != scan[mask]).mean() > 0.9
@@ -241,34 +247,38 @@ def test_pil_images_come_back_in_the_same_levels(make_pipeline, mode, dtype, out
     _, mask = scan_and_mask()
     scan = Image.fromarray(levels)
     assert scan.mode == mode
-    (image,) = draw(make_pipeline(), 0, image=scan, mask_image=Image.fromarray(mask), output_type=output_type)
+    pipeline = make_pipeline(kind=MRIDDPMInpaintPipeline)
+    (image,) = draw(pipeline, 0, image=scan, mask_image=Image.fromarray(mask), output_type=output_type)
     np.testing.assert_array_equal(np.asarray(image)[~mask], levels[~mask])
 
 
 def test_repaint_goes_back_and_draws_each_stretch_again(make_pipeline):
-    pipeline = make_pipeline()
+    pipeline = make_pipeline(kind=MRIDDPMInpaintPipeline)
     scan, mask = scan_and_mask()
-    edit = {"image": scan, "mask_image": mask, "output_trajectory": True, "generator": generator()}
-    jumps = pipeline(0, 1, 4, jump_length=2, jump_n_sample=3, **edit)
-    assert jumps.timesteps.tolist() == 3 * FOUR_STEPS[:2] + 3 * FOUR_STEPS[2:]
-    assert pipeline(0, 1, 4, jump_n_sample=1, **edit).timesteps.tolist() == FOUR_STEPS
-    assert len(pipeline(0, 1, 4, **edit).timesteps) == 40  # a DDPMScheduler takes RePaint's 10
+
+    def timesteps(**jumps) -> list[float]:
+        arguments = {"image": scan, "mask_image": mask, "generator": generator(), **jumps}
+        return pipeline(0, num_inference_steps=4, output_trajectory=True, **arguments).timesteps.tolist()
+
+    assert timesteps(jump_length=2, jump_n_sample=3) == 3 * FOUR_STEPS[:2] + 3 * FOUR_STEPS[2:]
+    assert timesteps(jump_n_sample=1) == FOUR_STEPS
+    assert len(timesteps()) == 40  # a DDPMScheduler takes RePaint's 10
     pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    assert len(pipeline(0, 1, 4, **edit).timesteps) == 4
+    assert len(timesteps()) == 4
     with pytest.raises(
         ValueError, match="jump_n_sample is 10, but a DPMSolverMultistepScheduler cannot go back"
     ):
-        pipeline(0, 1, 4, jump_n_sample=10, **edit)
+        timesteps(jump_n_sample=10)
 
 
 def test_what_is_known_has_the_noise_of_each_step(make_pipeline):
     """Outside the mask x_t is the scan with fresh noise of its timestep, also after going back."""
-    pipeline = make_pipeline()
+    pipeline = make_pipeline(kind=MRIDDPMInpaintPipeline)
     mask = np.zeros((16, 16), bool)
     mask[0, 0] = True
     scan = np.full((16, 16), 0.75, np.float32)  # 0.5 in the model's range
     edit = {"image": scan, "mask_image": mask, "output_trajectory": True, "generator": generator()}
-    output = pipeline(0, 40, 5, jump_length=2, jump_n_sample=2, **edit)
+    output = pipeline(0, num_images=40, num_inference_steps=5, jump_length=2, jump_n_sample=2, **edit)
     for t, x_t in zip(output.timesteps, output.x_t, strict=True):
         alpha_bar = pipeline.scheduler.alphas_cumprod[t]
         known = x_t[:, 0][:, ~torch.from_numpy(mask)]
@@ -278,7 +288,7 @@ def test_what_is_known_has_the_noise_of_each_step(make_pipeline):
 
 def test_going_back_adds_the_noise_between_two_timesteps(make_pipeline):
     """The redrawn part, too, keeps its variance on the way back: v = 0 and fixed-large steps are exact for N(0, I)."""
-    pipeline = make_pipeline()
+    pipeline = make_pipeline(kind=MRIDDPMInpaintPipeline)
     exact = {"clip_sample": False, "variance_type": "fixed_large"}
     pipeline.scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config, **exact)
     with torch.no_grad():
@@ -286,7 +296,7 @@ def test_going_back_adds_the_noise_between_two_timesteps(make_pipeline):
         pipeline.unet.conv_out.bias.zero_()
     scan, mask = np.full((16, 16), 0.5, np.float32), np.ones((16, 16), bool)
     edit = {"image": scan, "mask_image": mask, "output_trajectory": True, "generator": generator()}
-    output = pipeline(0, 40, 20, jump_length=5, jump_n_sample=4, **edit)
+    output = pipeline(0, num_images=40, num_inference_steps=20, jump_length=5, jump_n_sample=4, **edit)
     spread = output.x_t.std(dim=(1, 2, 3, 4))
     assert ((spread > 0.97) & (spread < 1.03)).all()
 
@@ -316,34 +326,101 @@ def test_all_300_steps_are_the_same_by_any_spacing(make_pipeline, scheduler, spa
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"mask_image": np.ones((16, 16))}, "mask_image is given without image"),
-        ({"strength": 0.3}, "strength is given without image"),
-        ({"image": np.ones((16, 16)), "strength": 0.0}, r"strength is 0\.0; take a share"),
+        ({"strength": 0.0}, r"strength is 0\.0; take a share"),
         ({"image": np.ones((16, 12))}, "image is 12x16 pixels, but 16x16 are drawn; resize it"),
-        ({"image": np.ones((16, 16)), "width": 20}, "image is 16x16 pixels, but 20x16 are drawn"),
+        ({"width": 20}, "image is 16x16 pixels, but 20x16 are drawn"),
         ({"image": np.ones((3, 16, 16))}, "3 are given as image for 1 images"),
         ({"image": np.ones((1, 3, 16, 16))}, r"image of shape \(1, 3, 16, 16\) is not grey"),
         ({"image": np.ones((16, 16, 3))}, r"image of shape \(16, 16, 3\) is not grey"),
+        ({"image": np.ones(16)}, r"image of shape \(16,\) is not grey"),
+        ({"image": 0.5}, r"image of shape \(\) is not grey"),
         ({"image": np.ones((16, 16), int)}, "image is of int64; give floats"),
         ({"image": Image.new("F", (16, 16))}, "image is a PIL image of mode F; convert it to 'L'"),
         ({"image": []}, "image is no image"),
-        ({"guidance_scale": float("inf")}, "guidance_scale is inf; take a number"),
-        (
-            {"image": np.ones((16, 16)), "mask_image": np.ones((16, 16), np.uint8)},
-            "mask_image has no white pixel",
-        ),
         ({"image": np.full((16, 16), -1.0)}, r"image has values outside \[0, 1\]"),
         ({"image": np.full((16, 16), np.nan)}, r"image has values outside \[0, 1\]"),
         (
             {"image": [np.ones((16, 16)), np.ones((8, 8))]},
             "image is no image, or images of several sizes",
         ),
-        ({"image": np.ones((16, 16)), "mask_image": np.ones((8, 8))}, "mask_image is 8x8 pixels"),
+        ({"mask_image": np.ones((16, 16), np.uint8)}, "mask_image has no white pixel"),
+        ({"mask_image": np.ones((8, 8))}, "mask_image is 8x8 pixels"),
         ({"jump_length": 0}, "jump_length is 0"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf; take a number"),
         ({"guidance_start": 0.5, "guidance_end": 0.5}, r"guidance_start is 0\.5 and guidance_end 0\.5"),
         ({"dynamic_thresholding_ratio": 0.0}, r"dynamic_thresholding_ratio is 0\.0"),
     ],
 )
 def test_refusals(make_pipeline, arguments, sentence):
+    pipeline = make_pipeline(kind=MRIDDPMInpaintPipeline)
+    whole = {"image": np.ones((16, 16)), "mask_image": np.ones((16, 16))}
     with pytest.raises(ValueError, match=sentence):
-        draw(make_pipeline(), 0, **arguments)
+        draw(pipeline, 0, **{**whole, **arguments})
+    if not {"mask_image", "jump_length"} & arguments.keys():
+        pipeline = MRIDDPMImg2ImgPipeline.from_pipe(pipeline)
+        with pytest.raises(ValueError, match=sentence):
+            draw(pipeline, 0, **{"image": whole["image"], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "sentence"),
+    [
+        (
+            MRIDDPMPipeline,
+            {"image": 1, "mask_image": 1},
+            "takes no mask_image; MRIDDPMInpaintPipeline.from_pipe",
+        ),
+        (MRIDDPMPipeline, {"strength": 0.3}, "takes no strength; MRIDDPMImg2ImgPipeline.from_pipe"),
+        (
+            MRIDDPMImg2ImgPipeline,
+            {"image": 1, "jump_length": 5},
+            "takes no jump_length; MRIDDPMInpaintPipeline",
+        ),
+        (MRIDDPMImg2ImgPipeline, {"image": 1, "batch_size": 5}, "takes no batch_size; here it is num_images"),
+        (MRIDDPMImg2ImgPipeline, {}, "image"),
+        (MRIDDPMInpaintPipeline, {"image": 1}, "mask_image"),
+    ],
+)
+def test_what_another_of_the_three_takes_is_said(make_pipeline, kind, arguments, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        make_pipeline(kind=kind)(0, **arguments)
+
+
+# From one to another
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", THREE)
+def test_from_pipe_leads_from_each_to_each(make_pipeline, kind, dtype):
+    pipeline = make_pipeline("UniPCMultistepScheduler", kind).to(dtype)
+    for other_kind in THREE:
+        other = other_kind.from_pipe(pipeline)
+        assert type(other) is other_kind
+        assert other.unet is pipeline.unet
+        assert other.scheduler is pipeline.scheduler
+        assert other.unet.dtype == dtype  # diffusers would make it float32, for both
+    assert MRIDDPMPipeline.from_pipe(pipeline, dtype=torch.float32).unet.dtype == torch.float32
+    unet = make_pipeline().unet
+    assert kind.from_pipe(pipeline, unet=unet).unet is unet
+
+
+def test_a_subclass_of_a_user_is_saved_as_what_the_repository_holds(make_pipeline, tmp_path):
+    class Mine(MRIDDPMInpaintPipeline):
+        pass
+
+    Mine.from_pipe(make_pipeline()).save_pretrained(tmp_path / "saved")
+    assert Mine.from_pretrained(tmp_path / "saved").unet.config.class_names == list(CLASSES)
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_mri_ddpm", "MRIDDPMInpaintPipeline"]
+
+
+@pytest.mark.parametrize("kind", THREE)
+def test_what_one_saves_every_other_opens(make_pipeline, tmp_path, kind):
+    pipeline = kind.from_pipe(make_pipeline())
+    pipeline.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_mri_ddpm", kind.__name__]
+    for other_kind in THREE:
+        other = other_kind.from_pretrained(tmp_path / "saved")
+        assert type(other) is other_kind
+        assert torch.equal(other.unet.conv_in.weight, pipeline.unet.conv_in.weight)

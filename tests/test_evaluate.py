@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -15,7 +16,6 @@ from mri_ddpm import commands
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import classifier, parts, two_sample
-from mri_ddpm.evaluation import evaluate as evaluation
 from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
@@ -23,9 +23,12 @@ from mri_ddpm.evaluation.subject import class_counts, load_real_scans, refuse_ot
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository, push_run
 from mri_ddpm.runs import load_record
+from mri_ddpm.sampling import SamplingOptions
+from mri_ddpm.sampling.folder import SampleFolder
 
 NAMES = tuple(PHANTOM_CLASS_NAMES)
-FAST = {"num_images": 120, "scheduler": "dpmsolver++", "num_inference_steps": 4}
+OPTIONS = SamplingOptions("dpmsolver++", num_inference_steps=4)
+FAST = {"num_images": 120, "options": OPTIONS}
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
@@ -97,7 +100,7 @@ def test_the_report_answers_the_three_questions(evaluated):
     assert metrics["quality"]["precision"]["value"] < metrics["quality"]["precision"]["real"]
     assert set(metrics["quality_by_class"]) == set(NAMES)
     assert set(metrics["loss_by_timestep_quartile"]) == {"ema", "raw"}
-    assert set(metrics["usefulness"]["held_out"]) == {
+    assert set(metrics["usefulness"]["validation"]) == {
         "n",
         "synthetic_share",
         "real",
@@ -115,44 +118,40 @@ def test_the_report_answers_the_three_questions(evaluated):
 
 def test_a_second_evaluation_takes_up_the_samples(evaluated, tmp_path):
     folder = shutil.copytree(evaluated / "evaluation", tmp_path / "evaluation")
-    before = (folder / "samples.npz").stat().st_mtime_ns
+    before = {file: file.stat().st_mtime_ns for file in (folder / "samples").glob("*.png")}
     (folder / "metrics.json").unlink()
     asked = {"metrics": ["kid", "likelihood"], "cache_dir": str(evaluated.parent / "cache")}
     metrics = evaluate(str(evaluated), folder, **asked, **FAST)
-    assert (folder / "samples.npz").stat().st_mtime_ns == before
+    assert len(before) == 120
+    assert {file: file.stat().st_mtime_ns for file in before} == before
     assert metrics["quality"] == {"kid": metrics_of(evaluated)["quality"]["kid"]}
     assert metrics["settings"]["scheduler"] == "DPMSolverMultistepScheduler"
     assert metrics["bits_per_dimension"] == metrics_of(evaluated)["bits_per_dimension"]
-    with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5; name a new folder"):
-        evaluate(str(evaluated), folder, seed=5, **FAST)
+    with pytest.raises(InputError, match="holds images of seed 0, not 5; name a new folder"):
+        evaluate(str(evaluated), folder, num_images=120, options=replace(OPTIONS, seed=5))
 
 
 def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_path, monkeypatch):
-    again = {
-        "output_dir": tmp_path / "evaluation",
-        "cache_dir": str(evaluated.parent / "cache"),
-        "batch_size": 16,
-        "metrics": ["kid"],
-    }
-    drawn = []
+    again = {"output_dir": tmp_path / "evaluation", "cache_dir": str(evaluated.parent / "cache")}
+    again |= {"metrics": ["kid"], "num_images": 120}
+    options, saved, save = replace(OPTIONS, batch_size=16), [], SampleFolder.save
 
     class Stopped(Exception):
         pass
 
-    def count(path, value):
-        write_json(path, value)
-        drawn.append(value.get("done"))
-        if len(drawn) == 4:
+    def count(folder, image, file, text):
+        save(folder, image, file, text)
+        saved.append(file)
+        if len(saved) == 40:
             raise Stopped
 
-    write_json = evaluation.write_json
-    monkeypatch.setattr(evaluation, "write_json", count)
+    monkeypatch.setattr(SampleFolder, "save", count)
     with pytest.raises(Stopped):
-        evaluate(str(evaluated), **again, **FAST)
-    with pytest.raises(InputError, match="holds an evaluation with seed 0, not 5"):
-        evaluate(str(evaluated), **again, seed=5, **FAST)
-    metrics = evaluate(str(evaluated), **again, **FAST)
-    assert [count for count in drawn if count is not None] == [0, 16, 32, 48, 48, 64, 80, 96, 112, 120]
+        evaluate(str(evaluated), **again, options=options)
+    with pytest.raises(InputError, match="holds images of seed 0, not 5"):
+        evaluate(str(evaluated), **again, options=replace(options, seed=5))
+    metrics = evaluate(str(evaluated), **again, options=options)
+    assert len(saved) == len(set(saved)) == 120
     assert metrics["quality"]["kid"]["value"] == pytest.approx(
         metrics_of(evaluated)["quality"]["kid"]["value"], rel=0.01
     )
@@ -206,7 +205,7 @@ def test_a_verdict_says_no_more_than_its_interval(taught, kid, gain, share, unde
             "kid": numbers(0.5, 0.4, 0.6, real=0.002),  # of brightness perhaps, so nothing goes by it
         },
         "quality_by_class": {"no_tumor": told, "pituitary_tumor": {}},
-        "usefulness": {"held_out": {"real_and_synthetic": {"gain": {"accuracy": numbers(*gain)}}}},
+        "usefulness": {"validation": {"real_and_synthetic": {"gain": {"accuracy": numbers(*gain)}}}},
         "memorisation": {
             "copies": {"share": numbers(*share), "expected": 0.05, "distinct_training_images": 3, "sure": 0},
             "pixels": {
@@ -239,7 +238,7 @@ def test_a_model_without_classes_is_compared_without_them(tmp_path):
 
 @pytest.mark.slow
 def test_of_a_small_set_is_measured_what_can_be(tmp_path, capsys):
-    """45 scans, 5 of them held out: too few for an audit, for which nothing else may be lost."""
+    """45 scans, 5 of them for validation: too few for an audit, for which nothing else may be lost."""
     run = train_alone(
         tiny(tmp_path / "run", phantom_images=45, max_train_steps=6, evaluate_epochs=[1], evaluate_images=100,
              cache_dir=str(tmp_path / "cache"))
@@ -258,7 +257,7 @@ def test_of_a_small_set_is_measured_what_can_be(tmp_path, capsys):
     assert "50 or more" not in printed
     metrics = metrics_of(run)
     assert metrics["quality"]["wavelet_kid"]["value"] > 1
-    assert metrics["bits_per_dimension"]["held_out"]
+    assert metrics["bits_per_dimension"]["validation"]
     assert set(metrics["not_measured"]) >= {"memorisation", "usefulness", "two_sample_accuracy"}
     html = (run / "evaluation" / "report.html").read_text()
     assert metrics["not_measured"]["memorisation"] in html
@@ -352,7 +351,7 @@ def test_a_model_of_a_data_set_is_accounted_for_measured_and_checked(tmp_path, c
     assert "by --train_data_dir, or the data set by --dataset_name" in capsys.readouterr().err
     real = load_real_scans(load_record(str(run)), {"dataset_name": str(saved)}, 16)
     assert real.class_names == NAMES
-    assert len(real.training[1]) + len(real.held_out[1]) == 80
+    assert len(real.training[1]) + len(real.validation[1]) == 80
     flags = ["--reject_copies", "--num_images", "4", "--num_inference_steps", "2"]
     commands.main(["sample", str(run), *flags, *there, "--output_dir", str(tmp_path / "drawn")])
     assert "of 4 images came too close" in capsys.readouterr().out

@@ -64,9 +64,8 @@ def test_killed_at_any_moment_and_resumed_equals_unbroken_to_the_bit(tmp_path, k
 def test_killed_after_its_last_checkpoint_a_run_makes_up_for_what_it_did_not_show(unbroken, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(unbroken, run_dir, ignore=shutil.ignore_patterns("samples*"))
-    (run_dir / "pipeline").rename(
-        run_dir / ".pipeline.old"
-    )  # between the two renames that put a new one in place
+    # Between the two renames that put a new one in place
+    (run_dir / "pipeline").rename(run_dir / ".pipeline.old")
     (run_dir / "checkpoints" / ".step-000010.old").mkdir()
     shutil.copytree(unbroken / "pipeline", run_dir / ".pipeline.unfinished")
     train_alone(tiny(run_dir, resume_from_checkpoint="latest", sample_epochs=[0]))
@@ -74,9 +73,8 @@ def test_killed_after_its_last_checkpoint_a_run_makes_up_for_what_it_did_not_sho
     assert not list(run_dir.glob(".*")) + list(run_dir.glob("checkpoints/.*"))
     assert (run_dir / "samples.png").exists()
 
-    config = tiny(
-        tmp_path / "shown", max_train_steps=7, checkpointing_steps=7, sample_epochs=[1]
-    )  # one epoch
+    # One epoch
+    config = tiny(tmp_path / "shown", max_train_steps=7, checkpointing_steps=7, sample_epochs=[1])
     shown = train_alone(config) / "samples"
     before = {path.name: path.read_bytes() for path in shown.iterdir()}
     assert len(before) == 2
@@ -149,9 +147,8 @@ def check_fault(unbroken: Path, run_dir: Path, at_step, fault, mend, words: str)
     assert losses(unbroken) == losses(run_dir)
 
 
-@pytest.mark.parametrize(
-    "largest", [2_000, 100_000, 300_000]
-)  # of metrics.jsonl, of weights, of Adam's state
+# Of metrics.jsonl, of weights, of Adam's state
+@pytest.mark.parametrize("largest", [2_000, 100_000, 300_000])
 def test_a_file_too_large(unbroken, tmp_path, at_step, largest):
     """The system's own limit, which any user may set, fails each writer the way a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -284,7 +281,7 @@ def test_a_process_that_dies_ends_the_others_and_its_launcher_starts_them_again(
     ranks["1"].kill()
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert "failed (exitcode: -9) local_rank: 1" in errors
     np.testing.assert_allclose(losses(run_dir), losses(unbroken), rtol=1e-4)
 

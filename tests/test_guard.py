@@ -180,9 +180,8 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "take_step", spoil)
     with pytest.raises(InputError, match="the weights are no longer finite at step 20"):
-        train_alone(
-            config
-        )  # the same happens at half of the rate, and at half of that, until there is no use
+        # The same happens at half of the rate, and at half of that, until there is no use
+        train_alone(config)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000010"]
     unet = MRIDDPMPipeline.from_pretrained(tmp_path / "run" / "pipeline").unet
     assert all(parameter.isfinite().all() for parameter in unet.parameters())

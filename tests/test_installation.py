@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, losses
 
 TOP = ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "accelerate_config.yaml", "pyproject.toml", "train_ddpm.py")  # fmt: skip
-FOLDERS = ("mri_ddpm", "pipelines", "tests")
+FOLDERS = ("benchmarks", "mri_ddpm", "pipelines", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,7 @@ def test_what_is_installed_holds_every_module(clone, site):
     modules = {path.relative_to(clone) for path in (clone / "mri_ddpm").rglob("*") if path.is_file()}
     modules |= {Path("mri_ddpm", path.relative_to(clone)) for path in (clone / "pipelines").glob("*.py")}
     assert {path for path in modules if not (site / path).is_file()} == set()
+    assert not (site / "benchmarks").exists()
 
 
 def test_training_from_an_installed_package_outside_the_repository(site, tmp_path):

@@ -60,11 +60,11 @@ def altered(x, rng):
     return {how: images.clip(0, 1).astype(np.float32) for how, images in copies.items()}
 
 
-def check_controls(training, held_out, unrelated, count=60):
-    """The controls on which the verdict was chosen, with limits from half of the held-out."""
+def check_controls(training, validation, unrelated, count=60):
+    """The controls on which the verdict was chosen, with limits from half of the validation."""
     rng = np.random.default_rng(0)
-    order = rng.permutation(len(held_out))
-    detector = CopyDetector.fit(training, held_out[order[::2]])
+    order = rng.permutation(len(validation))
+    detector = CopyDetector.fit(training, validation[order[::2]])
     rows = rng.choice(len(training), count, replace=False)
     exact = detector.examine(training[rows])
     assert exact.flagged.mean() >= 0.99
@@ -77,13 +77,13 @@ def check_controls(training, held_out, unrelated, count=60):
     for others in (unrelated, noise, 0.05 * noise, 1 - 0.3 * noise):
         numbers = audit(detector, others)["copies"]
         assert numbers["share"]["interval"][0] <= 0.05, numbers
-    check_rate(detector, held_out[order[1::2]])
+    check_rate(detector, validation[order[1::2]])
 
 
 def check_rate(detector, others):
     """Of real images never trained on 5 % are taken for copies: in whichever halves they give limits and rate."""
     found = detector.examine(others)
-    real = -np.concatenate([detector.held_out_suspicion, found.suspicion])
+    real = -np.concatenate([detector.validation_suspicion, found.suspicion])
     estimates, half = [], len(real) // 2
     for seed in range(100):
         order = np.random.default_rng(seed).permutation(len(real))
@@ -104,10 +104,10 @@ def test_controls_on_phantoms(side):
 @pytest.mark.parametrize("side", [32, 64])
 def test_controls_on_scans(side, reference_scans):
     scans = reference_scans(side)
-    training, held_out = (
+    training, validation = (
         part.batch(range(len(part)))["pixel_values"].numpy() for part in (scans.train, scans.validation)
     )
-    check_controls(training, held_out, phantom_images(60, side))
+    check_controls(training, validation, phantom_images(60, side))
 
 
 # Few copies among many images
@@ -220,8 +220,8 @@ def test_constant_images_are_no_copies():
         np.ones((3, 1, 32, 32), dtype=np.float32)
         * np.array([0, 0.4, 1], dtype=np.float32)[:, None, None, None]
     )
-    training, held_out = np.concatenate([phantom_images(60, 32), constant]), phantom_images(25, 32, seed=1)
-    found = CopyDetector.fit(training, held_out).examine(np.concatenate([constant, training[:2]]))
+    training, validation = np.concatenate([phantom_images(60, 32), constant]), phantom_images(25, 32, seed=1)
+    found = CopyDetector.fit(training, validation).examine(np.concatenate([constant, training[:2]]))
     assert found.flagged.tolist() == [False] * 3 + [True] * 2
     assert np.isfinite(found.suspicion).all()
     np.testing.assert_allclose(found.nearest["pixels"].similarity[:3], 0, atol=1e-4)
@@ -263,9 +263,9 @@ def test_an_embedding_finds_what_pixels_cannot():
         return sorted_pixels - sorted_pixels.mean(1, keepdims=True)
 
     images = phantom_images(650, 32)
-    training, held_out, others = images[:300], images[300:475], images[475:]
+    training, validation, others = images[:300], images[300:475], images[475:]
     turned = np.rot90(training[:40], axes=(2, 3))
-    pixels, both = CopyDetector.fit(training, held_out), CopyDetector.fit(training, held_out, embed)
+    pixels, both = CopyDetector.fit(training, validation), CopyDetector.fit(training, validation, embed)
     assert pixels.examine(turned).flagged.mean() < 0.1
     found = both.examine(turned)
     assert found.flagged.all()
@@ -290,7 +290,7 @@ def test_the_audit_says_what_the_examination_found():
     found = detector.examine(synthetic)
     numbers = audit(detector, synthetic, found)
     assert json.loads(json.dumps(numbers)) == numbers == audit(detector, synthetic)
-    assert (numbers["images"], numbers["training_images"], numbers["held_out_images"]) == (100, 200, 100)
+    assert (numbers["images"], numbers["training_images"], numbers["validation_images"]) == (100, 200, 100)
     copies = numbers["copies"]
     assert copies["count"] == found.flagged.sum() == round(100 * copies["share"]["value"])
     assert 40 <= copies["count"] <= 46
@@ -302,7 +302,8 @@ def test_the_audit_says_what_the_examination_found():
         assert row["expected"] == expected
     assert 0.4 <= numbers["pixels"]["ratio_under_1st_percentile"]["share"]["value"] <= 0.45
     assert (
-        numbers["pixels"]["held_out_median_ratio"]["value"] > numbers["pixels"]["median_ratio"]["interval"][0]
+        numbers["pixels"]["validation_median_ratio"]["value"]
+        > numbers["pixels"]["median_ratio"]["interval"][0]
     )
     pairs = numbers["worst_pairs"]
     assert len(pairs) == 16
@@ -313,15 +314,15 @@ def test_the_audit_says_what_the_examination_found():
 
 
 @pytest.mark.parametrize("level", [0.95, 0.99])
-@pytest.mark.parametrize("held_out", [30, 272])
-def test_intervals_hold_the_true_share(held_out, level):
+@pytest.mark.parametrize("validation", [30, 272])
+def test_intervals_hold_the_true_share(validation, level):
     """Scores of synthetic images normal about `centre`, those of real images about 0: the true share is known."""
     rng = np.random.default_rng(0)
     for centre in (0.0, 1.0):
         truth = norm.sf(norm.ppf(level) - centre)
         held = 0
         for _ in range(200):
-            estimate = share_beyond(rng.normal(centre, 1, 500), rng.normal(0, 1, held_out), level)
+            estimate = share_beyond(rng.normal(centre, 1, 500), rng.normal(0, 1, validation), level)
             assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
             held += estimate.low <= truth <= estimate.high
         assert held >= 186  # 190 of 200 are promised, and 186 leave room for chance
@@ -345,12 +346,12 @@ HOLED = np.where(GOOD > 0.999, np.nan, GOOD)
 
 
 @pytest.mark.parametrize(
-    ("training", "held_out", "images", "message"),
+    ("training", "validation", "images", "message"),
     [
         (GOOD[:50], GOOD, GOOD, "training are of 50 images: to look for copies takes 51 or more"),
-        (GOOD, GOOD[:19], GOOD, "held_out are of 19 images: to look for copies takes 20 or more"),
+        (GOOD, GOOD[:19], GOOD, "validation are of 19 images: to look for copies takes 20 or more"),
         (GOOD, np.flip(GOOD), GOOD[:0], "images are of 0 images"),
-        (GOOD, GOOD[..., :-1], GOOD, r"held_out are of \(16, 15\) pixels"),
+        (GOOD, GOOD[..., :-1], GOOD, r"validation are of \(16, 15\) pixels"),
         (
             GOOD,
             np.flip(GOOD),
@@ -358,16 +359,16 @@ HOLED = np.where(GOOD > 0.999, np.nan, GOOD)
             r"images are \(1, 17, 17\) and training",
         ),
         (GOOD[:, 0], GOOD, GOOD, r"training have the shape \(60, 16, 16\): give \(N, 1, H, W\)"),
-        (GOOD, HOLED, GOOD, "held_out hold values that are not finite"),
+        (GOOD, HOLED, GOOD, "validation hold values that are not finite"),
         (HOLED, GOOD, GOOD, "training hold values that are not finite"),
         (GOOD, np.flip(GOOD), HOLED, "images hold values that are not finite"),
         (GOOD[..., :8, :8], GOOD, GOOD, "to compare takes 16 a side"),
         (GOOD, GOOD[:20], GOOD, "copies of training images: hold out others"),
     ],
 )
-def test_refusals_say_what_to_do(training, held_out, images, message):
+def test_refusals_say_what_to_do(training, validation, images, message):
     with pytest.raises(InputError, match=message) as refusal:
-        CopyDetector.fit(training, held_out).examine(images)
+        CopyDetector.fit(training, validation).examine(images)
     assert str(refusal.value).count("\n") == 0
 
 

@@ -8,7 +8,12 @@ import pytest
 import torch
 from conftest import tiny, train_alone
 
-from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline
+from mri_ddpm import (
+    AttentionUNet2DModel,
+    MRIDDPMImg2ImgPipeline,
+    MRIDDPMInpaintPipeline,
+    MRIDDPMPipeline,
+)
 from mri_ddpm.data import load_phantoms, to_model_range
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
@@ -143,9 +148,8 @@ def test_a_trained_model_keeps_them_and_one_without_samples_as_before(tmp_path):
     ]
     assert torch.equal(first[1], noise)
     alpha_bar = known.scheduler.alphas_cumprod[-1]
-    drawn = (
-        first[0] - (1 - alpha_bar).sqrt() * noise
-    ) / alpha_bar.sqrt()  # the same noise, and x_0 by the moments
+    # The same noise, and x_0 by the moments
+    drawn = (first[0] - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
     components = known.unet.x_0_components[known.unet.x_0_components.flatten(1).any(1)].flatten(1)
     off = (drawn - known.unet.x_0_mean[0]).flatten()
     residual = off - components.T @ torch.linalg.lstsq(components.T, off).solution
@@ -177,15 +181,25 @@ def test_a_chain_starts_about_its_classs_mean_at_any_size(pipeline, label, mean,
     assert x_t.std() == pytest.approx(float((1 - signal**2).sqrt()), abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_16_bits_starts_there_too(pipeline, dtype):
+    """On a CPU torch resizes no image of 16 bits."""
+    expected = first_x_t(pipeline, "a")
+    x_t = first_x_t(pipeline.to(dtype), "a")
+    assert x_t.dtype == torch.float32
+    torch.testing.assert_close(x_t, expected, atol=5e-3, rtol=0)
+
+
 def test_a_variation_starts_from_its_scan_and_a_mask_from_the_mean(pipeline):
     """What a mask covers is drawn anew: nothing of it may show through x_T. A scan without a mask is to show through."""
     scan = np.ones((16, 16), np.float32)
     mask = np.zeros((16, 16), np.float32)
     mask[:8] = 1
     signal = float(pipeline.scheduler.alphas_cumprod[-1].sqrt())
-    varied = first_x_t(pipeline, "a", image=scan, strength=1.0)
+    varied = first_x_t(MRIDDPMImg2ImgPipeline.from_pipe(pipeline), "a", image=scan, strength=1.0)
     assert varied.mean() == pytest.approx(signal, abs=0.02)
-    masked = first_x_t(pipeline, "a", image=scan, mask_image=mask, jump_n_sample=1)
+    inpaint = MRIDDPMInpaintPipeline.from_pipe(pipeline)
+    masked = first_x_t(inpaint, "a", image=scan, mask_image=mask, jump_n_sample=1)
     assert masked[:, :, :8].mean() == pytest.approx(signal * -0.8, abs=0.03)
     assert masked[:, :, 8:].mean() == pytest.approx(signal, abs=0.03)
 

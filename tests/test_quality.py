@@ -103,9 +103,8 @@ def test_kid_is_unbiased_and_its_interval_safe_under_no_difference():
     assert values.mean() == pytest.approx(0, abs=3 * values.std() / 10)
     assert share_covered(estimates, 0) >= 0.95
     widths = [estimate.high - estimate.low for estimate in estimates]
-    assert np.mean(widths) / (2 * 1.96 * values.std()) == pytest.approx(
-        1.75, abs=0.35
-    )  # as the docstring says
+    # As the docstring says
+    assert np.mean(widths) / (2 * 1.96 * values.std()) == pytest.approx(1.75, abs=0.35)
     middles = [(estimate.low + estimate.high) / 2 for estimate in estimates]
     assert np.mean(middles) == pytest.approx(0, abs=values.std())
 

@@ -1,10 +1,9 @@
-"""``mri-ddpm reproduce`` as a user starts it: killed, gone on with in two processes, and what it leaves and refuses."""
+"""``python -m benchmarks.reproduction`` as a user starts it: stopped, resumed in two processes, what it leaves and refuses."""
 
 import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,17 +15,17 @@ import pytest
 from conftest import REPOSITORY, losses
 from PIL import Image
 
+from benchmarks.reproduction.__main__ import begin_or_join, main, refuse_few_scans
+from benchmarks.reproduction.budgets import TINY
+from benchmarks.reproduction.items import figure_1
+from benchmarks.reproduction.report import SECTIONS
+from benchmarks.reproduction.runs import make_plan
+from benchmarks.reproduction.study import Study
 from mri_ddpm import commands
-from mri_ddpm.data import draw_phantoms, load_phantoms, load_scans
+from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json, write_json
-from mri_ddpm.reproduction.budgets import BUDGETS
-from mri_ddpm.reproduction.items import Material, scans_item
-from mri_ddpm.reproduction.plan import make_plan
-from mri_ddpm.reproduction.reproduce import refuse_few_scans, reproduce
-from mri_ddpm.reproduction.results import Results
 
-TINY = BUDGETS["tiny"]
 TITLES = [
     "Figure 1", "Figures 2 and 3", "Figure 4", "Table 1", "Figure 6", "Figure 7", "Figures 8 and 9", "Figure 10",
     "Figure 11", "Figure 12", "Claim 1", "Claim 2", "Claim 3", "Claim 4a", "Claim 4b", "Claim 5a", "Claim 5b", "Claim 6a",
@@ -34,161 +33,110 @@ TITLES = [
 ]  # fmt: skip
 
 
+def command(folder: Path) -> list[str]:
+    return ["-m", "benchmarks.reproduction", "--budget", "tiny", "--output_dir", str(folder)]
+
+
 @pytest.fixture(scope="module")
 def reproduction(tmp_path_factory) -> Path:
-    """The whole tiny budget on the phantom, by two processes; killed after a few runs, and started again."""
+    """The whole tiny budget on the phantom: stopped by Ctrl-C within a run, and resumed by two processes."""
     folder = tmp_path_factory.mktemp("reproduction") / "repro"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "mri_ddpm",
-        "reproduce",
-    ]
-    command += ["--budget", "tiny", "--output_dir", str(folder)]
-
-    def start() -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=folder.parent, start_new_session=True, **pipes)
-
-    first = start()
-    while len(list(folder.glob("runs/*/result.json"))) < 5:
-        assert first.poll() is None, first.stderr.read()
-        time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY}
+    with subprocess.Popen([sys.executable, *command(folder)], **pipes) as first:
+        while len(list(folder.glob("runs/*/metrics.jsonl"))) < 3:
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.1)
+        first.send_signal(signal.SIGINT)
+        errors = first.stderr.read()
+    assert first.returncode == 130
+    assert errors.endswith("Stopped. The same command resumes it.\n")
+    assert "Traceback" not in errors
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/result.json")}
-    second = start()
-    output, errors = second.communicate(timeout=600)
-    assert second.returncode == 0, errors
-    assert "Claim 7c: " in output
-    assert f"Report: {folder / 'report.html'}" in output
-    assert "runs: 100%" in errors  # one bar over all of them
+    assert len(before) == 2
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    second = subprocess.run([*launcher, *command(folder)], timeout=900, **pipes)
+    assert second.returncode == 0, second.stderr
+    assert "Claim 7c: " in second.stdout
+    assert f"Report: {folder / 'report.html'}" in second.stdout
+    assert "runs: 100%" in second.stderr  # one bar over all of them
     assert {path: path.stat().st_mtime_ns for path in before} == before
     return folder
 
 
-def strict(text: str) -> dict:
-    """JSON as every reader takes it."""
-    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-
-
+@pytest.mark.slow
 def test_every_run_leaves_one_line_and_its_folder(reproduction):
-    rows = [strict(line) for line in (reproduction / "runs.jsonl").read_text().splitlines()]
-    plan = make_plan(
-        TINY, reproduction / "runs", None, load_phantoms(num_images=8, resolution=16).class_names, 180
-    )
+    lines = (reproduction / "runs.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
+    plan = make_plan(TINY, reproduction / "runs", None, PHANTOM_CLASS_NAMES, 180)
     assert [row["name"] for row in rows] == [run.name for run in plan]
     for row in rows:
         folder = reproduction / "runs" / row["name"]
         assert (folder / "pipeline" / "model_index.json").exists()
         assert not (folder / "checkpoints").exists()  # of all runs together they would fill a disk
-        assert "held-out loss" in (reproduction / "runs" / f"{row['name']}.log").read_text()
+        assert "validation loss" in (reproduction / "runs" / f"{row['name']}.log").read_text()
         assert row["epochs"] == read_json(folder / "config.json")["num_train_epochs"]
         assert len(row["validation_loss"]) == row["epochs"]
         assert row["training_seconds"] > 0
+        assert ("kid" in row) == (row["part"] not in ("provoked", "large"))
     assert not list(reproduction.glob("runs/*.lock"))
-    kids = [
-        row["kid"]["value"]
-        for row in rows
-        if row["part"] in ("paper", "start", "ratio", "blocks", "timesteps", "losses")
-    ]
-    assert len(kids) == len([run for run in plan if run.part not in ("provoked", "ours", "large")])
-    assert len(set(kids)) == len(kids) - 1  # the guard has nothing to do, so one run is drawn twice
 
 
+@pytest.mark.slow
 def test_every_item_is_reported_twice_with_pictures_code_command_seed_machine_and_time(reproduction):
     html, markdown = ((reproduction / f"report.{end}").read_text() for end in ("html", "md"))
     assert re.findall(r"^### (.*?)(?:: (?:yes|no|not shown))?$", markdown, re.MULTILINE) == TITLES
     for title in TITLES:
         assert f"<h3>{title}" in html
     pictures = re.findall(r"!\[.*?\]\((figures/.*?)\)", markdown)
-    assert len(pictures) == html.count("data:image/png;base64,") >= 18
+    assert len(pictures) == html.count('src="data:image/png;base64,') >= 18
     for picture in pictures:
         assert np.asarray(Image.open(reproduction / picture).convert("L")).std() > 5
+    assert html.count("<table>") == markdown.count("|---|\n")
     assert 'src="http' not in html
     assert markdown.count("- **Paper:** ") == markdown.count("- **Ours:** ") == len(TITLES)
-    assert len(
-        re.findall(r"^Code: `mri_ddpm\..*(minutes of training|drawn in seconds)", markdown, re.MULTILINE)
-    ) == len(TITLES)
+    made = r"^Code: `(?:benchmarks|mri_ddpm)\..*(?:minutes of training|drawn in seconds)"
+    assert len(re.findall(made, markdown, re.MULTILINE)) == len(TITLES)
     assert markdown.count("accelerate launch train_ddpm.py") >= 20
-    assert "{{" not in markdown + html
+    assert "{{" not in markdown
     assert "nan" not in markdown.lower().split()
 
 
+@pytest.mark.slow
 def test_a_run_of_the_sweep_is_what_its_command_trains(reproduction, tmp_path):
     """The last of many runs in one process against a process of its own: the same losses to the bit."""
     rows = [json.loads(line) for line in (reproduction / "runs.jsonl").read_text().splitlines()]
-    row = next(row for row in rows if row["name"] == "losses-l1-seed1")
+    row = next(row for row in rows if row["name"] == "losses-l1-seed0")
     flags = shlex.split(row["command"])[3:]
     flags[flags.index("--output_dir") + 1] = str(tmp_path / "alone")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "train_ddpm.py", *flags],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        env=environment,
-    )
+    done = subprocess.run([sys.executable, "train_ddpm.py", *flags], cwd=REPOSITORY, env=environment)
+    assert done.returncode == 0
     assert losses(tmp_path / "alone") == losses(reproduction / "runs" / row["name"])
 
 
+@pytest.mark.slow
 def test_the_report_is_written_anew_without_training_also_of_runs_that_broke(reproduction, capsys):
     """Surges in the paper's own runs, in a variant, and in the grid: each is told, and nothing is made up for it."""
+    lost = ("kid", "bits_per_dimension", "ssim", "ssim_of_training_scans", "flagged_share", "detail_ratio")
     changed = {}
-    for name in ("paper-16-16-seed0", "paper-20-16-seed0", "blocks-resnet-seed0", "ratio-16-8-seed0"):
+    for name in ("paper-16-16-seed0", "paper-16-8-seed0", "blocks-resnet-seed0", "ratio-16-8-seed0"):
         path = reproduction / "runs" / name / "result.json"
         changed[path] = read_json(path)
-        lost = (
-            "kid",
-            "bits_per_dimension",
-            "ssim",
-            "ssim_of_training_scans",
-            "flagged_share",
-            "detail_ratio",
-        )
         broken = {key: value for key, value in changed[path].items() if key not in lost}
-        write_json(
-            path,
-            {
-                **broken,
-                "ended": "the loss is nan at step 20",
-                "evaluations": changed[path]["evaluations"][:2],
-            },
-        )
-    grid = reproduction / "runs" / "paper-16-16-seed0" / "samples" / "epoch-00004-raw.png"
+        broken |= {"ended": "the loss is nan at step 20", "evaluations": broken["evaluations"][:2]}
+        write_json(path, broken)
+    grid = reproduction / "runs" / "paper-16-16-seed0" / "samples" / "epoch-00003-raw.png"
     grid.rename(grid.with_suffix(".away"))
     pictures = {path: path.stat().st_mtime_ns for path in reproduction.glob("runs/*/loss.png")}
     try:
-        commands.main(["reproduce", "--budget", "tiny", "--output_dir", str(reproduction)])
+        main(["--budget", "tiny", "--output_dir", str(reproduction)])
     finally:
         grid.with_suffix(".away").rename(grid)
         for path, content in changed.items():
             write_json(path, content)
     assert "Claim 3: not shown" in capsys.readouterr().out
-    assert "not reached, the run ended in epoch 4" in (reproduction / "report.md").read_text()
+    assert "not reached, the run ended in epoch 3" in (reproduction / "report.md").read_text()
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures
-
-
-def test_ctrl_c_says_that_the_same_command_goes_on(reproduction, tmp_path):
-    """In the middle of the long run, all others being over; of it nothing is lost."""
-    folder = tmp_path / "repro"
-    shutil.copytree(reproduction, folder)
-    shutil.rmtree(folder / "runs" / "paper-16-16-seed0")
-    command = [sys.executable, "-m", "mri_ddpm", "reproduce", "--budget", "tiny", "--output_dir", str(folder)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "runs" / "paper-16-16-seed0" / "metrics.jsonl").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        errors = process.stderr.read()
-    assert process.returncode == 130
-    assert errors.endswith("Stopped. The same command goes on.\n")
-    assert "Traceback" not in errors
-    assert not (folder / "runs" / "paper-16-16-seed0" / "result.json").exists()
 
 
 @pytest.fixture
@@ -206,42 +154,67 @@ def test_scans_are_shown_unless_they_may_not_be(scans, tmp_path):
     loaded = load_scans(train_data_dir=scans, resolution=TINY.best.resolution)
     shown = {}
     for with_scans in (True, False):
-        material = Material(TINY, [], Results([]), loaded, tmp_path, with_scans)
-        item = scans_item(material)
-        shown[with_scans] = (tmp_path / "figure1.png").read_bytes()
+        item = figure_1(Study(TINY, [], scans=loaded, with_scans=with_scans))
+        (_, draw), file = item.pictures["figure1.png"], tmp_path / "figure1.png"
+        draw(file)
+        shown[with_scans] = file.read_bytes()
         assert ("in place of patients' scans" in item.ours) is not with_scans
         assert "class_0 4" in item.ours
     assert shown[True] != shown[False]
 
 
-def test_few_scans_are_refused_before_anything_is_trained(scans, tmp_path):
-    with pytest.raises(InputError, match="--train_data_dir has 12 training scans .* --budget tiny needs 51"):
-        reproduce(tmp_path / "out", data=scans, budget="tiny")
+def test_few_scans_are_refused_before_anything_is_trained(scans, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--budget", "tiny", "--data", scans, "--output_dir", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert re.search(
+        "error: --train_data_dir has 12 training scans .* --budget tiny needs 51", capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
-    few = load_phantoms(num_images=160, resolution=16)  # enough for tiny but for what is held out
-    with pytest.raises(InputError, match="16 held-out scans .* needs 20"):
+    few = load_phantoms(num_images=160, resolution=16)  # enough for tiny but for validation
+    with pytest.raises(InputError, match="16 validation scans .* needs 20"):
         refuse_few_scans(TINY, few)
 
 
-def test_another_s_folder_is_refused(reproduction, tmp_path, capsys):
+def test_another_s_folder_is_refused(tmp_path, capsys):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
-    other = tmp_path / "other"
-    other.mkdir()
-    write_json(other / "plan.json", {**read_json(reproduction / "plan.json"), "budget": "hour"})
-    older = tmp_path / "older"
-    older.mkdir()
-    write_json(older / "plan.json", {**read_json(reproduction / "plan.json"), "runs": {}})
     for folder, words in (
         (tmp_path / "thesis", "is not empty and holds no reproduction"),
         (tmp_path / "thesis" / "chapter.txt", "is a file"),
-        (other, "holds a reproduction of another budget"),
-        (older, "by the plan of another version"),
     ):
         with pytest.raises(SystemExit) as end:
-            commands.main(["reproduce", "--budget", "tiny", "--output_dir", str(folder)])
+            main(["--budget", "tiny", "--output_dir", str(folder)])
         assert end.value.code == 2
         message = capsys.readouterr().err
         assert words in message
         assert message.count("\n") == 1
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [("budget", "of another budget"), ("content_sha256", "on other scans"), ("runs", "by the plan of another version")],
+)  # fmt: skip
+def test_another_reproduction_is_refused(tmp_path, changed, words):
+    note = {"budget": "tiny", "content_sha256": "a", "runs": {"ratio": {}}}
+    file = tmp_path / "repro" / "plan.json"
+    begin_or_join(file, note, first=True)
+    begin_or_join(file, note, first=True)  # resumed
+    begin_or_join(file, note, first=False)
+    with pytest.raises(InputError, match=f"holds a reproduction {words}; name a new folder"):
+        begin_or_join(file, {**note, changed: "other"}, first=True)
+    assert read_json(file) == note
+
+
+def test_the_command_that_moved_names_the_new_door(capsys):
+    with pytest.raises(SystemExit) as end:
+        commands.main(["reproduce", "--budget", "tiny", "--output_dir", "repro"])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert "run python -m benchmarks.reproduction" in message
+    assert message.count("\n") == 1
+
+
+def test_every_item_is_one_row_of_the_report():
+    assert sum(map(len, SECTIONS.values())) == len(TITLES)

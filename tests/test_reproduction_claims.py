@@ -1,34 +1,56 @@
 """Answers to the paper's claims, on results that are made up so that the answer is known."""
 
 import dataclasses
+import json
+import math
+import re
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from scipy.stats import ttest_1samp
 
-from mri_ddpm.evaluation.estimates import mean
-from mri_ddpm.reproduction import paper
-from mri_ddpm.reproduction.budgets import BUDGETS
-from mri_ddpm.reproduction.claims import (
+from benchmarks.reproduction.budgets import HOUR
+from benchmarks.reproduction.claims import (
+    CLAIMS,
     NO,
     NOT_SHOWN,
     YES,
-    blocks_claims,
-    guard_claim,
-    late_epochs_claim,
-    loss_claims,
-    ratio_claim,
-    surge_claims,
-    threshold_claim,
-    timesteps_claims,
+    guard,
+    late_epochs,
+    ratio,
+    surge,
+    threshold,
 )
-from mri_ddpm.reproduction.curves import Curves, describe
-from mri_ddpm.reproduction.results import Results
-from mri_ddpm.reproduction.sweep import FINISHED
+from benchmarks.reproduction.items import COLUMNS, TABLE_1, describe, our_recipe
+from benchmarks.reproduction.measure import FINISHED, losses_of
+from benchmarks.reproduction.runs import OURS, RECIPE
+from benchmarks.reproduction.study import Item, Study
+from mri_ddpm.config import TrainingConfig
+from mri_ddpm.evaluation.estimates import mean
+from mri_ddpm.files import read_json_lines
 
-BUDGET = dataclasses.replace(BUDGETS["hour"], ratio_seeds=2)
-LONG = f"{BUDGET.long.resolution}-{BUDGET.long.batch_size}"
-SURGE = f"{BUDGET.surge.resolution}-{BUDGET.surge.batch_size}"
+BUDGET = dataclasses.replace(HOUR, ratio_seeds=2)
+
+
+def claims(study: Study, *numbers: str) -> list[Item]:
+    """Those that compare variants, by their numbers."""
+    rows = {claim.number: claim for claim in CLAIMS if hasattr(claim, "number")}
+    return [rows[number](study) for number in numbers]
+
+
+def test_the_committed_runs_give_the_committed_answers():
+    """Word by word, of the budget ``hour``: the claims of the report that is in the repository."""
+    folder = REPOSITORY / "docs" / "results" / "reproduction"
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    (limit,) = re.findall(r"their KID is surely under ([0-9.]+),", report)
+    study = Study(HOUR, read_json_lines(folder / "runs.jsonl"), kid_of_blurred=float(limit))
+    for make in CLAIMS:
+        item = make(study)
+        assert (
+            f"\n### {item.title}: {item.answer}\n\n- **Paper:** {item.paper}\n- **Ours:** {item.ours}\n"
+            in report
+        )
 
 
 def row(part: str, variant: str, seed: int = 0, **changes) -> dict:
@@ -51,8 +73,8 @@ def test_a_mean_has_student_s_interval():
     assert mean([1.0]).high == np.inf  # one value says nothing of its spread
 
 
-def grid(loss_of) -> Results:
-    """The sweep with a held-out loss of ``loss_of(size, batch, seed)`` in the last epoch, and half of it in KID."""
+def grid(loss_of) -> Study:
+    """The sweep with a validation loss of ``loss_of(size, batch, seed)`` in the last epoch, and half of it in KID."""
     rows = []
     for size in BUDGET.sizes:
         for batch in BUDGET.batch_sizes:
@@ -69,7 +91,7 @@ def grid(loss_of) -> Results:
                 if batch != BUDGET.best.batch_size:
                     rate = 1e-3 * (batch / 80) ** 0.5
                     rows.append(row("ratio", f"{size}-{batch}-scaled", seed, learning_rate=rate, **common))
-    return Results(rows)
+    return Study(BUDGET, rows)
 
 
 @pytest.mark.parametrize(
@@ -84,17 +106,16 @@ def grid(loss_of) -> Results:
     ],
 )
 def test_the_ratio_matters_where_nothing_is_learned_off_it(loss_of, answer):
-    claim = ratio_claim(grid(loss_of), BUDGET)
-    assert claim.answer == answer
+    assert ratio(grid(loss_of)).answer == answer
 
 
 def test_what_a_doubled_batch_changes_is_a_slope_of_logarithms():
-    claim = ratio_claim(grid(lambda size, batch, seed: 0.001 * size * (batch / 20) ** 0.5), BUDGET)
-    assert "by +41.4 % [+41.4, +41.4]" in claim.because
+    item = ratio(grid(lambda size, batch, seed: 0.001 * size * (batch / 20) ** 0.5))
+    assert "by +41.4 % [+41.4, +41.4]" in item.ours
 
 
-def long_run(points: list[tuple]) -> Results:
-    """One run: (epoch, held-out loss, KID, share of copies); no loss before the first epoch."""
+def long_run(points: list[tuple]) -> Study:
+    """One run: (epoch, validation loss, KID, share of copies); no loss before the first epoch."""
     losses = [1.0] * max(point[0] for point in points)
     for epoch, loss, *_ in points:
         losses[epoch - 1] = loss if epoch else losses[epoch - 1]
@@ -105,7 +126,8 @@ def long_run(points: list[tuple]) -> Results:
         }
         for epoch, _, value, share in points
     ]  # fmt: skip
-    return Results([row("paper", LONG, validation_loss=losses, evaluations=evaluations)])
+    rows = [row("paper", BUDGET.long.name, validation_loss=losses, evaluations=evaluations, name="long")]
+    return Study(BUDGET, rows, kid_of_blurred=3.0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +140,7 @@ def long_run(points: list[tuple]) -> Results:
     ],
 )
 def test_the_threshold_parts_only_what_lies_on_both_of_its_sides(points, answer):
-    assert threshold_claim(long_run(points), BUDGET, kid_of_blurred=3.0).answer == answer
+    assert threshold(long_run(points)).answer == answer
 
 
 @pytest.mark.parametrize(
@@ -132,8 +154,8 @@ def test_the_threshold_parts_only_what_lies_on_both_of_its_sides(points, answer)
 )
 def test_little_changes_late_when_neither_kid_nor_copies_do(last, answer):
     points = [(0, 0, 15, 0), (120, 0.03, 3, 0.01), (585, 0.02, 2.0, 0.01), last]
-    assert late_epochs_claim(long_run(points), BUDGET).answer == answer
-    assert late_epochs_claim(long_run(points[:-1]), BUDGET).answer == NOT_SHOWN  # nothing later was seen
+    assert late_epochs(long_run(points)).answer == answer
+    assert late_epochs(long_run(points[:-1])).answer == NOT_SHOWN  # nothing later was seen
 
 
 SEEDS = range(3)
@@ -150,12 +172,13 @@ def variants(part: str, by_variant: dict[str, float], key: str = "kid", noise: f
 def test_attention_and_blocks_are_told_apart():
     """Attention takes 0.5 off, ConvNeXt adds 1: main effects of a two by two design."""
     values = {"resnet": 2.0, "resnet-attention": 1.5, "convnext": 3.0, "convnext-attention": 2.5}
-    attention, convnext = blocks_claims(Results(variants("blocks", values)))
+    attention, convnext = claims(Study(BUDGET, variants("blocks", values)), "4a", "4b")
     assert (attention.answer, convnext.answer) == (YES, NO)
-    assert "KID changes by -0.5" in attention.because
-    assert "bits per dimension, held out is missing" in attention.because
+    assert "KID changes by -0.5" in attention.ours
+    assert "bits per dimension, validation is missing" in attention.ours
     same = dict.fromkeys(values, 2.0)
-    assert [claim.answer for claim in blocks_claims(Results(variants("blocks", same)))] == [NOT_SHOWN] * 2
+    items = claims(Study(BUDGET, variants("blocks", same)), "4a", "4b")
+    assert [item.answer for item in items] == [NOT_SHOWN] * 2
 
 
 def test_likelihood_can_speak_against_kid():
@@ -165,40 +188,43 @@ def test_likelihood_can_speak_against_kid():
         rows, variants("blocks", {k: -v for k, v in values.items()}, "bits_per_dimension"), strict=True
     ):
         found["bits_per_dimension"] = bits["bits_per_dimension"]
-    assert blocks_claims(Results(rows))[0].answer == NOT_SHOWN
+    assert claims(Study(BUDGET, rows), "4a")[0].answer == NOT_SHOWN
 
 
 def test_timesteps_are_asked_about_with_betas_as_they_are_and_scaled():
     rows = variants("timesteps", {"100": 3.0, "100-scaled": 1.0, "300-scaled": 1.0, "1000": 1.0})
     rows += variants("blocks", {"resnet-attention": 2.0})
-    plain, scaled = timesteps_claims(Results(rows))
+    plain, scaled = claims(Study(BUDGET, rows), "5a", "5b")
     assert (plain.answer, scaled.answer) == (YES, NOT_SHOWN)
-    assert [line["variant"] for line in plain.table] == ["T = 100", "T = 300", "T = 1000"]
+    assert [line["variant"] for line in plain.tables[0]] == ["T = 100", "T = 300", "T = 1000"]
 
 
 def test_huber_is_held_against_each_other_loss():
     rows = variants("losses", {"l2": 2.0, "l1": 1.0}) + variants("blocks", {"resnet-attention": 1.5})
-    assert [claim.answer for claim in loss_claims(Results(rows))] == [YES, NO]
+    assert [item.answer for item in claims(Study(BUDGET, rows), "6a", "6b")] == [YES, NO]
 
 
 def test_a_surge_is_a_surge_and_a_short_healthy_run_shows_nothing():
-    healthy = {"training_loss": [0.4, 0.1, 0.05, 0.04, 0.04], "epochs": 5, "last_loss": 0.04}
-    guarded = row("paper", f"{SURGE}-guarded", **healthy)
-    provoked = provoked_rows([0.424, 0.424], [0.06, 0.07])
+    healthy = {
+        "training_loss": [0.4, 0.1, 0.05, 0.04, 0.04],
+        "epochs": 5,
+        "last_loss": 0.04,
+        "batch_size": 40,
+    }
+    guarded = row("paper", f"{BUDGET.surge.name}-guarded", **healthy)
     for changes, answer in (
         ({}, NOT_SHOWN),
         ({"training_loss": [0.4, 0.1, 0.05, 0.04, 30.0]}, YES),
         ({"ended": "the loss is nan at step 300"}, YES),
     ):
-        results = Results([row("paper", SURGE, **{**healthy, **changes}), guarded, *provoked])
-        assert surge_claims(results, BUDGET)[0].answer == answer
+        plain = row("paper", BUDGET.surge.name, **{**healthy, **changes})
+        assert surge(Study(BUDGET, [plain, guarded])).answer == answer
 
 
-def provoked_rows(unguarded: list[float], guarded: list[float], rate: float = 0.1) -> list[dict]:
+def provoked_rows(unguarded: list[float], guarded: list[float]) -> list[dict]:
     """Runs whose least loss was 0.04."""
     return [
-        row("provoked", f"{name}-{each}", seed, least_loss=0.04, last_loss=loss, surges=[70] if name == "guarded" else [])
-        for each in (rate, 0.3)
+        row("provoked", f"{name}-0.1", seed, least_loss=0.04, last_loss=loss, surges=[70] if name == "guarded" else [])
         for name, losses in (("unguarded", unguarded), ("guarded", guarded))
         for seed, loss in enumerate(losses)
     ]  # fmt: skip
@@ -214,7 +240,25 @@ def provoked_rows(unguarded: list[float], guarded: list[float], rate: float = 0.
     ],
 )
 def test_the_guard_is_judged_by_what_is_lost_without_it(unguarded, guarded, answer):
-    assert guard_claim(Results(provoked_rows(unguarded, guarded)), 0.1, "b").answer == answer
+    assert guard(Study(BUDGET, provoked_rows(unguarded, guarded)), "b", 0.1).answer == answer
+
+
+def test_our_recipe_is_told_as_it_is_trained():
+    run = {
+        "resolution": 44,
+        "batch_size": 80,
+        "training_loss": [],
+        "validation_loss": [],
+        "validation_loss_ema": [],
+    }
+    rows = [row(part, BUDGET.best.name, name=part, **run) for part in ("ours", "start", "paper")]
+    item = our_recipe(Study(BUDGET, rows))
+    paper = TrainingConfig(**RECIPE)
+    changed = {name: value for name, value in OURS.items() if value != getattr(paper, name)}
+    assert changed.keys() >= {"lr_scheduler", "lr_warmup_steps", "start_from_moments"}
+    for name, value in OURS.items():
+        told = name in changed and name not in ("preset", *BUDGET.network)
+        assert (f"{name} {value}" in item.ours) == told
 
 
 def test_curves_are_means_over_whole_epochs():
@@ -224,15 +268,25 @@ def test_curves_are_means_over_whole_epochs():
     rows.insert(2, {"step": 2, "validation_loss": 0.2, "validation_loss_ema": 0.3})
     rows.insert(5, {"step": 4, "validation_loss": 0.1, "validation_loss_ema": 0.2})
     rows.append({"step": 4, "surge_at_step": 5, "learning_rate_factor": 0.5})
-    curves = Curves.of(rows)
-    np.testing.assert_allclose(curves.training, [1.5, 3.5])  # the fifth step's epoch is not over
-    np.testing.assert_allclose(curves.validation, [0.2, 0.1])
-    assert curves.seconds(20) == pytest.approx(10.0)
-    assert len(curves.surges) == 1
+    found = losses_of(rows, batch_size=20)
+    assert found["training_loss"] == [1.5, 3.5]  # the fifth step's epoch is not over
+    assert found["validation_loss"] == [0.2, 0.1]
+    assert (found["epochs"], found["images_seen"], found["training_seconds"]) == (2, 100, 10.0)
+    assert found["least_loss"] == found["last_loss"] == pytest.approx(3.0)  # of five steps, which are all
+    assert found["surges"] == [5]
+
+
+def test_losses_that_are_no_numbers_are_left_out_of_the_json():
+    rows = [
+        {"epoch": step, "loss": loss, "images_per_second": 10.0} for step, loss in enumerate((2.0, math.nan))
+    ]
+    found = losses_of(rows, batch_size=20)
+    assert (found["training_loss"], found["least_loss"], found["last_loss"]) == ([2.0], None, None)
+    json.dumps(found, allow_nan=False)
 
 
 def test_table_1_s_columns():
-    losses = np.array([4.0, 1.0, 3.0, 2.0])
+    losses = [4.0, 1.0, 3.0, 2.0]
     assert describe(losses) == pytest.approx(
         {
             "count": 4,
@@ -245,4 +299,4 @@ def test_table_1_s_columns():
             "max": 4,
         }
     )
-    assert [list(row) for row in paper.TABLE_1.values()] == [list(describe(losses))] * 2
+    assert {len(row) for row in TABLE_1.values()} == {len(COLUMNS)}

@@ -1,4 +1,4 @@
-"""Folders of drawn images: gone on with, refused, filmed, and never out of memory. The command is run as a user runs it."""
+"""Folders of samples: resumed, refused, filmed, and never out of memory. The command is run as a user runs it."""
 
 import subprocess
 import sys
@@ -10,10 +10,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from mri_ddpm import MRIDDPMPipeline, commands
+from mri_ddpm import MRIDDPMInpaintPipeline, MRIDDPMPipeline, commands
 from mri_ddpm.diffusion import make_noise_scheduler
-from mri_ddpm.sampling import SCHEDULERS, batch_size_that_fits, draw_batches, set_scheduler
-from mri_ddpm.sampling.batches import activation_bytes
+from mri_ddpm.sampling import SCHEDULERS, SamplingOptions, sample_batches, set_scheduler
+from mri_ddpm.sampling.batches import activation_bytes, batch_size_that_fits
 
 NAMES = ("glioma_tumor", "no_tumor")
 CLASS = ("--class_label", "no_tumor")
@@ -75,9 +75,8 @@ def test_a_drawing_that_was_killed_goes_on_where_it_stopped(saved, tmp_path):
     whole = pictures(tmp_path / "whole")
     assert len(whole) == 24
     assert pictures(tmp_path / "out") == whole  # to the bit, texts included
-    finished = [
-        f"no_tumor-{i:05d}.png" for i in range(len(before) // 4 * 4)
-    ]  # of whole batches: not drawn again
+    # Of whole batches: not drawn again
+    finished = [f"no_tumor-{i:05d}.png" for i in range(len(before) // 4 * 4)]
     assert finished
     for name in finished:
         assert (tmp_path / "out" / name).stat().st_mtime_ns == times[name]
@@ -152,11 +151,14 @@ def test_auto_takes_the_batch_that_half_of_the_memory_holds(pipeline, monkeypatc
     assert sum(each) > 16 * 16 * 8 * 4  # the first convolution's output alone
     memory = type("memory", (), {"available": 21 * sum(each)})
     monkeypatch.setattr(batches.psutil, "virtual_memory", lambda: memory)
-    assert batch_size_that_fits(pipeline, [0, 1], 100) == 10
-    assert batch_size_that_fits(pipeline, [0, 1], 3) == 10  # more may be asked for later
-    assert batch_size_that_fits(pipeline, [0, 1], 100, guidance_scale=2.0, guidance_start=0.5) == 5
-    edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16)), "strength": None}
-    assert batch_size_that_fits(pipeline, [0, 1], 100, **edit) == 10  # one step, not RePaint's ten
+    assert batch_size_that_fits(pipeline, [0, 1], 100, SamplingOptions()) == 10
+    assert batch_size_that_fits(pipeline, [0, 1], 3, SamplingOptions()) == 10  # more may be asked for later
+    guided = SamplingOptions(guidance_scale=2.0, guidance_start=0.5)
+    assert batch_size_that_fits(pipeline, [0, 1], 100, guided) == 5
+    edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16))}
+    inpaint = MRIDDPMInpaintPipeline.from_pipe(pipeline)
+    # One step, not RePaint's ten
+    assert batch_size_that_fits(inpaint, [0, 1], 100, SamplingOptions(edit=edit)) == 10
 
 
 def test_auto_halves_nothing_less_than_what_fails(pipeline):
@@ -167,27 +169,16 @@ def test_auto_halves_nothing_less_than_what_fails(pipeline):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     pipeline.unet.register_forward_pre_hook(limit)
-    sizes = [
-        len(numbers)
-        for numbers, _ in draw_batches(
-            pipeline, [0] * 13, num_images=13, batch_size="auto", seed=0, num_inference_steps=1
-        )
-    ]
+    options = SamplingOptions(batch_size="auto", num_inference_steps=1)
+    sizes = [len(numbers) for numbers, _ in sample_batches(pipeline, [0] * 13, 13, options)]
     assert sum(sizes) == 13
     assert 4 <= sizes[0] <= 6
 
 
 def test_images_are_the_same_in_batches_of_any_size(pipeline):
     def draw(batch_size):
-        batches = draw_batches(
-            pipeline,
-            [0, 1] * 4,
-            num_images=8,
-            batch_size=batch_size,
-            seed=3,
-            num_inference_steps=6,
-            output_type="np",
-        )
+        options = SamplingOptions(batch_size=batch_size, seed=3, num_inference_steps=6)
+        batches = sample_batches(pipeline, [0, 1] * 4, 8, options, output_type="np")
         return np.concatenate([images for _, images in batches])
 
     whole = draw(8)
@@ -310,7 +301,7 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         np.testing.assert_array_equal(drawn[mask == 0], scan[mask == 0])
         assert (drawn[mask > 0] != scan[mask > 0]).mean() > 0.9
         text = Image.open(path).text
-        assert text["synthetic"].startswith("in part: a given scan, drawn anew")
+        assert text["synthetic"].startswith("in part: a given scan, changed")
         assert len(text["image_sha256"]) == len(text["mask_image_sha256"]) == 64
 
 
@@ -321,12 +312,13 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         (["--batch_size", "0"], "--batch_size is 0; take 1 or more."),
         (["--guidance_start", "0.7", "--guidance_end", "0.2"], "guidance_start is 0.7 and guidance_end 0.2"),
         (["--dynamic_thresholding_ratio", "2"], "dynamic_thresholding_ratio is 2.0; take a share over 0"),
-        (["--strength", "0.5"], "strength is given without image"),
+        (["--strength", "0.5"], "--strength is given without --image, the scan to start from; give both."),
+        (["--mask_image", "GOOD"], "--mask_image is given without --image"),
         (["--batch_size", "many"], "'many' is neither a number nor 'auto'"),
         (["--seed", str(2**63)], f"--seed is {2**63}; with 16 images take at most"),
         (["--guidance_scale", "nan"], "guidance_scale is nan; take a number, 1 for none."),
         (["--class_label", "2"], "class '2' is not in the model; its classes are: glioma_tumor, no_tumor."),
-        (["--image", "GOOD"], "--image needs the --class_label to draw it as: glioma_tumor, no_tumor."),
+        (["--image", "GOOD"], "--image needs the --class_label to sample it as: glioma_tumor, no_tumor."),
         (["--image", "GOOD", "--mask_image", "GOOD", *CLASS], "mask_image has no white pixel"),
         (
             ["--image", "nowhere.png", *CLASS],

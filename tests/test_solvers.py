@@ -296,9 +296,8 @@ def test_zero_terminal_snr(name, schedule):
     chains = [make_chain(name, schedule, steps, rescale_betas_zero_snr=True) for steps in (1, 100, T)]
     assert all(np.isfinite(chain.maps).all() for chain in chains)
     errors = [chain.error(start=(np.zeros(PIXELS), EYE)) for chain in chains]
-    assert errors[0] == pytest.approx(
-        COVARIANCE.max(), rel=0.01
-    )  # of no signal the estimate is the mean, always
+    # Of no signal the estimate is the mean, always
+    assert errors[0] == pytest.approx(COVARIANCE.max(), rel=0.01)
     assert errors[0] > 10 * errors[1] > 10 * errors[2]
     assert errors[2] < 0.021  # DDPM's
 

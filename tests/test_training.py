@@ -1,4 +1,4 @@
-"""The training loop on the tiny preset: what it leaves, that it repeats itself, goes on where it stopped, and refuses.
+"""The training loop on the tiny preset: what it leaves, that it repeats itself, resumes where it stopped, and refuses.
 
 Tests run ``train`` in this process, or the front door as a user starts it, in a subprocess.
 """
@@ -54,12 +54,12 @@ def test_the_loss_curve_is_the_golden_one(unbroken):
     """A refactor changes nothing; ``golden_tiny.json`` is rewritten only by a change that means to change numbers."""
     golden = json.loads(GOLDEN.read_text())
     np.testing.assert_allclose(losses(unbroken), golden["loss"], rtol=2e-4)
-    held_out = [row for row in read_json_lines(unbroken / "metrics.jsonl") if "loss" not in row]
+    validation = [row for row in read_json_lines(unbroken / "metrics.jsonl") if "loss" not in row]
     np.testing.assert_allclose(
-        [row["validation_loss"] for row in held_out], golden["validation_loss"], rtol=2e-4
+        [row["validation_loss"] for row in validation], golden["validation_loss"], rtol=2e-4
     )
     np.testing.assert_allclose(
-        [row["validation_loss_ema"] for row in held_out], golden["validation_loss_ema"], rtol=2e-4
+        [row["validation_loss_ema"] for row in validation], golden["validation_loss_ema"], rtol=2e-4
     )
 
 
@@ -136,7 +136,7 @@ def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
     resumed = start(*again, launcher=())
     output, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
-    assert "going on from step 20" in output
+    assert "resuming from step 20" in output
     assert len(losses(run_dir)) == 25
 
 
@@ -204,9 +204,8 @@ def test_accumulated_batches_count_as_one_step(tmp_path):
     assert [row["epoch"] for row in rows] == [0, 0, 0, 1, 1, 1]
     cosine = [0, 0.5, *(0.5 * (1 + np.cos(np.pi * i / 4)) for i in range(4))]  # 2 steps of warm-up, then 4
     np.testing.assert_allclose([row["learning_rate"] for row in rows], 1e-3 * np.array(cosine), rtol=1e-6)
-    assert all(
-        row["grad_norm"] > 0 for row in rows
-    )  # the last step of an epoch, of a batch alone, is taken too
+    # The last step of an epoch, of a batch alone, is taken too
+    assert all(row["grad_norm"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
@@ -238,9 +237,8 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path, accumula
             adam.step()
             for parameter, expected in zip(parameters, twin, strict=True):
                 torch.testing.assert_close(parameter.detach(), expected.detach(), rtol=1e-3, atol=1e-5)
-                expected.data.copy_(
-                    parameter.data
-                )  # what rounding makes of a gradient near 0 does not add up
+                # What rounding makes of a gradient near 0 does not add up
+                expected.data.copy_(parameter.data)
 
 
 @pytest.mark.parametrize("name", ["sample_epochs", "evaluate_epochs"])
@@ -324,9 +322,8 @@ def test_gradient_checkpointing_changes_nothing(unbroken, tmp_path):
 
 
 def test_sharing_out_the_network_is_refused():
-    accelerator = SimpleNamespace(
-        distributed_type=DistributedType.FSDP
-    )  # which accelerate grants to GPUs alone
+    # Which accelerate grants to GPUs alone
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
     with pytest.raises(InputError, match="FSDP is not supported.*--multi_gpu"):
         check_parallelism(accelerator)
 

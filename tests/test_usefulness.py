@@ -89,22 +89,22 @@ def test_a_paired_gain_is_sharper_than_its_parts():
 
 
 def test_synthetic_scans_help_when_they_are_good_and_not_when_they_are_noise(few_steps):
-    training, tested = brightness_classes(64, 0), {"held_out": brightness_classes(80, 1)}
-    good = usefulness(training, brightness_classes(64, 2), tested, NAMES, seeds=1)["held_out"]
+    training, tested = brightness_classes(64, 0), {"validation": brightness_classes(80, 1)}
+    good = usefulness(training, brightness_classes(64, 2), tested, NAMES, seeds=1)["validation"]
     assert good["n"] == 80
     assert good["synthetic"]["accuracy"]["value"] > 0.9
     noise = np.random.default_rng(3).random((64, 1, 16, 16), dtype=np.float32), np.arange(64) % 4
-    bad = usefulness(training, noise, tested, NAMES, seeds=1)["held_out"]
+    bad = usefulness(training, noise, tested, NAMES, seeds=1)["validation"]
     assert bad["synthetic"]["accuracy"]["value"] < 0.6
     assert bad["synthetic"]["gain"]["accuracy"]["interval"][1] < 0
 
 
 def test_more_synthetic_scans_are_no_larger_share_of_a_batch(few_steps):
     """Nine times as many scans of wrong classes as real ones: pooled, they would drown them."""
-    training, tested = brightness_classes(64, 0), {"held_out": brightness_classes(80, 1)}
+    training, tested = brightness_classes(64, 0), {"validation": brightness_classes(80, 1)}
     images, labels = brightness_classes(576, 2)
     wrong = images, (labels + 1) % 4
-    found = usefulness(training, wrong, tested, NAMES, seeds=1, synthetic_share=0.05)["held_out"]
+    found = usefulness(training, wrong, tested, NAMES, seeds=1, synthetic_share=0.05)["validation"]
     assert found["synthetic_share"] == 0.05
     assert found["synthetic"]["accuracy"]["value"] < 0.2
     assert found["real_and_synthetic"]["accuracy"]["value"] > 0.9

@@ -4,15 +4,14 @@ import argparse
 import importlib
 import sys
 
-from mri_ddpm.errors import exit_on_input_error
+from mri_ddpm.errors import InputError, exit_on_input_error
 
 COMMANDS = {
     "train": "train a model, alone or under accelerate launch",
-    "sample": "draw images with a trained pipeline",
+    "sample": "sample images with a trained pipeline",
     "data": "count, check and split a folder of scans; trains nothing",
     "evaluate": "measure a model: quality, usefulness, and whether it copies patients",
     "push": "publish a run, or a saved pipeline, on the Hugging Face Hub",
-    "reproduce": "run the paper's experiments again and report them beside the paper's own",
 }
 
 
@@ -28,6 +27,10 @@ def main(args: list[str] | None = None) -> None:
         commands.add_parser(name, help=purpose)
     args = sys.argv[1:] if args is None else args
     with exit_on_input_error():
+        if args[:1] == ["reproduce"]:
+            raise InputError(
+                "reproduce is no command of the package; run python -m benchmarks.reproduction in a clone of the repository."
+            )
         if args[:1] and args[0] in COMMANDS:
             importlib.import_module(f"mri_ddpm.commands.{args[0]}").main(args[1:])
         else:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mri_ddpm.commands import parser_of
-from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_chain, add_scans, where
+from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.features import EXTRACTORS
@@ -16,17 +16,15 @@ def main(args: list[str] | None = None) -> None:
     parser = parser_of("evaluate")
     parser.add_argument("pipeline", nargs="?", help=PIPELINE)
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="measure these synthetic images instead, whoever drew them"
+        "--images", type=Path, metavar="DIR", help="measure these synthetic images instead, whoever made them"
     )
     add_scans(parser, "the scans it was trained on, but for the phantom's")
-    parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to draw")
+    parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to sample")
     parser.add_argument("--metrics", nargs="+", help="what to measure; everything when not given")
-    add_chain(parser)
+    add_sampling(parser)
     parser.add_argument(
         "--extractor", choices=EXTRACTORS, default="in_domain", help="what makes the features"
     )
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument(
         "--output_dir",
@@ -39,7 +37,7 @@ def main(args: list[str] | None = None) -> None:
 def evaluate_model(args: argparse.Namespace) -> None:
     """Measure, write the report, and say in short what came out."""
     if (args.images is None) == (args.pipeline is None):
-        raise InputError("give either a PIPELINE to draw with, or --images DIR to measure as they are.")
+        raise InputError("give either a PIPELINE to sample with, or --images DIR to measure as they are.")
     output_dir = args.output_dir
     if output_dir is None and args.images:
         raise InputError("--images is given without --output_dir; say by that where the report goes.")
@@ -48,16 +46,14 @@ def evaluate_model(args: argparse.Namespace) -> None:
         if not run.has_pipeline:
             raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
         output_dir = run.evaluation
-    same_names = ("num_images", "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "extractor", "batch_size", "seed", "device")  # fmt: skip
-    chosen = {name: getattr(args, name) for name in same_names} | where(args)
+    chosen = {"extractor": args.extractor, "device": args.device, **where(args)}
     if args.metrics:
         chosen["metrics"] = args.metrics
     if args.images:
-        of_images = ("extractor", "metrics", "seed", "device", *where(args))
-        chosen = {name: value for name, value in chosen.items() if name in of_images}
-        metrics = evaluate_images(args.images, output_dir, **chosen)
+        metrics = evaluate_images(args.images, output_dir, seed=args.seed, **chosen)
     else:
-        metrics = evaluate(args.pipeline, output_dir, **chosen)
+        options = sampling_options(args)
+        metrics = evaluate(args.pipeline, output_dir, num_images=args.num_images, options=options, **chosen)
     for verdict in metrics["verdicts"]:
         print(f"{verdict['question']} {verdict['answer']}")
     print(f"Report: {output_dir / 'report.html'}   numbers: {output_dir / 'metrics.json'}")

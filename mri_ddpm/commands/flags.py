@@ -1,18 +1,20 @@
 """Flags that several commands have, declared once."""
 
 import argparse
+import dataclasses
 
 import torch
 
+from mri_ddpm.config import AUTO
 from mri_ddpm.evaluation.subject import HUB_FLAGS
-from mri_ddpm.sampling import SCHEDULERS
+from mri_ddpm.sampling import SCHEDULERS, SamplingOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PIPELINE = "run folder, such as runs/a, its pipeline folder, or a Hub repository"
 
 
-def add_chain(parser: argparse.ArgumentParser) -> None:
-    """How an image is drawn, as ``sample`` and ``evaluate`` take it."""
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How images are sampled: the fields of `SamplingOptions`, as ``sample`` and ``evaluate`` take them."""
     parser.add_argument(
         "--scheduler",
         choices=SCHEDULERS,
@@ -28,6 +30,33 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
         "--guidance_start", type=float, default=0.0, help="share of the chain where it begins"
     )
     parser.add_argument("--guidance_end", type=float, default=1.0, help="share of the chain where it ends")
+    parser.add_argument(
+        "--dynamic_thresholding_ratio",
+        type=float,
+        help="scale estimates down instead of clipping; such as 0.995",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image i is sampled from seed + i, whatever its batch"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=auto_or_int,
+        default=AUTO,
+        help="images at once; 'auto' for what fits into memory",
+    )
+
+
+def auto_or_int(value: str) -> int | str:
+    """``--batch_size``: a number or ``auto``."""
+    if value != AUTO and not value.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{value!r} is neither a number nor 'auto'")
+    return value if value == AUTO else int(value)
+
+
+def sampling_options(args: argparse.Namespace, **more) -> SamplingOptions:
+    """What `add_sampling` asked for."""
+    names = [f.name for f in dataclasses.fields(SamplingOptions) if hasattr(args, f.name)]
+    return SamplingOptions(**{name: getattr(args, name) for name in names}, **more)
 
 
 def add_scans(parser: argparse.ArgumentParser, what: str) -> None:

@@ -9,54 +9,43 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from mri_ddpm.commands import parser_of
-from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_chain, add_scans, where
+from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
+from mri_ddpm.data.intensity import Scale, scale_of_manifest
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import writing_to
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, as_array
-from mri_ddpm.runs import load_pipeline
-from mri_ddpm.sampling import check_sampling, set_scheduler
+from mri_ddpm.pipelines.pipeline_mri_ddpm import (
+    MRIDDPMBasePipeline,
+    MRIDDPMImg2ImgPipeline,
+    MRIDDPMInpaintPipeline,
+    MRIDDPMPipeline,
+    as_array,
+)
+from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
 BIT_DEPTHS = {8: "pil", 16: "pil16"}
-CHAIN = (
-    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_end", "dynamic_thresholding_ratio", "strength",
-)  # fmt: skip
 
 
 def main(args: list[str] | None = None) -> None:
-    """Read the flags and draw."""
+    """Read the flags and sample."""
     parser = parser_of("sample")
     parser.add_argument("pipeline", help=PIPELINE)
-    parser.add_argument("--class_label", help="class to draw, by name or index; all in turn when not given")
+    parser.add_argument("--class_label", help="class to sample, by name or index; all in turn when not given")
     parser.add_argument("--num_images", type=int, default=16)
-    add_chain(parser)
-    parser.add_argument(
-        "--dynamic_thresholding_ratio",
-        type=float,
-        help="scale estimates down instead of clipping; such as 0.995",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="image i is drawn from seed + i, whatever its batch"
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=auto_or_int,
-        default="auto",
-        help="images at once; 'auto' for what fits into memory",
-    )
+    add_sampling(parser)
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
     parser.add_argument(
-        "--image", type=Path, help="draw variations of this scan as --class_label; it has the model's size"
+        "--image", type=Path, help="sample variations of this scan as --class_label; it has the model's size"
     )
     parser.add_argument(
         "--strength", type=float, help="share of the chain that --image goes through: 0.2, or 1 with a mask"
     )
     parser.add_argument(
-        "--mask_image", type=Path, help="white where --image is drawn anew; the rest stays as it is"
+        "--mask_image", type=Path, help="white where --image is sampled anew; the rest stays as it is"
     )
     parser.add_argument(
         "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
@@ -77,44 +66,35 @@ def main(args: list[str] | None = None) -> None:
         "--output_dir",
         type=Path,
         required=True,
-        help="folder for the PNG files; new, empty, or that of the same request, which is gone on with",
+        help="folder for the PNG files; new, empty, or that of a matching interrupted run, which is resumed",
     )
     sample(parser.parse_args(args))
 
 
-def auto_or_int(value: str) -> int | str:
-    """``--batch_size``: a number or ``auto``."""
-    if value != "auto" and not value.lstrip("-").isdigit():
-        raise argparse.ArgumentTypeError(f"{value!r} is neither a number nor 'auto'")
-    return value if value == "auto" else int(value)
-
-
 def sample(args: argparse.Namespace) -> None:
-    """Draw ``--num_images`` images in batches and write each as soon as it is there."""
+    """Sample ``--num_images`` images in batches and write each as soon as it is there."""
     if args.output_dir.is_file():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
     pipeline = load_pipeline(args.pipeline, args.device)
     if args.noise_strip:
         show_noise(args, pipeline)
         return
-    if args.scheduler:
-        set_scheduler(pipeline, args.scheduler)
     if args.image and pipeline.class_names and not args.class_label:
-        raise InputError(f"--image needs the --class_label to draw it as: {', '.join(pipeline.class_names)}.")
+        raise InputError(
+            f"--image needs the --class_label to sample it as: {', '.join(pipeline.class_names)}."
+        )
     names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
-    chain = {name: getattr(args, name) for name in CHAIN}
-    edit = {"image": args.image, "mask_image": args.mask_image}
-    edit = {name: read_file(name, path) for name, path in edit.items() if path}
-    request = {"num_images": args.num_images, "batch_size": args.batch_size, "seed": args.seed, **chain}
-    check_sampling(pipeline, names[0] if names else None, **request, **edit)
+    pipeline, edit = with_edit(args, pipeline)
+    options = sampling_options(args, edit=edit)
+    options.prepare(pipeline, args.num_images, names[0] if names else None)
 
-    steps = args.num_inference_steps or pipeline.scheduler.config.num_train_timesteps
-    facts = {**provenance(pipeline), **chain, "num_inference_steps": steps}
+    facts = {**provenance(pipeline), **options.facts(pipeline), "strength": args.strength}
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
     if edit:  # a given scan is the larger part of what comes out
-        facts["synthetic"] = "in part: a given scan, drawn anew by a diffusion model; not for diagnosis"
-        facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in edit.items()}
+        facts["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
+        files = {name: edit[name] for name in ("image", "mask_image") if name in edit}
+        facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
     folder = SampleFolder(args.output_dir, {**facts, **asked, "reject_copies": args.reject_copies})
     films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
     if args.film and any(film.exists() for film in films):
@@ -128,23 +108,37 @@ def sample(args: argparse.Namespace) -> None:
         def copies(images: list[Image.Image]) -> np.ndarray:
             return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
 
+    output_type = BIT_DEPTHS[args.bit_depth]
     folder.fill(
-        pipeline,
-        labels,
-        facts=facts,
-        copies=copies,
-        output_type=BIT_DEPTHS[args.bit_depth],
-        **request,
-        **edit,
+        pipeline, labels, args.num_images, options, facts=facts, copies=copies, output_type=output_type
     )
     kept = [i for i in range(args.num_images) if i not in folder.rejected]
     if args.film and kept:
-        save_film(pipeline, labels, kept, args.seed, films, **chain, **edit)
+        save_film(pipeline, labels, kept, options, films)
         print(f"written: {films[0]} and {films[1]}")
     if copies:
         print(
             f"{len(folder.rejected)} of {args.num_images} images came too close to a training scan and were left out."
         )
+
+
+def with_edit(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> tuple[MRIDDPMBasePipeline, dict]:
+    """The pipeline that ``--image``, ``--mask_image`` and ``--strength`` ask for, and its arguments of them."""
+    given = {"image": args.image, "mask_image": args.mask_image, "strength": args.strength}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return pipeline, {}
+    if not args.image:
+        raise InputError(
+            f"--{next(iter(given))} is given without --image, the scan to start from; give both."
+        )
+    scale = scale_of_manifest(load_record(args.pipeline).manifest)
+    edit_class = MRIDDPMInpaintPipeline if args.mask_image else MRIDDPMImg2ImgPipeline
+    edit = {
+        name: read_file(name, value, scale) if isinstance(value, Path) else value
+        for name, value in given.items()
+    }
+    return edit_class.from_pipe(pipeline), edit
 
 
 def named_class(label: str, pipeline: MRIDDPMPipeline) -> str:
@@ -161,18 +155,20 @@ def show_noise(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> None:
         raise InputError(
             f"--output_dir {args.output_dir} holds a noise_strip.png already; name another folder."
         )
-    scan = read_file("noise_strip", args.noise_strip, pipeline.unet.config.sample_size)
+    scale = scale_of_manifest(load_record(args.pipeline).manifest)
+    scan = fit_square(
+        read_file("noise_strip", args.noise_strip, scale), pipeline.unet.config.sample_size, "pad"
+    )
     with writing_to(args.output_dir, *REFUSAL):
         args.output_dir.mkdir(parents=True, exist_ok=True)
         save_noise_strip(scan, DDPMScheduler.from_config(pipeline.scheduler.config), target, args.seed)
     print(f"written: {target}")
 
 
-def read_file(flag: str, path: Path, resolution: int | None = None) -> np.ndarray:
-    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1], padded to a square of so many pixels where given."""
+def read_file(flag: str, path: Path, scale: Scale | None) -> np.ndarray:
+    """The scan that a flag names, as float32 ``(H, W)`` in [0, 1], on the scale of the training scans where it is known."""
     try:
-        scan = read_scan(path.read_bytes())
-        return fit_square(scan, resolution, "pad") if resolution else scan
+        return read_scan(path.read_bytes(), scale)
     except (OSError, BadImageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"--{flag} {path}: {reason}; name an image file.") from error

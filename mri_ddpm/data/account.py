@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from .intensity import common_scale
+from .intensity import Scale, common_scale
 from .layout import PARTS, Finding
 from .split import ScanRecord
 
@@ -45,11 +45,13 @@ def make_manifest(
     ]
     identity = json.dumps([class_names, files], sort_keys=True)
     good = [record for record in records if record.flaw is None]
+    scale = common_scale(record.extent for record in good)
     return {
         "manifest_version": MANIFEST_VERSION,
         "source": source,
-        "findings": [asdict(finding) for finding in (*findings, *_intensities(good))],
+        "findings": [asdict(finding) for finding in (*findings, *_intensities(good, scale))],
         "settings": settings,
+        "intensity_scale": scale,
         "class_names": list(class_names),
         "parts": _count_by_class(
             records,
@@ -68,10 +70,10 @@ def make_manifest(
     }
 
 
-def _intensities(records: list[ScanRecord]) -> list[Finding]:
+def _intensities(records: list[ScanRecord], scales: Scale) -> list[Finding]:
     """What is black and white in samples whose files do not say it, and which scans decide that."""
     findings = []
-    for kind, scale in common_scale(record.extent for record in records).items():
+    for kind, scale in scales.items():
         of_kind = [record for record in records if record.extent[0] == kind]
         if of_kind:
             words = f"TIFF with {kind} samples beyond 8 bits: {len(of_kind)}, in all {scale[0]:g} is black and {scale[1]:g} white"

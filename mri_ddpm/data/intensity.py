@@ -63,6 +63,18 @@ def common_scale(extents: Iterable[tuple[str | None, float, float]]) -> Scale:
     return scale
 
 
+def scale_of_manifest(manifest: dict | None) -> Scale | None:
+    """The scale of the scans that a model was trained on; None where its manifest, which anybody may have written, has none."""
+    try:
+        found = {
+            kind: (float(black), float(white)) for kind, (black, white) in manifest["intensity_scale"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    is_scale = found.keys() == USUAL_SCALE.keys() and all(-np.inf < b < w < np.inf for b, w in found.values())
+    return found if is_scale else None
+
+
 def from_samples(samples: Samples, scale: Scale) -> np.ndarray:
     """The picture as float32 (H, W) in [0, 1], black to white."""
     if samples.kind is None:

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .intensity import Samples, common_scale, from_samples
+from .intensity import Samples, Scale, common_scale, from_samples
 
 FITS = ("pad", "crop", "stretch")
 RUN_BY_OTHERS = ("EPS", "WMF")  # Pillow hands these programs to Ghostscript and to Windows
@@ -78,10 +78,10 @@ def kind_of_file(content: bytes) -> str | None:
     return next((words for at, magic, words in OTHERS if content[at : at + len(magic)] == magic), None)
 
 
-def read_scan(content: bytes) -> np.ndarray:
-    """Decode an image file to float32 (H, W) in [0, 1], black to white, on a scale of its own; see `read_samples`."""
+def read_scan(content: bytes, scale: Scale | None = None) -> np.ndarray:
+    """Decode an image file to float32 (H, W) in [0, 1], black to white, on a scale or on its own; see `read_samples`."""
     samples = read_samples(content)
-    return from_samples(samples, common_scale([samples.extent]))
+    return from_samples(samples, scale or common_scale([samples.extent])).clip(0, 1)
 
 
 def read_samples(content: bytes) -> Samples:
@@ -108,9 +108,8 @@ def read_samples(content: bytes) -> Samples:
         raise BadImageError(kind_of_file(content) or "is not an image that Pillow can read") from None
     except BadImageError:
         raise
-    except (
-        Exception
-    ) as error:  # a broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
+    # A broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
+    except Exception as error:
         raise BadImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
     if not np.isfinite(samples.values).all():
         raise BadImageError("holds values that are not finite numbers")

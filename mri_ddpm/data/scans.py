@@ -156,7 +156,7 @@ def _check(fit: str, validation_share: float, on_bad_image: str, resolution: int
     if not 0 < validation_share < 1:
         raise InputError(
             f"--validation_share {validation_share} is out of range: give a share above 0 and below 1,"
-            " such as 0.1, for some scans are always held out."
+            " such as 0.1, for some scans always validate."
         )
 
 

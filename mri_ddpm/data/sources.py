@@ -91,9 +91,8 @@ def _folder_readers(root: Path) -> dict[PurePosixPath, Callable[[], bytes]]:
     readers: dict[PurePosixPath, Callable[[], bytes]] = {}
     seen = {_identity(root)}
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders.sort(
-            key=lambda name: (Path(folder, name).is_symlink(), name)
-        )  # a folder itself before a link to it
+        # A folder itself before a link to it
+        subfolders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
         there = {name: _identity(Path(folder, name)) for name in subfolders}
         subfolders[:] = [name for name in subfolders if there[name] not in seen]
         seen |= set(there.values())
@@ -153,9 +152,8 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         raise BadImageError(f"unpacks to more than {MAX_FILE_BYTES // 2**20} MiB")
     try:
         return archive.read(member)  # never more than the size declared above
-    except (
-        Exception
-    ) as error:  # a broken or encrypted member raises nearly anything: zlib.error, EOFError, ...
+    # A broken or encrypted member raises nearly anything: zlib.error, EOFError, ...
+    except Exception as error:
         raise BadImageError(f"cannot be unpacked ({error})") from None
 
 

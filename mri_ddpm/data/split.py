@@ -37,7 +37,7 @@ def assign_split(records: list[ScanRecord], validation_share: float, keep_repeat
     A scan whose picture is in a part before its own (`PARTS`) is a leak; of the rest of a group the first file
     (by part, then by path) stands for it and the others are repeats, which `keep_repeats` lets through where
     their class is the same. A validation part is what validates; where there is none, a share of the training
-    part is held out. Which groups these are depends on contents, classes and seed alone, not on names or order.
+    part validates. Which groups these are depends on contents, classes and seed alone, not on names or order.
     Raises `InputError` if nothing is left for training or validation.
     """
     groups: dict[int, list[ScanRecord]] = defaultdict(list)
@@ -48,7 +48,7 @@ def assign_split(records: list[ScanRecord], validation_share: float, keep_repeat
         _mark_repeats(group)
 
     has_part = any(record.part == "validation" for record in records)
-    held_out = set() if has_part else _held_out_groups(groups, validation_share, seed)
+    validation = set() if has_part else _validation_groups(groups, validation_share, seed)
     for number, group in groups.items():
         first = group[0]
         for record in group:
@@ -57,13 +57,13 @@ def assign_split(records: list[ScanRecord], validation_share: float, keep_repeat
             elif record is not first and not (keep_repeats and record.class_name == first.class_name):
                 record.split = "repeat"
             elif record.part == "training":
-                record.split = "validation" if number in held_out else "train"
+                record.split = "validation" if number in validation else "train"
             else:
                 record.split = "validation" if record.part == "validation" else "test"
     if not any(record.split == "validation" for record in records):
         raise InputError(
             "No scan of the validation part is left, for each is unreadable or in training too: take that part out, and a share"
-            " of the training part is held out."
+            " of the training part validates."
         )
 
 
@@ -81,25 +81,25 @@ def _mark_repeats(group: list[ScanRecord]) -> None:
         facing.add(record.facing)
 
 
-def _held_out_groups(groups: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
+def _validation_groups(groups: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
     """The groups for validation: of every class the share asked for, at least one where a class has two."""
     by_class: dict[str | None, list[int]] = defaultdict(list)
     for number, group in groups.items():
         if group[0].part == "training":
             by_class[group[0].class_name].append(number)
-    held_out: set[int] = set()
+    validation: set[int] = set()
     for numbers in by_class.values():
         # A lot drawn from seed and content stays the same when files are renamed, moved or packed.
         numbers.sort(key=lambda n: _lot(seed, min(record.sha256 for record in groups[n])))
         count = min(max(round(validation_share * len(numbers)), 1), len(numbers) - 1)
-        held_out.update(numbers[:count])
-    if not held_out:
+        validation.update(numbers[:count])
+    if not validation:
         total = len(by_class)  # one of each
         raise InputError(
             f"{total} distinct training scan(s), one a class, are too few to split off a validation share:"
             " give at least two of one class."
         )
-    return held_out
+    return validation
 
 
 def _lot(seed: int, content: str) -> bytes:

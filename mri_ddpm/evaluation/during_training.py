@@ -10,9 +10,10 @@ from mri_ddpm.evaluation.estimates import Estimate
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.memorisation import CopyDetector, audit
 from mri_ddpm.evaluation.quality import detail, kid
-from mri_ddpm.evaluation.subject import as_arrays, class_counts, draw
+from mri_ddpm.evaluation.subject import as_arrays, class_counts
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.sampling import SamplingOptions, sample_arrays
 
 
 class TrainingEvaluator:
@@ -22,7 +23,7 @@ class TrainingEvaluator:
 
     Args:
         scans: of the training.
-        num_images: samples to draw each time, in the classes' training proportions.
+        num_images: samples each time, in the classes' training proportions.
         num_inference_steps: steps of the reverse chain; all when ``None``.
         batch_size: images at once.
         seed: of the first image.
@@ -44,7 +45,9 @@ class TrainingEvaluator:
         say: Callable[[str], None],
     ):
         self.num_images, self.say = num_images, say
-        self.chain = {"num_inference_steps": num_inference_steps, "batch_size": batch_size, "seed": seed}
+        self.options = SamplingOptions(
+            num_inference_steps=num_inference_steps, batch_size=batch_size, seed=seed
+        )
         training, self.labels = as_arrays(scans.train)
         unseen, _ = as_arrays(scans.validation)
         self.extractor = make_extractor(
@@ -72,7 +75,7 @@ class TrainingEvaluator:
         names = pipeline.class_names
         labels = self.labels if names else np.zeros_like(self.labels)
         counts = class_counts(labels, max(1, len(names)), self.num_images)
-        images, _ = draw(pipeline, counts, guidance_scale=1.0, **self.chain)
+        images, _ = sample_arrays(pipeline, counts, self.options)
         found: dict = {"detail_ratio": detail(images) / self.detail}
         for name, metric in self.metrics.items():
             try:

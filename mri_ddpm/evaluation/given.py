@@ -1,5 +1,6 @@
 """Synthetic images that somebody else drew, read from a folder."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,35 +10,46 @@ from tqdm.auto import tqdm
 from mri_ddpm.data.reading import BadImageError, read_scan
 from mri_ddpm.data.sources import find_source
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.lazy import LazyImages
 
 FEWEST = 10  # of which any measure has an interval
 
 
-def read_images(folder: Path) -> tuple[np.ndarray, list[str | None]]:
-    """Images ``(N, 1, H, H)`` float32 in [0, 1] of 256 levels, and the class of each, by its folder or its PNG's text.
+def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
+    """Images ``(N, 1, H, H)`` in [0, 1] of 256 levels, and the class of each, by its folder or its PNG's text.
+
+    All are looked at once here, and read again where they are measured.
 
     Raises:
         InputError: for fewer than 10 images, and naming the first that cannot be read, is not square or of another size.
     """
-    source = find_source(str(folder), None, None, "", "")
-    levels, names = [], []
-    for file in tqdm(source.files, desc="Reading images", unit="image"):
+    files = find_source(str(folder), None, None, "", "").files
+    names, side = [], None
+    for file in tqdm(files, desc="Reading images", unit="image"):
         where = f"--images {folder}: {file.path}"
         try:
-            image = read_scan(file.read())
+            height, width = read_scan(file.read()).shape
         except (OSError, BadImageError) as error:
             raise InputError(f"{where} {error}; mend or remove it.") from error
-        side = len(levels[0]) if levels else image.shape[0]
-        if image.shape != (side, side):
-            height, width = image.shape
+        side = side or height
+        if (height, width) != (side, side):
             raise InputError(
                 f"{where} has {width} x {height} pixels; give square images of one size, such as {side} x {side}."
             )
-        levels.append(np.round(image * 255).astype(np.uint8))
         names.append(file.class_name or class_in_text(folder / file.path))
-    if len(levels) < FEWEST:
-        raise InputError(f"--images {folder} holds {len(levels)} images; give {FEWEST} or more.")
-    return np.stack(levels)[:, None].astype(np.float32) / 255, names
+    if len(files) < FEWEST:
+        raise InputError(f"--images {folder} holds {len(files)} images; give {FEWEST} or more.")
+    return images_of_files([file.read for file in files], side), names
+
+
+def images_of_files(readers: Sequence[Callable[[], bytes]], side: int) -> LazyImages:
+    """Image files of one size as images of 256 levels, each read where it is looked at."""
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        scans = np.stack([read_scan(readers[row]()) for row in rows])[:, None]
+        return np.round(scans * 255).astype(np.float32) / 255
+
+    return LazyImages(read, (1, side, side), len(readers))
 
 
 def class_in_text(path: Path) -> str | None:

@@ -1,24 +1,24 @@
 """Are synthetic images copies of training patients? The audit, and the detector that rejects copies.
 
 For every image the nearest training image is sought by correlation of pixels and, where the caller gives one, in an
-embedding. Slices of one patient resemble each other, so *held-out real images* come near training images too: how
-near is what synthetic images are compared with. A limit on the correlation alone fails: at 32 pixels 5 % of held-out
+embedding. Slices of one patient resemble each other, so *real validation images* come near training images too: how
+near is what synthetic images are compared with. A limit on the correlation alone fails: at 32 pixels 5 % of validation
 scans correlate at over 0.985 with a slice in training, and 42 % of training scans do after noise of sigma 0.05. So
 
 - the verdict goes by the *ratio* of the nearest distance to the mean distance of the 50 nearest (after Carlini et al.
   2023, arXiv:2301.13188): slices of one patient come in numbers, a copy is nearer than any of them. 77 % then;
 - the image's own white noise is allowed for. It is measured by the *median* fine detail of what the best fit leaves,
-  for noise is everywhere while two slices differ at edges; ratios of held-out scans hardly change. 100 % then.
+  for noise is everywhere while two slices differ at edges; ratios of validation scans hardly change. 100 % then.
 
-Taken for copies of the reference set's 2438 training scans (limits from half of 272 held out) at 32, 44 and 64 pixels:
+Taken for copies of the reference set's 2438 training scans (limits from half of 272 validation scans) at 32, 44 and 64 pixels:
 these scans as they are, flipped, moved by 2 pixels, with noise up to 0.05, blurred by half a pixel, of other contrast or
 gamma, as JPEG of quality 50, turned by 2 degrees: all; enlarged by 2 % 94 %; mixed 90:10 with another 97 %. The other half
-held out 5.2 % (mean of 200 halves), the published testing part 5 to 6 %, noise and phantoms none. *Not seen*: turned by 5
+validation scans 5.2 % (mean of 200 halves), the published testing part 5 to 6 %, noise and phantoms none. *Not seen*: turned by 5
 degrees (16 %) or 10 (1 %), enlarged by 5 % (4 %), mixed 70:30 (10 %) or 50:50, half or the centre of a scan in another,
 upside down (none of these), at 32 pixels a blur of 1 (6 %) or noise of 0.15 (42 %). Turned or upside-down images are not
-sought: such are the nearest of 1.5 % of held-out scans, and of none that is suspicious.
+sought: such are the nearest of 1.5 % of validation scans, and of none that is suspicious.
 
-N: images, M: training images, K: held-out images, P: pixels of a window, D: width of the embedding.
+N: images, M: training images, K: validation images, P: pixels of a window, D: width of the embedding.
 """
 
 import math
@@ -40,13 +40,13 @@ from .estimates import Estimate
 from .lazy import Images, blocks
 
 NEIGHBOURS = 50
-MIN_TRAINING, MIN_HELD_OUT, MIN_SIDE = NEIGHBOURS + 1, 20, 16
+MIN_TRAINING, MIN_VALIDATION, MIN_SIDE = NEIGHBOURS + 1, 20, 16
 MAX_SIDE = 128  # pixels; larger images are compared at this size
 SHIFT_SHARE = 1 / 22  # of the side, rounded up: 2 pixels at 32 and 44, 3 at 64
 SMOOTHING_SHARE = 1 / 45  # of the side: the standard deviation of a Gaussian
 VERDICT_RATE = 0.05  # of real images never trained on, taken for copies
 FALSE_ALARM_RATE = 0.05  # of sets of images without a copy, in which one is taken for a sure copy
-MIN_LIMIT = 1e-3  # on the ratio; among held-out scans it is 0.1, of copies 0
+MIN_LIMIT = 1e-3  # on the ratio; among validation scans it is 0.1, of copies 0
 MAX_LOST = 0.1  # of correlation to noise; an image of noise alone would be excused half
 MIN_MEAN_DISTANCE = 1e-3  # 50 copies of one picture have a mean distance of 0, but for rounding
 # The second difference in both directions: of smooth pictures little passes, of white noise its whole variance.
@@ -124,7 +124,7 @@ class Examination:
     """What `CopyDetector.examine` found of N images.
 
     nearest: by space, "pixels" and, with an embedding, "embedding".
-    over_95, over_99: by space, bool (N,): more similar than the held-out's 95th and 99th percentile.
+    over_95, over_99: by space, bool (N,): more similar than the validation's 95th and 99th percentile.
     suspicion: float (N,), the least of the spaces' ratios, each over its space's limit; small is suspicious.
     flagged: bool (N,), the verdict: taken for a copy.
     space, index: str (N,) and int64 (N,), the space of that least ratio, and the training image there.
@@ -141,9 +141,9 @@ class Examination:
 
 @dataclass(frozen=True, eq=False)
 class CopyDetector:
-    """Training images, and how near to them held-out real images come; made once by `fit`.
+    """Training images, and how near to them real validation images come; made once by `fit`.
 
-    The verdict: in one space or the other, an image's ratio is so low that of held-out images 5 % are as low in any. 5 %
+    The verdict: in one space or the other, an image's ratio is so low that of validation images 5 % are as low in any. 5 %
     and not 1 %, for the 1st percentile of some hundred scans is one or two of them, which may well be copies that
     de-duplication missed: over halves of the 272 it varies from 0.04 to 0.09 (32 pixels), the 5th from 0.10 to 0.12.
     """
@@ -151,27 +151,27 @@ class CopyDetector:
     training: Images
     embed: Embedding | None
     training_features: np.ndarray | None
-    held_out: dict[str, Nearest]
+    validation: dict[str, Nearest]
 
     @classmethod
     def fit(
-        cls, training: np.ndarray, held_out: np.ndarray, embed: Embedding | None = None
+        cls, training: np.ndarray, validation: np.ndarray, embed: Embedding | None = None
     ) -> "CopyDetector":
-        """Find how near the held-out images come to training.
+        """Find how near the validation images come to training.
 
-        training, held_out: real images (M, 1, H, W) and (K, 1, H, W) in [0, 1], M > 50 and K >= 20, no picture in
+        training, validation: real images (M, 1, H, W) and (K, 1, H, W) in [0, 1], M > 50 and K >= 20, no picture in
             both. Fold copies within training: of a picture there k times, the ratio is up to 50 / (51 - k) times
             too high, so a few do no harm.
         embed: for a second space.
-        Raises `InputError` for images that cannot be compared, and where held-out images are copies themselves.
+        Raises `InputError` for images that cannot be compared, and where validation images are copies themselves.
         """
         _check(training, "training", MIN_TRAINING)
-        _check(held_out, "held_out", MIN_HELD_OUT, training)
+        _check(validation, "validation", MIN_VALIDATION, training)
         features = None if embed is None else embed(training)
-        found = _nearest_in_each(held_out, training, embed, features)
+        found = _nearest_in_each(validation, training, embed, features)
         if any(_quantile(nearest.ratio, VERDICT_RATE) < MIN_LIMIT for nearest in found.values()):
             raise InputError(
-                "5 % or more of the held-out images are copies of training images: hold out others."
+                "5 % or more of the validation images are copies of training images: hold out others."
             )
         return cls(training, embed, features, found)
 
@@ -179,24 +179,24 @@ class CopyDetector:
         """Find the nearest training image of each image (N, 1, H, W) in each space, and pass the verdict."""
         nearest = _nearest_in_each(images, self.training, self.embed, self.training_features)
         over_95, over_99 = (
-            {s: n.similarity > _quantile(self.held_out[s].similarity, level) for s, n in nearest.items()}
+            {s: n.similarity > _quantile(self.validation[s].similarity, level) for s, n in nearest.items()}
             for level in (0.95, 0.99)
         )
         ratios = self._relative_ratios(nearest)  # (spaces, N)
         space, rows = ratios.argmin(0), np.arange(len(images))
-        flagged = ratios.min(0) < _quantile(self.held_out_suspicion, VERDICT_RATE)
+        flagged = ratios.min(0) < _quantile(self.validation_suspicion, VERDICT_RATE)
         index = np.stack([n.index for n in nearest.values()])[space, rows]
         names = np.array(list(nearest))[space]
         return Examination(nearest, over_95, over_99, ratios.min(0), flagged, names, index)
 
     @property
-    def held_out_suspicion(self) -> np.ndarray:
-        """What `Examination.suspicion` is of the held-out images, float (K,)."""
-        return self._relative_ratios(self.held_out).min(0)
+    def validation_suspicion(self) -> np.ndarray:
+        """What `Examination.suspicion` is of the validation images, float (K,)."""
+        return self._relative_ratios(self.validation).min(0)
 
     def _relative_ratios(self, nearest: dict[str, Nearest]) -> np.ndarray:
         """Ratios (spaces, N) over the limit of the space, so that those of two spaces can be compared."""
-        limits = {space: _quantile(n.ratio, VERDICT_RATE) for space, n in self.held_out.items()}
+        limits = {space: _quantile(n.ratio, VERDICT_RATE) for space, n in self.validation.items()}
         return np.stack([n.ratio / limits[space] for space, n in nearest.items()])
 
 
@@ -209,31 +209,31 @@ def audit(detector: CopyDetector, images: np.ndarray, examination: Examination |
     images, where there is one already.
     """
     found = detector.examine(images) if examination is None else examination
-    verdict = _share(-found.suspicion, -detector.held_out_suspicion, 1 - VERDICT_RATE)
-    verdict["sure"] = int((found.suspicion < sure_limit(detector.held_out_suspicion, len(images))).sum())
+    verdict = _share(-found.suspicion, -detector.validation_suspicion, 1 - VERDICT_RATE)
+    verdict["sure"] = int((found.suspicion < sure_limit(detector.validation_suspicion, len(images))).sum())
     distinct = len(np.unique(found.index[found.flagged]))
     return {
         "images": len(images),
         "training_images": len(detector.training),
-        "held_out_images": len(detector.held_out_suspicion),
+        "validation_images": len(detector.validation_suspicion),
         "copies": verdict | {"count": int(found.flagged.sum()), "distinct_training_images": distinct},
-        **{space: _numbers(nearest, detector.held_out[space]) for space, nearest in found.nearest.items()},
+        **{space: _numbers(nearest, detector.validation[space]) for space, nearest in found.nearest.items()},
         "worst_pairs": [_pair(found, row) for row in _worst(found, 16)],
     }
 
 
-def sure_limit(held_out: np.ndarray, count: int) -> float:
-    """Under which no ratio of `count` real images lies, in 95 of 100 sets of them; `held_out` (K,) are ratios of others.
+def sure_limit(validation: np.ndarray, count: int) -> float:
+    """Under which no ratio of `count` real images lies, in 95 of 100 sets of them; `validation` (K,) are ratios of others.
 
     One more real image lies under the least of K once in K + 1 times, and under a share s of it s / (K + 1) times or less
     where small ratios are no commoner than larger ones. Among `count` images one does so count * s / (K + 1) times at most.
     """
-    share = FALSE_ALARM_RATE * (len(held_out) + 1) / count
-    return float(held_out.min()) * min(1.0, share)
+    share = FALSE_ALARM_RATE * (len(validation) + 1) / count
+    return float(validation.min()) * min(1.0, share)
 
 
-def share_beyond(scores: np.ndarray, held_out: np.ndarray, level: float) -> Estimate:
-    """Share of scores (N,) over the `level` quantile of real images, which `held_out` (K,) only estimates.
+def share_beyond(scores: np.ndarray, validation: np.ndarray, level: float) -> Estimate:
+    """Share of scores (N,) over the `level` quantile of real images, which `validation` (K,) only estimates.
 
     Two errors add as squares (MOVER, Zou & Donner 2008): the share's own, exact binomial, and the quantile's, by the
     order statistics that enclose it 95 times in 100. An upper one beyond the K images (the 99th percentile, K < 368) is
@@ -241,8 +241,8 @@ def share_beyond(scores: np.ndarray, held_out: np.ndarray, level: float) -> Esti
     quantile there is none, and the interval goes down to 0. Of simulated intervals (normal, exponential and t scores,
     K from 20 to 272, N from 200 to 2000) 94.5 to 100 % hold the true share.
     """
-    ordered, count = np.sort(held_out), len(held_out)
-    over = int((scores > _quantile(held_out, level)).sum())
+    ordered, count = np.sort(validation), len(validation)
+    over = int((scores > _quantile(validation, level)).sum())
     low, high = binom.ppf([0.025, 0.975], count, level).astype(int)  # how many may lie below the quantile
     below = ordered[low - 1] if low else -np.inf
     beyond = 2 * ordered[-1] - below if count * (1 - level) > 2 - 1e-9 else np.inf
@@ -268,7 +268,8 @@ def worst_pairs_picture(
         real = detector.training[pair["training_image"]][0]  # (H, W)
         real = real[:, ::-1] if pair["flipped"] else real
         real = move(real, pair["shift"], order=0) if pair["shift"] else real
-        for part, picture in enumerate((images[row, 0], real, np.abs(images[row, 0] - real))):
+        image = np.asarray(images[row])[0]
+        for part, picture in enumerate((image, real, np.abs(image - real))):
             pixels = Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
             canvas.paste(pixels.resize((side, height)), (x + part * side, y))
         verdict = "taken for a copy" if examination.flagged[row] else "not taken for one"
@@ -371,25 +372,25 @@ def _pair(examination: Examination, row: int) -> dict:
     }
 
 
-def _numbers(nearest: Nearest, held_out: Nearest) -> dict:
+def _numbers(nearest: Nearest, validation: Nearest) -> dict:
     return {
-        "similarity_over_95th_percentile": _share(nearest.similarity, held_out.similarity, 0.95),
-        "similarity_over_99th_percentile": _share(nearest.similarity, held_out.similarity, 0.99),
+        "similarity_over_95th_percentile": _share(nearest.similarity, validation.similarity, 0.95),
+        "similarity_over_99th_percentile": _share(nearest.similarity, validation.similarity, 0.99),
         "median_similarity": _median(nearest.similarity),
-        "held_out_median_similarity": _median(held_out.similarity),
-        "ratio_under_1st_percentile": _share(-nearest.ratio, -held_out.ratio, 0.99),
+        "validation_median_similarity": _median(validation.similarity),
+        "ratio_under_1st_percentile": _share(-nearest.ratio, -validation.ratio, 0.99),
         "median_ratio": _median(nearest.ratio),
-        "held_out_median_ratio": _median(held_out.ratio),
+        "validation_median_ratio": _median(validation.ratio),
     }
 
 
-def _share(scores: np.ndarray, held_out: np.ndarray, level: float) -> dict:
-    return {"share": share_beyond(scores, held_out, level).as_dict(), "expected": round(1 - level, 4)}
+def _share(scores: np.ndarray, validation: np.ndarray, level: float) -> dict:
+    return {"share": share_beyond(scores, validation, level).as_dict(), "expected": round(1 - level, 4)}
 
 
-def _quantile(held_out: np.ndarray, level: float) -> float:
+def _quantile(validation: np.ndarray, level: float) -> float:
     """The order statistic (K + 1) * level, which the share 1 - level of other real images exceeds."""
-    return float(np.quantile(held_out, level, method="weibull"))
+    return float(np.quantile(validation, level, method="weibull"))
 
 
 def _median(values: np.ndarray) -> dict:

@@ -115,7 +115,7 @@ def compare(
     real: RealScans, synthetic: Labelled, features: Extractor, metrics: Collection[str], output_dir: Path
 ) -> dict:
     """Scores beside that of real scans, with spectra, histograms and examples side by side as pictures."""
-    curves = {"synthetic": synthetic[0], "training": real.training[0], "held out": real.held_out[0]}
+    curves = {"synthetic": synthetic[0], "training": real.training[0], "validation": real.validation[0]}
     pictures.plot_spectra({key: power_spectrum(x) for key, x in curves.items()}, output_dir)
     pictures.plot_histograms({key: intensity_histogram(x) for key, x in curves.items()}, output_dir)
     pictures.save_side_by_side(real, synthetic, output_dir)
@@ -129,12 +129,12 @@ def denoising(
     real: RealScans,
     output_dir: Path,
 ) -> dict:
-    """Losses by timestep, raw and EMA weights, on training and held-out scans; bits per dimension; rate and distortion."""
+    """Losses by timestep, raw and EMA weights, on training and validation scans; bits per dimension; rate and distortion."""
     pipeline.scheduler = noise_scheduler  # losses and bounds are of the chain it was trained for
     config = record.config or {}
     loss = {"loss_type": config.get("loss_type", "huber"), "huber_delta": config.get("huber_delta", 1.0)}
     networks = {"ema": pipeline.unet, "raw": raw_unet(pipeline, record)}
-    parts = {"training": real.training, "held_out": real.held_out}
+    parts = {"training": real.training, "validation": real.validation}
     curves, losses = {}, {}
     for weights, unet in networks.items():
         for part, (images, labels) in parts.items():
@@ -148,8 +148,8 @@ def denoising(
             losses.setdefault(weights, {})[part] = [
                 estimate.as_dict() for estimate in likelihood.loss_by_quartile(curves[weights, part])
             ]
-    held_out = curves["ema", "held_out"]
-    rate, distortion = likelihood.rate_distortion(held_out)
+    validation = curves["ema", "validation"]
+    rate, distortion = likelihood.rate_distortion(validation)
     pictures.plot_losses(losses, output_dir)
     pictures.plot_bits({part: likelihood.bits_by_term(curves["ema", part]) for part in parts}, output_dir)
     pictures.plot_rate_distortion(rate, distortion, output_dir)
@@ -171,8 +171,8 @@ def on_device(pipeline: MRIDDPMPipeline, images: np.ndarray, labels: np.ndarray,
 
 
 def progressive_strip(pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Path) -> None:
-    """One held-out scan a class, beside what the model makes of it after more and more noise (DDPM, section 4.3)."""
-    images, labels = real.held_out
+    """One validation scan a class, beside what the model makes of it after more and more noise (DDPM, section 4.3)."""
+    images, labels = real.validation
     rows = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)]
     x_0, y = on_device(pipeline, images[rows], labels[rows], real.class_names)
     last = pipeline.scheduler.config.num_train_timesteps - 1
@@ -194,7 +194,7 @@ def usefulness_of(real: RealScans, synthetic: Labelled, device: str) -> dict:
 
 def memorisation(real: RealScans, synthetic: Labelled, features: Extractor, output_dir: Path) -> dict:
     """The audit, and its worst pairs as a picture."""
-    detector = CopyDetector.fit(real.training[0], real.held_out[0], features)
+    detector = CopyDetector.fit(real.training[0], real.validation[0], features)
     examination = detector.examine(synthetic[0])
     worst_pairs_picture(detector, examination, synthetic[0]).save(output_dir / "worst_pairs.png")
     return {"memorisation": audit(detector, synthetic[0], examination)}

@@ -11,15 +11,15 @@ from mri_ddpm.evaluation.subject import RealScans
 from mri_ddpm.sampling.sheets import TILE, tile
 
 COLUMNS = 8
-COLOURS = {"synthetic": "tab:red", "training": "tab:blue", "held out": "tab:green"}
+COLOURS = {"synthetic": "tab:red", "training": "tab:blue", "validation": "tab:green"}
 PLOTS = {  # what the report shows, and what it says of it
-    "side_by_side.png": "Left synthetic, right real held-out scans, a row a class.",
+    "side_by_side.png": "Left synthetic, right real validation scans, a row a class.",
     "power_spectrum.png": "Power by spatial frequency: a lack at high frequencies is blur, an excess is noise.",
     "intensities.png": "How often each brightness occurs.",
-    "losses.png": "Training loss by timestep; a gap between training and held-out scans means that scans were learned by heart.",
+    "losses.png": "Training loss by timestep; a gap between training and validation scans means that scans were learned by heart.",
     "bits.png": "What each timestep costs in bits per dimension.",
     "rate_distortion.png": "Progressive lossy compression: the error left after so many bits.",
-    "progressive.png": "What the model makes of a held-out scan after more and more noise: fine detail goes first.",
+    "progressive.png": "What the model makes of a validation scan after more and more noise: fine detail goes first.",
     "worst_pairs.png": "The 16 synthetic images closest to a training scan: synthetic, training, difference.",
 }
 
@@ -56,7 +56,7 @@ def plot_histograms(histograms: dict[str, tuple[np.ndarray, np.ndarray]], folder
 
 
 def plot_losses(losses: dict[str, dict[str, list[dict]]], folder: Path) -> None:
-    """Loss by timestep quartile: raw and EMA weights, training and held-out scans, with intervals."""
+    """Loss by timestep quartile: raw and EMA weights, training and validation scans, with intervals."""
     figure, axes = new_plot("timesteps, percent of T", "loss", yscale="log")
     axes.set_xticks(range(4), ["0-25", "25-50", "50-75", "75-100"])
     for i, (weights, parts) in enumerate(losses.items()):
@@ -87,16 +87,16 @@ def plot_bits(bits: dict[str, np.ndarray], folder: Path) -> None:
 def plot_rate_distortion(rate: np.ndarray, distortion: np.ndarray, folder: Path) -> None:
     """Error against bits (DDPM, figure 5)."""
     figure, axes = new_plot("rate, bits per dimension", "error of the estimate, grey levels of 255")
-    axes.plot(rate, distortion, label="held-out scans", color=COLOURS["held out"])
+    axes.plot(rate, distortion, label="validation scans", color=COLOURS["validation"])
     save_plot(figure, axes, folder / "rate_distortion.png")
 
 
 def save_side_by_side(real: RealScans, synthetic: Labelled, folder: Path) -> None:
-    """The first synthetic and held-out images of each class, a row a class: nothing is picked."""
+    """The first synthetic and validation images of each class, a row a class: nothing is picked."""
     names = real.class_names or ("all",)
     rows, titles = [], []
     for c, name in enumerate(names):
-        for images, labels in (synthetic, real.held_out):
+        for images, labels in (synthetic, real.validation):
             rows.append(images[labels == c][:COLUMNS])
         titles.append(name)
     sheet = Image.new("L", (2 * COLUMNS * TILE + 24, len(names) * (TILE + 14)), 255)

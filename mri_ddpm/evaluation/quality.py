@@ -134,7 +134,7 @@ def ms_ssim_of_pairs(images: np.ndarray, pairs: int = 1000, seed: int = 0) -> Es
     pairs_of = ((first[b], second[b]) for b in _blocks(len(first), _in_cache(images)))
     values = np.concatenate(
         [_ms_ssim(np.asarray(images[a]), np.asarray(images[b]), weights) for a, b in pairs_of]
-    )  # (P,)
+    )
     value = float(values.mean())
     spread = np.sqrt(_dyadic_variance(values, first, second, len(images))) * t.ppf(0.975, len(images) - 1)
     return Estimate(value, value - float(spread), value + float(spread), n=len(images))
@@ -144,7 +144,7 @@ def ssim_to_nearest(images: np.ndarray, scans: np.ndarray) -> np.ndarray:
     """SSIM of every image to the scan it resembles most, ``(N, 1, H, W), (M, 1, H, W) -> (N,)``; 1 is the same.
 
     SSIM is Wang et al.'s (2004, equation 13; Gaussian window of 11 pixels, borders mirrored, range 1). Of real images never seen it is
-    what held-out scans of the same kind reach; of copies of the scans it is 1. Blur raises it. It falls with resolution, so
+    what validation scans of the same kind reach; of copies of the scans it is 1. Blur raises it. It falls with resolution, so
     values compare at equal size and equal M only. Raises `InputError` for images under 11 pixels or of different size, and
     for NaNs.
     """

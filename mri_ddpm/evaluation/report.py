@@ -22,15 +22,15 @@ TITLES = {  # metric -> its title, and which way is better
     "ms_ssim": ("MS-SSIM between pairs", "like real"),
 }
 SHARES = {
-    "similarity_over_95th_percentile": "nearer than 95 % of held-out scans come",
-    "similarity_over_99th_percentile": "nearer than 99 % of held-out scans come",
+    "similarity_over_95th_percentile": "nearer than 95 % of validation scans come",
+    "similarity_over_99th_percentile": "nearer than 99 % of validation scans come",
     "ratio_under_1st_percentile": "ratio of nearest to 50 nearest under the lowest 1 %",
 }
 LIMITS = (
     "Absence of evidence is not privacy. The search finds copies of whole slices, also moved by a few pixels, mirrored, "
     "brightened, noised or compressed. It does not find parts of a scan, mixtures of several patients, or a copy turned or "
     "cropped by more than a little, and it knows only the training scans it was given. Slices of one patient resemble each "
-    "other, so some images come close to a training scan without copying it: what counts is the share beyond what held-out "
+    "other, so some images come close to a training scan without copying it: what counts is the share beyond what validation "
     "scans show."
 )
 
@@ -63,7 +63,7 @@ def verdict_on_quality(metrics: dict) -> dict:
     taught, distance = (quality.get(name) for name in ("two_sample_accuracy", "wavelet_kid"))
     measured = [
         *([f"a network taught to tell gets {spell(taught)} of them and of real scans right, where 0.5 is guessing"] if taught else []),
-        *([f"the wavelet KID is {spell(distance)}, of held-out real scans {distance['real']:.3g}"] if comparable(distance) else []),
+        *([f"the wavelet KID is {spell(distance)}, of real validation scans {distance['real']:.3g}"] if comparable(distance) else []),
     ]  # fmt: skip
     if not measured:
         return {"question": question, "tone": "open", "answer": not_measured(metrics, "quality")}
@@ -86,18 +86,18 @@ def verdict_on_quality(metrics: dict) -> dict:
 
 
 def comparable(distance: dict | None) -> bool:
-    """Whether a distance was measured of the images and of held-out scans."""
+    """Whether a distance was measured of the images and of validation scans."""
     return bool(distance) and distance["real"] is not None
 
 
 def told_apart(kid: dict | None) -> bool:
-    """Whether a KID is surely over 0, and over what held-out real scans score."""
+    """Whether a KID is surely over 0, and over what real validation scans score."""
     return bool(kid) and kid["interval"][0] > max(0, kid["real"] or 0)
 
 
 def verdict_on_usefulness(metrics: dict) -> list[dict]:
     """Whether real and synthetic scans together train a better classifier than real ones alone."""
-    found = (metrics.get("usefulness") or {}).get("held_out")
+    found = (metrics.get("usefulness") or {}).get("validation")
     if not found:
         return []  # of a model without classes nobody asks
     gain = found["real_and_synthetic"]["gain"]["accuracy"]
@@ -107,7 +107,7 @@ def verdict_on_usefulness(metrics: dict) -> list[dict]:
         answer, tone = "Yes", "good"
     if high < 0:
         answer, tone = "No, they do harm", "bad"
-    change = f"accuracy on held-out scans changes by {spell(gain)} when they are added to the real ones"
+    change = f"accuracy on validation scans changes by {spell(gain)} when they are added to the real ones"
     return [{"question": "Do they help a model?", "tone": tone, "answer": f"{answer}: {change}."}]
 
 

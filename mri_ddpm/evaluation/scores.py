@@ -20,9 +20,8 @@ from mri_ddpm.evaluation.subject import RealScans, class_counts
 from mri_ddpm.evaluation.two_sample import two_sample_accuracy
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 
-Views = dict[
-    str, np.ndarray
-]  # of one set of images: "images" (N, 1, H, W), "features" and "wavelets" (N, D) each
+# Of one set of images: "images" (N, 1, H, W), "features" and "wavelets" (N, D) each
+Views = dict[str, np.ndarray]
 # Each metric of training scans and a group of images: its name, what it looks at, and an estimate or several by name
 METRICS = {
     "wavelet_kid": ("wavelets", kid),
@@ -48,10 +47,10 @@ def score_all(
     ``metrics``: which, of ``METRICS`` and ``two_sample_accuracy``.
 
     Returns:
-        ``quality``: by metric an ``Estimate.as_dict()`` with ``real``, the value of the held-out scans. Here alone is
+        ``quality``: by metric an ``Estimate.as_dict()`` with ``real``, the value of the validation scans. Here alone is
         ``two_sample_accuracy``, for which ``real`` is 0.5 and not measured.
-        ``quality_by_class``: the same by class. ``real_against_real``: by part (held_out, test), then "all" and classes.
-        ``quality_at_held_out_size``: of as many synthetic images as there are held-out scans, since Fréchet distance, recall
+        ``quality_by_class``: the same by class. ``real_against_real``: by part (validation, test), then "all" and classes.
+        ``quality_at_validation_size``: of as many synthetic images as there are validation scans, since Fréchet distance, recall
         and coverage depend on the number. A score that needs more images than there are is left out, and named in
         ``not_measured`` with the reason.
     """
@@ -65,13 +64,13 @@ def score_all(
     unlearned = np.zeros(len(training_labels), dtype=bool)
     unlearned[features.reference] = True
     parts = {"synthetic": synthetic, **real.unseen}
-    few = subset(synthetic, len(real.held_out[1]), max(1, len(real.class_names)))
-    parts["synthetic_at_held_out_size"] = few
+    few = subset(synthetic, len(real.validation[1]), max(1, len(real.class_names)))
+    parts["synthetic_at_validation_size"] = few
     scored: dict[str, dict[str, dict]] = {}
     for part, (images, labels) in tqdm(parts.items(), desc="comparing", unit="part"):
         viewed = views(images)
         chosen = {"all": slice(None)}
-        if part != "synthetic_at_held_out_size":
+        if part != "synthetic_at_validation_size":
             chosen |= {name: labels == c for c, name in enumerate(real.class_names)}
         scored[part] = {}
         for group, rows in chosen.items():
@@ -86,20 +85,20 @@ def score_all(
             scored[part][group] = scores(reference, group_views, f"{part}, {group}", metrics, not_measured)
     for group, entries in scored["synthetic"].items():
         for metric, entry in entries.items():
-            entry["real"] = scored["held_out"][group].get(metric, {}).get("value")
+            entry["real"] = scored["validation"][group].get(metric, {}).get("value")
     quality = scored.pop("synthetic")
     if TWO_SAMPLE in metrics:
-        sets = (real.training[0], real.held_out[0], synthetic[0])
+        sets = (real.training[0], real.validation[0], synthetic[0])
         try:
             told = two_sample_accuracy(*sets, features.device, progress=True)
             quality["all"][TWO_SAMPLE] = told.as_dict() | {"real": GUESSING}
         except InputError as error:
             not_measured[TWO_SAMPLE] = str(error)
-    at_size = scored.pop("synthetic_at_held_out_size")["all"]
+    at_size = scored.pop("synthetic_at_validation_size")["all"]
     return {
         "quality": quality.pop("all"),
         "quality_by_class": quality,
-        "quality_at_held_out_size": at_size,
+        "quality_at_validation_size": at_size,
         "real_against_real": scored,
         "not_measured": not_measured,
     }

@@ -1,6 +1,5 @@
 """What is evaluated: a pipeline, the scans it was trained on, and those that it never saw."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,29 +12,28 @@ from mri_ddpm.evaluation.lazy import LazyImages
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import Record, read_raw_weights
-from mri_ddpm.sampling import draw_batches
 
 HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_column")  # as of `load_scans`
 
 
 @dataclass(frozen=True)
 class RealScans:
-    """Real scans at the model's size: what it was trained on, the share held out of that, and the published test part."""
+    """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part."""
 
     training: Labelled
-    held_out: Labelled
+    validation: Labelled
     test: Labelled | None
     class_names: tuple[str, ...]
 
     @property
     def unseen(self) -> dict[str, Labelled]:
         """The parts that the model never saw, by name."""
-        parts = {"held_out": self.held_out, "test": self.test}
+        parts = {"validation": self.validation, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None and len(part[1])}
 
     def without_classes(self) -> "RealScans":
         """The same as one class, for a model that knows none: its images have no class to be compared by."""
-        parts = {"training": self.training, "held_out": self.held_out, "test": self.test}
+        parts = {"training": self.training, "validation": self.validation, "test": self.test}
         merged = {name: part and (part[0], np.zeros_like(part[1])) for name, part in parts.items()}
         return RealScans(**merged, class_names=())
 
@@ -81,7 +79,7 @@ def load_real_scans(
 
 def real_scans(scans: Scans) -> RealScans:
     """The parts of a data set as arrays."""
-    parts = {"training": scans.train, "held_out": scans.validation, "test": scans.test}
+    parts = {"training": scans.train, "validation": scans.validation, "test": scans.test}
     arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
     return RealScans(**arrays, class_names=scans.class_names)
 
@@ -143,38 +141,6 @@ def as_arrays(part: ScanDataset) -> Labelled:
         return (np.round(pixels * 255) / 255).astype(np.float32)
 
     return LazyImages(read, (1, part.side, part.side), len(part)), part.class_labels
-
-
-def draw(
-    pipeline: MRIDDPMPipeline,
-    counts: np.ndarray,
-    levels: np.ndarray | None = None,
-    done: int = 0,
-    keep: Callable[[int], None] | None = None,
-    **request,
-) -> Labelled:
-    """Draw images of each class, as the 8-bit pictures a user gets.
-
-    Args:
-        pipeline: the model.
-        counts: images wanted of each class, ``(C,)``; ``(1,)`` for a model without classes.
-        levels: where they are put in 256 levels, uint8 ``(N, H, W)``; a new array when ``None``.
-        done: how many of them are there already, from a drawing that was cut short.
-        keep: is told after each batch how many are there.
-        request: ``batch_size``, ``seed``, ``num_inference_steps``, ``guidance_scale``, ..., as of ``draw_batches``.
-    """
-    labels = np.repeat(np.arange(len(counts)), counts)
-    asked = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
-    size = pipeline.unet.config.sample_size
-    if levels is None:
-        levels = np.empty((len(labels), size, size), np.uint8)
-    for numbers, images in draw_batches(
-        pipeline, asked, num_images=len(labels), output_type="np", done=range(done), **request
-    ):
-        levels[numbers.start : numbers.stop] = np.round(images * 255)
-        if keep:
-            keep(numbers.stop)
-    return levels[:, None].astype(np.float32) / 255, labels  # (N, 1, H, W)
 
 
 def class_counts(labels: np.ndarray, num_classes: int, total: int) -> np.ndarray:

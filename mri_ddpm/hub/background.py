@@ -1,4 +1,4 @@
-"""Push while training goes on."""
+"""Push in the background of a training."""
 
 import math
 import tempfile
@@ -16,9 +16,8 @@ from mri_ddpm.hub.push import HubUnreachable, Pushed, prepare_repository, push_f
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs.record import copy_record
 
-SECONDS_BETWEEN = (
-    600.0  # from one push to the next: a fast training has a checkpoint a minute, with all of its weights
-)
+# From one push to the next: a fast training has a checkpoint a minute, with all of its weights
+SECONDS_BETWEEN = 600.0
 
 
 class BackgroundPush:

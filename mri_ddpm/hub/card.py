@@ -62,7 +62,7 @@ def make_model_card(
 def training_facts(record: Record) -> dict:
     """Steps, hours and losses, from ``metrics.jsonl``; empty without one."""
     steps = [row for row in record.metrics if "loss" in row]
-    held_out = [row for row in record.metrics if "validation_loss" in row]
+    validation = [row for row in record.metrics if "validation_loss" in row]
     if not steps:
         return {}
     config, environment = record.config or {}, record.environment or {}
@@ -71,7 +71,7 @@ def training_facts(record: Record) -> dict:
         * config.get("gradient_accumulation_steps", 1)
         * environment.get("num_processes", 1)
     )
-    last = held_out[-1] if held_out else {}
+    last = validation[-1] if validation else {}
     numbers = [row["step"] for row in steps]
     since = [
         1,
@@ -85,20 +85,20 @@ def training_facts(record: Record) -> dict:
         "minutes": sum(n * batch / row["images_per_second"] for n, row in timed) / 60,
         "loss": sum(row["loss"] for row in steps[-100:]) / len(steps[-100:]),
         "loss_steps": len(steps[-100:]),
-        "held_out": last.get("validation_loss"),
-        "held_out_ema": last.get("validation_loss_ema"),
-        "held_out_step": last.get("step"),
+        "validation": last.get("validation_loss"),
+        "validation_ema": last.get("validation_loss_ema"),
+        "validation_step": last.get("step"),
     }
 
 
 def eval_results(record: Record, facts: dict) -> list[EvalResult]:
-    """The measured numbers in ``model-index`` form: the held-out loss, and an evaluation's overall quality."""
+    """The measured numbers in ``model-index`` form: the validation loss, and an evaluation's overall quality."""
     manifest = record.manifest or {}
     name = manifest.get("source", "not recorded")
     found = {}
-    if facts.get("held_out_ema") is not None:
+    if facts.get("validation_ema") is not None:
         loss = (record.config or {}).get("loss_type", "")
-        found["loss"] = (f"Held-out {loss} loss, EMA weights", facts["held_out_ema"])
+        found["loss"] = (f"Validation {loss} loss, EMA weights", facts["validation_ema"])
     for key, entry in ((record.evaluation or {}).get("quality") or {}).items():
         found[key] = (key, entry["value"])
     return [

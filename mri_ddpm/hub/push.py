@@ -1,6 +1,5 @@
-"""Push an exported repository: only what has changed, in one commit, tried again when the Hub stumbles."""
+"""Push an exported repository in one commit, tried again when the Hub stumbles."""
 
-import hashlib
 import logging
 import os
 import tempfile
@@ -20,13 +19,17 @@ from huggingface_hub.utils import get_session
 from mri_ddpm.errors import InputError
 from mri_ddpm.hub.export import export_repository
 from mri_ddpm.runs.faults import hub_sentence, is_transient, retry_after_seconds
+from mri_ddpm.runs.folder import RunFolder
+from mri_ddpm.runs.record import PAPERS, papers_that_travel
 
 TRIES = 4
 FIRST_WAIT_SECONDS = 2.0  # doubled with every try, unless the Hub says how long
+LONGEST_WAIT_SECONDS = 300.0  # whatever the Hub says; it counts requests in windows of five minutes
 SILENCE_SECONDS = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 60))  # the client waits for ever of itself
 CODE_FILE = "pipeline_mri_ddpm.py"  # by which a repository of ours is known
-# What an export may write besides; of an earlier one they would be another model's
-OURS = ("unet/diffusion_pytorch_model*.safetensors", "training/*")
+# What one export writes and another may not: left behind, it would be another model's
+WEIGHTS = "unet/diffusion_pytorch_model*.safetensors"
+PAPERS_THERE = [path.as_posix() for path in papers_that_travel(RunFolder(Path(PAPERS)))]
 Result = TypeVar("Result")
 
 
@@ -100,53 +103,53 @@ def prepare_repository(repo_id: str, *, public: bool = False, tries: int = TRIES
 
 
 def push_folder(folder: Path, repo_id: str, message: str = "") -> Pushed:
-    """Send the files that the repository does not have yet and remove those of an earlier push, in one commit.
+    """Send a folder in one commit, which also removes what an earlier push sent and this one lacks.
 
-    Files that were never ours stay where they are.
+    The client leaves out the files that are there already. Files that were never ours stay where they are.
 
     Raises:
-        InputError: when the Hub does not take it; the sentence says why, and what was not sent.
+        InputError: when the Hub does not take it; the sentence says why.
     """
     files = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
+    found = []  # before each try: after a commit whose answer was lost, the next try finds its files
 
-    # Tried again as a whole, so that a commit whose answer was lost is seen the next time.
-    def push(api: HfApi) -> Pushed:
-        there = {
-            entry.path: entry
-            for entry in api.list_repo_tree(repo_id, recursive=True)
-            if isinstance(entry, RepoFile)
-        }
-        changed = {name: path for name, path in files.items() if not is_same(path, there.get(name))}
-        removed = [name for name in there.keys() - files.keys() if any(fnmatch(name, ours) for ours in OURS)]
-        if changed or removed:
-            operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
-            operations += [CommitOperationDelete(name) for name in removed]
-            api.create_commit(repo_id, operations, commit_message=message or "Push a model of mri-ddpm")
-        return Pushed(
-            repo_id,
-            f"{api.endpoint}/{repo_id}",
-            sorted(changed),
-            sum(path.stat().st_size for path in changed.values()),
-            sorted(files.keys() - changed.keys()),
-            sorted(removed),
-        )
+    def commit(api: HfApi) -> dict[str, str]:
+        found.append(content_hashes(api, repo_id))
+        operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        operations += [
+            CommitOperationDelete(name) for name in found[-1] if name not in files and is_ours(name)
+        ]
+        # Not upload_folder: with Xet it makes several commits, and makes one again whose answer was lost
+        done = api.create_commit(repo_id, operations, commit_message=message or "Push a model of mri-ddpm")
+        return content_hashes(api, repo_id, done.oid)
 
     try:
-        return try_again(push, repo_id)
+        after = try_again(commit, repo_id)
     except InputError as error:
-        raise InputError(f"{error} Nothing was changed there, and nothing is lost here.") from error
+        raise InputError(f"{error} A push is there whole or not at all, and nothing is lost here.") from error
+    before = found[0]
+    sent = [name for name in files if before.get(name) != after[name]]
+    return Pushed(
+        repo_id,
+        f"{HfApi().endpoint}/{repo_id}",
+        sent,
+        sum(files[name].stat().st_size for name in sent),
+        [name for name in files if name not in sent],
+        sorted(name for name in before.keys() - after.keys() if is_ours(name)),
+    )
 
 
-def is_same(path: Path, there: RepoFile | None) -> bool:
-    """Whether the Hub has the very bytes of a file: by its SHA-256 if it is stored as LFS, else by git's own hash."""
-    if there is None or there.size != path.stat().st_size:
-        return False
-    content = path.read_bytes()
-    if there.lfs:
-        return hashlib.sha256(content).hexdigest() == there.lfs.sha256
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == there.blob_id
+def content_hashes(api: HfApi, repo_id: str, revision: str | None = None) -> dict[str, str]:
+    """The files of a repository by name, each with git's hash of what is in it."""
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=revision)
+    return {entry.path: entry.blob_id for entry in entries if isinstance(entry, RepoFile)}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a push wrote the file, if it is none of those that every push writes."""
+    return name in PAPERS_THERE or fnmatch(name, WEIGHTS)
 
 
 def try_again(call: Callable[[HfApi], Result], repo_id: str, tries: int = TRIES) -> Result:
@@ -163,14 +166,14 @@ def try_again(call: Callable[[HfApi], Result], repo_id: str, tries: int = TRIES)
                 return call(HfApi())
             except InputError:
                 raise
-            except Exception as error:  # of four HTTP libraries, by the version of the client
+            except Exception as error:  # of several HTTP libraries, by the version of the client
                 sentence = hub_sentence(error, repo_id)
                 if not is_transient(error):
                     raise InputError(sentence) from error
                 if not left:
                     raise HubUnreachable(f"{sentence[:-1]} (tried {tries} times).") from error
                 asked = retry_after_seconds(error)
-                time.sleep(wait if asked is None else asked)
+                time.sleep(min(wait if asked is None else asked, LONGEST_WAIT_SECONDS))
                 wait *= 2
     raise AssertionError("unreachable: the last try returns or raises")
 

@@ -313,9 +313,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
             reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
             raise ValueError(f"the U-Net in {where} cannot be loaded: {reason:.300}.") from error
         except OSError as error:
-            if not str(error).startswith(
-                "Unable to load weights"
-            ):  # diffusers' words for a file it cannot read
+            # Diffusers' words for a file it cannot read
+            if not str(error).startswith("Unable to load weights"):
                 raise
             raise ValueError(
                 f"the weights in {where} are damaged or cut short; fetch them again, or from another revision."
@@ -337,9 +336,14 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         return (model, info) if output_loading_info else model
 
     def x_0_moments(self, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x_0_mean`` and ``x_0_components`` at that size: ``(num_class_embeds + 1, C, H, W)``, ``(K, C, H, W)``."""
+        """``x_0_mean`` and ``x_0_components`` at that size: ``(num_class_embeds + 1, C, H, W)``, ``(K, C, H, W)``.
+
+        In float32 where the weights are of 16 bits, which a CPU does not resize.
+        """
+        dtype = torch.promote_types(self.x_0_mean.dtype, torch.float32)
         resize = {"size": (height, width), "mode": "bilinear", "antialias": True}
-        return F.interpolate(self.x_0_mean, **resize), F.interpolate(self.x_0_components, **resize)
+        mean, components = (x.to(dtype) for x in (self.x_0_mean, self.x_0_components))
+        return F.interpolate(mean, **resize), F.interpolate(components, **resize)
 
     # A pipeline asks its signature which arguments it takes
     @functools.wraps(ModelMixin.save_pretrained)
@@ -427,9 +431,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         x = run(self.mid_block2, x, embedding)
 
         for level in self.up:
-            if not isinstance(
-                level["upsample"], nn.Identity
-            ):  # diffusers may define this file's classes anew
+            # Diffusers may define this file's classes anew
+            if not isinstance(level["upsample"], nn.Identity):
                 x = level["upsample"](x, skips[-1].shape[-2:])
             for block in level["blocks"]:
                 x = run(block, torch.cat([x, skips.pop()], dim=1), embedding)  # (B, 2C, H, W) -> (B, C, H, W)

@@ -95,19 +95,16 @@ def write_record(record: Record, folder: Path) -> None:
         shutil.copyfile(path, run.path / name)
 
 
+def papers_that_travel(run: RunFolder) -> list[Path]:
+    """Every file that ``write_record`` may write: what a repository holds of a run besides its pipeline."""
+    papers = [run.config, run.manifest, run.environment, run.metrics, run.evaluation_metrics]
+    return [*papers, run.grid, run.loss_plot]
+
+
 def copy_record(run_dir: Path, folder: Path) -> None:
     """Copy what ``read_record`` reads of a run, with the weights, as it is at this moment of the training."""
     run = RunFolder(run_dir)
-    papers = (
-        run.config,
-        run.manifest,
-        run.environment,
-        run.metrics,
-        run.evaluation_metrics,
-        run.grid,
-        run.loss_plot,
-    )
-    for path in (*papers, *run_dir.glob(EMA_GRIDS), *run.pipeline.rglob("*")):
+    for path in (*papers_that_travel(run), *run_dir.glob(EMA_GRIDS), *run.pipeline.rglob("*")):
         target = folder / path.relative_to(run_dir)
         if path.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
     if not config.resume_from_checkpoint:
         if run_dir.exists() and any(run_dir.iterdir()):
             raise InputError(
-                f"--output_dir {run_dir} is not empty; name another folder, or go on with "
+                f"--output_dir {run_dir} is not empty; name another folder, or resume with "
                 "--resume_from_checkpoint latest."
             )
         return
@@ -58,7 +58,7 @@ def flag(name: str, value) -> str:
 
 
 def check_metrics(path: Path) -> None:
-    """Refuse a curve that could not be gone on with; what a number is, nobody can check."""
+    """Refuse a curve that could not be resumed; what a number is, nobody can check."""
     for row in read_json_lines(path):
         numbers = [n for value in row.values() for n in (value if isinstance(value, list) else [value])]
         if type(row.get("step")) is not int or any(isinstance(n, (str, list, dict)) for n in numbers):
@@ -91,5 +91,5 @@ def batch_change(run: RunFolder, config: TrainingConfig, num_processes: int) -> 
         return None
     return (
         f"warning: the run was begun with {', '.join(changed)}: epochs have another number of steps, and the one that is "
-        "gone on with is counted by the new number."
+        "resumed is counted by the new number."
     )

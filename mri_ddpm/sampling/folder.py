@@ -1,8 +1,9 @@
-"""A folder of drawn images that knows what was asked for, so that a drawing cut short goes on where it stopped."""
+"""A folder of samples that knows what was asked for, so that an interrupted sampling resumes where it stopped."""
 
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -10,8 +11,9 @@ from PIL import Image
 from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import whole_file, write_json, writing_to
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.sampling.batches import batch_size_that_fits, draw_batches
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
+from mri_ddpm.sampling.batches import batch_size_that_fits, sample_batches
+from mri_ddpm.sampling.options import SamplingOptions
 from mri_ddpm.sampling.provenance import png_text
 
 REQUEST_FILE = ".sampling.json"  # hidden, so that the folder is one of images alone, to train on or to load
@@ -33,9 +35,8 @@ class SampleFolder:
     def __init__(self, path: Path, request: dict):
         self.path, self.request = path, request
         self.rejected: set[int] = set()
-        self.batch_size: dict[
-            str, int
-        ] = {}  # that "auto" found, by device: the same batches give the same bits
+        # That "auto" found, by device: the same batches give the same bits
+        self.batch_size: dict[str, int] = {}
         if not path.exists() or (path.is_dir() and all(file.name == REQUEST_FILE for file in path.iterdir())):
             return
         before = read_request(path)
@@ -51,55 +52,58 @@ class SampleFolder:
 
     def fill(
         self,
-        pipeline: MRIDDPMPipeline,
+        pipeline: MRIDDPMBasePipeline,
         labels: Sequence[str] | None,
-        *,
         num_images: int,
-        batch_size: int | str,
-        seed: int,
+        options: SamplingOptions,
+        *,
         facts: dict,
         copies: Callable[[list[Image.Image]], Sequence[bool]] | None = None,
-        **chain,
+        output_type: str = "pil",
     ) -> None:
-        """Draw what is not there yet, and write each batch as it comes.
+        """Sample what is not there yet, and write each batch as it comes.
 
         Args:
-            pipeline: the model.
-            labels: one class an image; ``None`` draws without.
+            pipeline: the model, with the scheduler of ``options.prepare``.
+            labels: one class an image; ``None`` samples without.
             num_images: how many there are to be in the end.
-            batch_size: as of ``draw_batches``; ``"auto"`` takes that of a drawing that is gone on with.
-            seed: of the first image.
+            options: how; a ``batch_size`` of "auto" is that of a sampling which is resumed.
             facts: what is written into every image.
             copies: says of each image whether it is to be left out.
-            chain: further arguments of the pipeline.
+            output_type: ``"pil"`` for 8 bits, ``"pil16"`` for 16.
         """
-        self.save_request()  # first: a folder that cannot be written is known before anything is drawn
-        if batch_size == AUTO:
+        self.save_request()  # first: a folder that cannot be written is known before anything is sampled
+        if options.batch_size == AUTO:
             device = pipeline.device.type  # a batch that fitted elsewhere says nothing
             fitted = self.batch_size.get(device) or batch_size_that_fits(
-                pipeline, labels, num_images, **chain
+                pipeline, labels, num_images, options
             )
-            self.batch_size[device] = batch_size = fitted
+            options = replace(options, batch_size=fitted)
+            self.batch_size[device] = fitted
             self.save_request()
-        # A class's name comes with the model, and must not lead out of the folder
-        prefixes = [re.sub(r"[^\w.-]", "_", f"{label}-") for label in labels] if labels else [""] * num_images
-        names = [f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
-        done = self.rejected | {i for i, name in enumerate(names) if (self.path / name).exists()}
-        for numbers, images in draw_batches(
-            pipeline, labels, num_images=num_images, batch_size=batch_size, seed=seed, done=done, **chain
+        files = self.files(labels or [None] * num_images)
+        done = self.rejected | {i for i, file in enumerate(files) if file.exists()}
+        for numbers, images in sample_batches(
+            pipeline, labels, num_images, options, done=done, output_type=output_type
         ):
             left_out = copies(images) if copies else [False] * len(images)
             self.rejected |= {i for i, flag in zip(numbers, left_out, strict=True) if flag}
             for i, image in zip(numbers, images, strict=True):
                 if i not in done and i not in self.rejected:
-                    text = {**facts, "class": labels[i] if labels else None, "seed": seed + i}
-                    self.save(image, names[i], text)
+                    text = {**facts, "class": labels[i] if labels else None, "seed": options.seed + i}
+                    self.save(image, files[i], text)
             if self.rejected:
                 self.save_request()
 
-    def save(self, image: Image.Image, name: str, text: dict) -> None:
+    def files(self, labels: Sequence[str | None]) -> list[Path]:
+        """Where each image is, or would be, by number and class."""
+        # A class's name comes with the model, and must not lead out of the folder
+        prefixes = ["" if label is None else re.sub(r"[^\w.-]", "_", f"{label}-") for label in labels]
+        return [self.path / f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
+
+    def save(self, image: Image.Image, file: Path, text: dict) -> None:
         """Write one image under a temporary name and rename it."""
-        with writing_to(self.path, *REFUSAL), whole_file(self.path / name) as unfinished:
+        with writing_to(self.path, *REFUSAL), whole_file(file) as unfinished:
             image.save(unfinished, format="PNG", pnginfo=png_text(text))
 
     def save_request(self) -> None:
@@ -128,5 +132,5 @@ def read_request(path: Path) -> dict:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(
-            f"--output_dir {path} is not an empty folder, nor one that 'mri-ddpm sample' drew into; name a new one."
+            f"--output_dir {path} is not an empty folder, nor one that 'mri-ddpm sample' wrote; name a new one."
         ) from None

@@ -10,7 +10,7 @@ import safetensors.torch
 from diffusers import SchedulerMixin
 from PIL.PngImagePlugin import PngInfo
 
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 
 SCHEDULER_SETTINGS = (
     "algorithm_type", "solver_order", "variance_type", "final_sigmas_type", "timestep_spacing", "use_karras_sigmas",
@@ -19,7 +19,7 @@ SCHEDULER_SETTINGS = (
 USUAL = {"variance_type": "fixed_small", "timestep_spacing": "trailing"}  # in our pipelines
 
 
-def provenance(pipeline: MRIDDPMPipeline) -> dict[str, str]:
+def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
     """What every image of a loaded pipeline has in common: that it is synthetic, the model, its revision, the sampler.
 
     The revision is the commit on the Hub; of a model on disk it is the SHA-256 of its weights' file.
@@ -32,9 +32,8 @@ def provenance(pipeline: MRIDDPMPipeline) -> dict[str, str]:
         folder = Path(name).absolute()  # a path of this machine stays here: the run's name says as much
         name = folder.parent.name if folder.name == "pipeline" else folder.name
         tensors = {name: tensor.cpu().contiguous() for name, tensor in pipeline.unet.state_dict().items()}
-        saved = safetensors.torch.save(
-            tensors, metadata={"format": "pt"}
-        )  # the bytes of the file it was loaded from
+        # The bytes of the file it was loaded from
+        saved = safetensors.torch.save(tensors, metadata={"format": "pt"})
         revision = f"sha256:{hashlib.sha256(saved).hexdigest()}"
     return {
         "synthetic": "yes: drawn by a diffusion model, no patient's scan, not for diagnosis",

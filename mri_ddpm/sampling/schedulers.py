@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from mri_ddpm.errors import InputError
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 
 # Given to each that knows them, so that nothing is left of the one before: diffusers hands all settings on
 PLAIN = {
@@ -43,7 +43,7 @@ SCHEDULERS = {
 }
 
 
-def set_scheduler(pipeline: MRIDDPMPipeline, name: str) -> None:
+def set_scheduler(pipeline: MRIDDPMBasePipeline, name: str) -> None:
     """Let a pipeline draw by the scheduler of that name.
 
     Raises:

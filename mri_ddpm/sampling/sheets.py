@@ -9,8 +9,9 @@ from diffusers import DDPMScheduler
 from PIL import Image, ImageDraw
 
 from mri_ddpm.data import to_model_range, to_unit_range
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.sampling.batches import generators
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
+from mri_ddpm.sampling.batches import sample
+from mri_ddpm.sampling.options import SamplingOptions
 
 TILE = 72  # pixels a side of one image on a sheet
 TITLE = 14  # pixels of the line over it
@@ -36,24 +37,22 @@ def save_noise_strip(scan: np.ndarray, scheduler: DDPMScheduler, path: Path, see
 
 
 def save_film(
-    pipeline: MRIDDPMPipeline,
+    pipeline: MRIDDPMBasePipeline,
     labels: Sequence | None,
     numbers: Sequence[int],
-    seed: int,
+    options: SamplingOptions,
     files: Sequence[Path],
-    **chain,
 ) -> None:
-    """Draw the way from noise to scan of the first of these images, to a strip and a film (PNG and GIF).
+    """Show the way from noise to scan of the first of these images, as a strip and a film (PNG and GIF).
 
     Of each image the upper row is x_t and the lower what the network takes the image to be, its progressive estimate
     (Ho et al. 2020, section 4.3).
     """
     rows = numbers[:FILM_ROWS]
     strip, film = files
-    chain = {**chain, "generator": generators(seed, rows), "output_type": "pt", "output_trajectory": True}
     labels = [labels[i] for i in rows] if labels is not None else None
     pipeline.set_progress_bar_config(desc="film", unit="step", disable=False)
-    drawn = pipeline(labels, len(rows), **chain)
+    drawn = sample(pipeline, labels, rows, options, output_type="pt", output_trajectory=True)
     calls = len(drawn.timesteps)
     both = torch.stack([drawn.x_t, drawn.x_0], dim=2).flatten(1, 2)  # (calls, 2B, 1, H, W)
     unit = to_unit_range(both.float()).numpy()

@@ -23,7 +23,7 @@ HELD, HELD_CHECKPOINTING = 1.6, 0.45
 
 
 def settle_batch_size(accelerator: Accelerator, config: TrainingConfig, scans: Scans) -> TrainingConfig:
-    """Put a number in the place of "auto": that of the run which is gone on with, else one that is found by trying.
+    """Put a number in the place of "auto": that of the run which is resumed, else one that is found by trying.
 
     Every process takes the number of the one with the least memory.
 
@@ -37,7 +37,7 @@ def settle_batch_size(accelerator: Accelerator, config: TrainingConfig, scans: S
         number = read_json(folder.config).get("train_batch_size")
         if type(number) is not int:
             raise InputError(
-                f"{folder.config} has no train_batch_size to go on with; name one by --train_batch_size."
+                f"{folder.config} has no train_batch_size to resume with; name one by --train_batch_size."
             )
     else:
         number = batch_size_that_fits(accelerator, config, scans)

@@ -51,7 +51,7 @@ def writing_together(accelerator: Accelerator, run: RunFolder) -> Iterator[None]
     """
     refusal = None
     last = next((path.name for path in reversed(run.checkpoints())), "none yet")
-    way_out = f"its last whole checkpoint: {last}; go on from there with --resume_from_checkpoint latest."
+    way_out = f"its last whole checkpoint: {last}; resume from there with --resume_from_checkpoint latest."
     try:
         with writing_to(run.path, way_out):
             yield

@@ -42,9 +42,8 @@ class Guard:
     ):
         self.parameters, self.active, self.fp16 = parameters, active, fp16
         device = parameters[0].device
-        self.norms = torch.full(
-            (WINDOW,), math.inf, device=device
-        )  # a ring; with few in it the median is inf
+        # A ring; with few in it the median is inf
+        self.norms = torch.full((WINDOW,), math.inf, device=device)
         self.position = 0  # in the ring
         self.refused = torch.zeros((), device=device)
         self.losses: deque[float] = deque(maxlen=LOSSES)

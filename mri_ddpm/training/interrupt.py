@@ -8,10 +8,8 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 
-SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-)  # Ctrl-C; a scheduler's or a cloud's notice, and accelerate's to its processes
+# Ctrl-C; a scheduler's or a cloud's notice, and accelerate's to its processes
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:

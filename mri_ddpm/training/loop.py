@@ -163,7 +163,7 @@ class TrainingLoop:
         self.since = time.perf_counter()
 
     def validate(self) -> None:
-        """Held-out loss of raw and EMA weights, to ``metrics.jsonl``, the trackers and ``loss.png``."""
+        """Validation loss of raw and EMA weights, to ``metrics.jsonl``, the trackers and ``loss.png``."""
         arguments = (
             self.state.accelerator,
             self.state.raw_unet,
@@ -181,7 +181,7 @@ class TrainingLoop:
                 self.plot()
         if self.metrics:
             self.bar.write(
-                f"step {row['step']}: held-out loss {row['validation_loss']:.4f}, EMA {row['validation_loss_ema']:.4f}"
+                f"step {row['step']}: validation loss {row['validation_loss']:.4f}, EMA {row['validation_loss_ema']:.4f}"
             )
         self.since = time.perf_counter()  # so that images/s counts training alone
 

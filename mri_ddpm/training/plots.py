@@ -15,11 +15,11 @@ CURVE_POINTS = 4000  # of a longer run every second step, or third, is drawn: a 
 
 
 def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
-    """Plot the training loss (steps and the mean of all around them) and the held-out loss, raw and EMA, against the step."""
+    """Plot the training loss (steps and the mean of all around them) and the validation loss, raw and EMA, against the step."""
     from matplotlib.figure import Figure  # imported late: it is slow, and only the main process plots
 
     training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    held_out = [
+    validation = [
         (row["step"], row["validation_loss"], row["validation_loss_ema"])
         for row in rows
         if "validation_loss" in row
@@ -35,10 +35,10 @@ def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:
         axes.plot(
             steps[window - 1 :: every], mean, color="tab:blue", label=f"training, mean of {window} steps"
         )
-    if held_out:
-        steps, raw, ema = np.array(held_out).T
-        axes.plot(steps, raw, "o-", color="tab:orange", markersize=3, label="held out, raw weights")
-        axes.plot(steps, ema, "o-", color="tab:green", markersize=3, label="held out, EMA weights")
+    if validation:
+        steps, raw, ema = np.array(validation).T
+        axes.plot(steps, raw, "o-", color="tab:orange", markersize=3, label="validation, raw weights")
+        axes.plot(steps, ema, "o-", color="tab:green", markersize=3, label="validation, EMA weights")
     for number, step in enumerate(row["step"] for row in rows if "surge_at_step" in row):
         axes.axvline(
             step, color="tab:red", linestyle=":", label=None if number else "back here after a surge"

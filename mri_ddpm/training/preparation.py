@@ -11,7 +11,7 @@ from mri_ddpm import data
 from mri_ddpm.config import AUTO, TrainingConfig
 from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.memorisation import MIN_HELD_OUT, MIN_TRAINING
+from mri_ddpm.evaluation.memorisation import MIN_TRAINING, MIN_VALIDATION
 from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.training.state import TrainingState, attention_types
 
@@ -123,7 +123,7 @@ def announce(state: TrainingState) -> None:
         f" in {len(scans.class_names)} classes ({', '.join(scans.class_names)})" if scans.class_names else ""
     )
     say(
-        f"{len(scans.train)} training and {len(scans.validation)} held-out images{names}, {config.resolution} px"
+        f"{len(scans.train)} training and {len(scans.validation)} validation images{names}, {config.resolution} px"
     )
     if scans.manifest["findings"]:
         say(data.format_findings(scans.manifest))
@@ -138,10 +138,10 @@ def announce(state: TrainingState) -> None:
         )
     if scans.manifest["dark"]:
         say(data.dark_warning(scans.manifest))
-    if config.evaluate_epochs and (len(scans.train) < MIN_TRAINING or len(scans.validation) < MIN_HELD_OUT):
+    if config.evaluate_epochs and (len(scans.train) < MIN_TRAINING or len(scans.validation) < MIN_VALIDATION):
         say(
-            f"warning: --evaluate_epochs leaves out the search for copies, which takes {MIN_TRAINING} training and {MIN_HELD_OUT} "
-            "held-out scans."
+            f"warning: --evaluate_epochs leaves out the search for copies, which takes {MIN_TRAINING} training and {MIN_VALIDATION} "
+            "validation scans."
         )
     parameters = sum(p.numel() for p in state.raw_unet.parameters()) / 1e6
     processes, factor = state.accelerator.num_processes, state.guard.rate_factor
@@ -150,7 +150,7 @@ def announce(state: TrainingState) -> None:
         f"T={config.num_train_timesteps}, {state.max_steps} steps of "
         f"{config.train_batch_size * config.gradient_accumulation_steps * processes} images on "
         f"{processes} x {state.accelerator.device}, mixed precision: {config.mixed_precision}"
-        + (f", going on from step {state.progress.step}" if state.progress.step else "")
+        + (f", resuming from step {state.progress.step}" if state.progress.step else "")
         + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )
     if config.lr_warmup_steps >= state.max_steps:

@@ -1,6 +1,6 @@
 """Runs that their launcher starts again, by ``--max_restarts``, when one of their processes has died.
 
-All processes are started anew with the first command line, and go on from the latest checkpoint by themselves.
+All processes are started anew with the first command line, and resume from the latest checkpoint by themselves.
 """
 
 import os

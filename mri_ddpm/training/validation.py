@@ -1,4 +1,4 @@
-"""The held-out loss, with the same noise and timesteps every time, and the sample grids, with the same noise too."""
+"""The validation loss, with the same noise and timesteps every time, and the sample grids, with the same noise too."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def validation_loss(
     scans: ScanDataset,
     config: TrainingConfig,
 ) -> float:
-    """Mean unweighted loss over the held-out scans, each at one timestep; the timesteps cover 0..T-1 evenly.
+    """Mean unweighted loss over the validation scans, each at one timestep; the timesteps cover 0..T-1 evenly.
 
     The batches are shared out over the processes, and a scan's noise depends on its index alone, so the value is the
     same for any number of processes and any batch size.

@@ -5,6 +5,7 @@ Nothing is computed for it: the network lives on PyTorch's "meta" device, which 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from matplotlib.axes import Axes
@@ -16,7 +17,7 @@ from mri_ddpm.models.modeling_attention_unet import AttentionBlock, ConvNextBloc
 from mri_ddpm.training.state import build_unet
 
 BLOCK_NAMES = {ResnetBlock: "ResNet", ConvNextBlock: "ConvNeXt"}
-COLOURS = {"convolution": "#d9d9d9", "blocks": "#9ecae1", "middle": "#fdae6b"}
+CONVOLUTION, BLOCKS, MIDDLE = "#d9d9d9", "#9ecae1", "#fdae6b"  # colours of the boxes
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,8 @@ def read_architecture(config: TrainingConfig, class_names: Sequence[str]) -> Arc
         unet = build_unet(config, tuple(class_names)).eval()
         sample, timestep = torch.empty(1, 1, config.resolution, config.resolution), torch.zeros(1)
     shapes: dict[nn.Module, tuple] = {}
-
-    def note_shape(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        shapes[module] = tuple(output.shape[1:])
-
-    for module in unet.modules():
-        if module is not unet:
-            module.register_forward_hook(note_shape)
+    for module in list(unet.modules())[1:]:  # the first is the U-Net itself
+        module.register_forward_hook(lambda m, _, output: shapes.update({m: tuple(output.shape[1:])}))
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         unet(sample, timestep)
 
@@ -75,51 +71,41 @@ def read_architecture(config: TrainingConfig, class_names: Sequence[str]) -> Arc
 
 def words_of(layers: Sequence[nn.Module]) -> str:
     """Name layers in their order, equal neighbours counted: "2 ResNet, linear attention"."""
-    counted: list[list] = []
-    for layer in layers:
+
+    def name(layer: nn.Module) -> str | None:
         if isinstance(layer, AttentionBlock):
-            name = f"{layer.kind} attention"
-        elif isinstance(layer, nn.Conv2d):
-            name = f"{layer.kernel_size[0]}×{layer.kernel_size[1]} convolution"
-        else:
-            name = BLOCK_NAMES.get(type(layer))  # None of the identity where there is no attention
-        if counted and counted[-1][0] == name:
-            counted[-1][1] += 1
-        elif name:
-            counted.append([name, 1])
+            return f"{layer.kind} attention"
+        if isinstance(layer, nn.Conv2d):
+            return f"{layer.kernel_size[0]}×{layer.kernel_size[1]} convolution"
+        return BLOCK_NAMES.get(type(layer))  # None of the identity where there is no attention
+
+    counted = [(name, len(list(group))) for name, group in groupby(map(name, layers)) if name]
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in counted)
 
 
 def draw_architecture(axes: Axes, architecture: Architecture, title: str) -> None:
     """Draw the U: down on the left, up on the right, skip connections across, each box with its layers and shape."""
+
+    def box(x: float, y: float, stage: Stage, colour: str) -> None:
+        words = f"{stage.layers}\n{' × '.join(map(str, stage.shape))}"
+        look = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "none"}
+        axes.text(x, y, words, ha="center", va="center", fontsize=6, bbox=look)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], **look) -> None:
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->", **look})
+
     levels = len(architecture.down)
+    size = f"{architecture.parameters / 1e6:.2f} M parameters, {architecture.gmac:.3g} GMAC a sample"
     axes.set(xlim=(0, 10), ylim=(-levels - 0.9, 1.5))
-    axes.axis("off")
-    axes.set_title(
-        f"{title}\n{architecture.parameters / 1e6:.2f} M parameters, {architecture.gmac:.3g} GMAC a sample",
-        fontsize=9,
-    )
-    box(axes, 2.2, 1, architecture.conv_in, "convolution")
-    box(axes, 7.8, 1, architecture.conv_out, "convolution")
+    axes.set_title(f"{title}\n{size}", fontsize=9)
+    box(2.2, 1, architecture.conv_in, CONVOLUTION)
+    box(7.8, 1, architecture.conv_out, CONVOLUTION)
     for i, (down, up) in enumerate(zip(architecture.down, reversed(architecture.up), strict=True)):
-        box(axes, 2.2, -i, down, "blocks")
-        box(axes, 7.8, -i, up, "blocks")
-        skip = {"arrowstyle": "->", "linestyle": "--", "color": "gray"}
-        axes.annotate("", (5.9, -i), (4.1, -i), arrowprops=skip)
-        arrow(axes, (2.2, -i + 0.68), (2.2, -i + 0.36))
-        arrow(axes, (7.8, -i + 0.36), (7.8, -i + 0.68))
-    box(axes, 5, -levels - 0.2, architecture.middle, "middle")
-    arrow(axes, (2.2, -levels + 0.62), (3.2, -levels + 0.1))
-    arrow(axes, (6.8, -levels + 0.1), (7.8, -levels + 0.62))
-
-
-def box(axes: Axes, x: float, y: float, stage: Stage, kind: str) -> None:
-    """One stage: its layers, and under them channels × height × width."""
-    words = f"{stage.layers}\n{' × '.join(map(str, stage.shape))}"
-    look = {"boxstyle": "round,pad=0.35", "facecolor": COLOURS[kind], "edgecolor": "none"}
-    axes.text(x, y, words, ha="center", va="center", fontsize=6, bbox=look)
-
-
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """From one stage to the next."""
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "black"})
+        box(2.2, -i, down, BLOCKS)
+        box(7.8, -i, up, BLOCKS)
+        arrow((4.1, -i), (5.9, -i), linestyle="--", color="gray")
+        arrow((2.2, -i + 0.68), (2.2, -i + 0.36))
+        arrow((7.8, -i + 0.36), (7.8, -i + 0.68))
+    box(5, -levels - 0.2, architecture.middle, MIDDLE)
+    arrow((2.2, -levels + 0.62), (3.2, -levels + 0.1))
+    arrow((6.8, -levels + 0.1), (7.8, -levels + 0.62))

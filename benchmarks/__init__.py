@@ -1,0 +1,1 @@
+"""Measurements beside the package, which the wheel leaves out."""

@@ -1,0 +1,78 @@
+"""What is asked for when images are sampled, as one object."""
+
+from dataclasses import dataclass, field
+
+from mri_ddpm.config import AUTO
+from mri_ddpm.errors import InputError
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
+from mri_ddpm.sampling.schedulers import set_scheduler
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are sampled, whatever the model and wherever they go.
+
+    Args:
+        scheduler: a name of ``SCHEDULERS``; that of the training when ``None``.
+        num_inference_steps: steps of the reverse chain; all when ``None``.
+        guidance_scale: 1 is none; more follows the class more.
+        guidance_start: share of the chain after which guidance sets in.
+        guidance_end: and after which it ends.
+        dynamic_thresholding_ratio: estimates are scaled down instead of clipped; such as 0.995.
+        seed: image i is sampled from seed + i, whatever its batch.
+        batch_size: images at once; ``"auto"`` for as many as fit into memory.
+        edit: ``image``, ``strength`` and ``mask_image`` for the pipelines that take them.
+    """
+
+    scheduler: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float = 1.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    dynamic_thresholding_ratio: float | None = None
+    seed: int = 0
+    batch_size: int | str = 64
+    edit: dict = field(default_factory=dict)
+
+    @property
+    def chain(self) -> dict:
+        """The arguments of a pipeline's call."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "guidance_start": self.guidance_start,
+            "guidance_end": self.guidance_end,
+            "dynamic_thresholding_ratio": self.dynamic_thresholding_ratio,
+            **self.edit,
+        }
+
+    def facts(self, pipeline: MRIDDPMBasePipeline) -> dict:
+        """What every image is to say of them, and a folder of images to know; JSON values."""
+        total = pipeline.scheduler.config.num_train_timesteps
+        told = {name: value for name, value in self.chain.items() if name not in self.edit}
+        return {**told, "num_inference_steps": self.num_inference_steps or total}
+
+    def prepare(self, pipeline: MRIDDPMBasePipeline, num_images: int, class_label: str | int | None) -> None:
+        """Give the pipeline its scheduler, and refuse what it cannot sample, before anything long starts.
+
+        Raises:
+            InputError: naming the flag or the class, and what there is.
+        """
+        if self.scheduler:
+            set_scheduler(pipeline, self.scheduler)
+        for name, value, least in (
+            ("num_images", num_images, 1),
+            ("batch_size", 1 if self.batch_size == AUTO else self.batch_size, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"--{name} is {value}; take {least} or more.")
+        if self.seed + num_images > MAX_SEED:
+            largest = MAX_SEED - num_images
+            raise InputError(f"--seed is {self.seed}; with {num_images} images take at most {largest}.")
+        try:
+            pipeline.check_inputs(class_labels=class_label, num_images=num_images, **self.chain)
+        except ValueError as error:
+            raise InputError(str(error)) from error
