@@ -81,6 +81,7 @@ def test_what_is_installed_holds_every_module(clone, site):
     assert not (site / "benchmarks").exists()
 
 
+@pytest.mark.slow
 def test_training_from_an_installed_package_outside_the_repository(site, tmp_path):
     flags = (
         "--preset",
@@ -96,6 +97,7 @@ def test_training_from_an_installed_package_outside_the_repository(site, tmp_pat
     assert len(losses(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_a_clone_beside_a_plain_install_finds_its_own_pipelines(clone, site):
     """The clone's ``mri_ddpm/`` hides the installed one, while its ``pipelines/`` stands beside it."""
     where = "from mri_ddpm import MRIDDPMPipeline; import sys; print(sys.modules['mri_ddpm.pipelines.pipeline_mri_ddpm'].__file__)"

@@ -151,7 +151,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, signum, ex
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signum)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == exit_code
     assert "--resume_from_checkpoint latest" in output
     assert "Traceback" not in errors
@@ -187,7 +187,7 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert output.count("Stopped after step ") == 1, errors
     step = int(output.split("Stopped after step ")[1].split(".")[0])
     assert step % 3 == 0
@@ -388,7 +388,7 @@ def test_resuming_leaves_strangers_files_alone_and_says_when_it_starts_anew(tmp_
 
 def test_the_front_door_ends_with_one_sentence_and_exit_code_2(tmp_path):
     process = start("--output_dir", tmp_path / "run", "--train_data_dir", tmp_path / "nowhere", launcher=())
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1

@@ -358,6 +358,7 @@ def test_compiles_into_one_graph(make_unet, block_type):
 # Saving
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_and_gives_the_same_output_to_the_bit(make_unet, run_fresh, tmp_path):
     unet = make_unet(
         num_class_embeds=2, class_names=("glioma_tumor", "no_tumor"), attention_types=(None, "full")
