@@ -56,7 +56,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         schedule: list[float],
         prediction_type: str,
         sample_size: int = SIDE,
-        in_channels: int = 1,
+        out_channels: int = 1,
         num_class_embeds: int | None = None,
         class_names: list[str] | None = None,
         knows_moments: bool = False,
