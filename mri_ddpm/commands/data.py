@@ -14,9 +14,11 @@ def main(args: list[str] | None = None) -> None:
     """Read the flags and give the account."""
     parser = parser_of("data")
     parser.add_argument("folder", nargs="?", metavar="DIR", help="folder or .zip of scans")
-    add_scans(parser, "the same")
-    parser.add_argument("--validation_share", type=float, default=0.1)
-    parser.add_argument("--keep_repeats", action="store_true", help="leave copies in the training part")
+    add_scans(parser, "same as DIR")
+    parser.add_argument(
+        "--validation_share", type=float, default=0.1, help="share of train that becomes validation"
+    )
+    parser.add_argument("--keep_repeats", action="store_true", help="keep copies in train")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     parser.add_argument(
         "--output", type=Path, default=Path("manifest.json"), help="JSON file for the whole account"

@@ -16,14 +16,17 @@ def main(args: list[str] | None = None) -> None:
     parser = parser_of("evaluate")
     parser.add_argument("pipeline", nargs="?", help=PIPELINE)
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="measure these synthetic images instead, whoever made them"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="synthetic images of any generator, measured instead of a model's",
     )
-    add_scans(parser, "the scans it was trained on, but for the phantom's")
+    add_scans(parser, "the scans the model was trained on, unless these are phantoms")
     parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to sample")
     parser.add_argument("--metrics", nargs="+", help="what to measure; everything when not given")
     add_sampling(parser)
     parser.add_argument(
-        "--extractor", choices=EXTRACTORS, default="in_domain", help="what makes the features"
+        "--extractor", choices=EXTRACTORS, default="in_domain", help="network that computes the features"
     )
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument(

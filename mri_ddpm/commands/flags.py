@@ -18,22 +18,27 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler",
         choices=SCHEDULERS,
-        help="how noise becomes an image; that of the training when not given",
+        help="solver from noise to image; that of the training when not given",
     )
     parser.add_argument(
         "--num_inference_steps", type=int, help="steps of the reverse chain; all when not given"
     )
     parser.add_argument(
-        "--guidance_scale", type=float, default=1.0, help="1 is none; more follows the class more"
+        "--guidance_scale",
+        type=float,
+        default=1.0,
+        help="how closely an image follows its class; 1 is no guidance",
     )
     parser.add_argument(
-        "--guidance_start", type=float, default=0.0, help="share of the chain where it begins"
+        "--guidance_start", type=float, default=0.0, help="share of the chain where guidance begins"
     )
-    parser.add_argument("--guidance_end", type=float, default=1.0, help="share of the chain where it ends")
+    parser.add_argument(
+        "--guidance_end", type=float, default=1.0, help="share of the chain where guidance ends"
+    )
     parser.add_argument(
         "--dynamic_thresholding_ratio",
         type=float,
-        help="scale estimates down instead of clipping; such as 0.995",
+        help="scale estimates of x_0 down instead of clipping them; such as 0.995",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="image i is sampled from seed + i, whatever its batch"
@@ -61,9 +66,11 @@ def sampling_options(args: argparse.Namespace, **more) -> SamplingOptions:
 
 def add_scans(parser: argparse.ArgumentParser, what: str) -> None:
     """Where real scans are, by the flags of the training."""
-    hub = "needed only where the run's papers do not say it"
+    hub = "needed only if the run does not record it"
     parser.add_argument("--train_data_dir", "--data", metavar="DIR", help=f"{what}: a folder or .zip")
-    parser.add_argument("--dataset_name", help=f"or a data set on the Hub, or what save_to_disk wrote; {hub}")
+    parser.add_argument(
+        "--dataset_name", help=f"or a data set on the Hub, or a folder that save_to_disk wrote; {hub}"
+    )
     parser.add_argument("--dataset_config_name", help="configuration of --dataset_name")
     parser.add_argument("--image_column", help="image column of --dataset_name")
     parser.add_argument("--label_column", help="class column of --dataset_name")

@@ -12,9 +12,11 @@ def main(args: list[str] | None = None) -> None:
     parser = parser_of("push")
     parser.add_argument("source", type=Path, help="run folder, such as runs/a, or a saved pipeline")
     parser.add_argument(
-        "hub_model_id", help="repository, such as me/brain-mri-ddpm; made when it is not there"
+        "hub_model_id", help="repository, such as me/brain-mri-ddpm; created if it does not exist"
     )
-    parser.add_argument("--hub_public", action="store_true", help="for everybody to see; private without it")
+    parser.add_argument(
+        "--hub_public", action="store_true", help="make the repository public; private without it"
+    )
     parser.add_argument(
         "--hub_license",
         help="licence of the weights for the model card, as the Hub writes it: cc-by-4.0, ...",

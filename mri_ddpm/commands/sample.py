@@ -39,34 +39,40 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
     parser.add_argument(
-        "--image", type=Path, help="sample variations of this scan as --class_label; it has the model's size"
+        "--image",
+        type=Path,
+        help="scan to sample variations of, as --class_label; it must have the model's size",
     )
     parser.add_argument(
-        "--strength", type=float, help="share of the chain that --image goes through: 0.2, or 1 with a mask"
+        "--strength",
+        type=float,
+        help="share of the chain that is run on --image; by default 0.2, or 1 with a mask",
     )
     parser.add_argument(
-        "--mask_image", type=Path, help="white where --image is sampled anew; the rest stays as it is"
+        "--mask_image",
+        type=Path,
+        help="mask: its white part of --image is sampled anew, the rest stays as it is",
     )
     parser.add_argument(
         "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
     )
-    add_scans(parser, "for --reject_copies, the scans it was trained on")
+    add_scans(parser, "for --reject_copies, the scans the model was trained on")
     parser.add_argument(
         "--film",
         action="store_true",
-        help="also show the first images' way from noise, beside the folder: DIR-film.png and .gif",
+        help="also show how the first images arise from noise: DIR-film.png and .gif, beside the folder",
     )
     parser.add_argument(
         "--noise_strip",
         type=Path,
         metavar="IMAGE",
-        help="only show how noise covers this scan: noise_strip.png",
+        help="only write noise_strip.png, which shows how noise covers this scan",
     )
     parser.add_argument(
         "--output_dir",
         type=Path,
         required=True,
-        help="folder for the PNG files; new, empty, or that of a matching interrupted run, which is resumed",
+        help="folder for the PNG files: new, empty, or of a matching interrupted run, which is resumed",
     )
     sample(parser.parse_args(args))
 
