@@ -408,8 +408,8 @@ def test_refuses_images_that_cannot_be_measured(scans_and_images, run, tmp_path,
         return capsys.readouterr().err.split("error: ")[1]
 
     there = ("--train_data_dir", scans, "--output_dir", tmp_path / "eval")
-    assert "either a PIPELINE to draw with, or --images" in message(*there)
-    assert "either a PIPELINE to draw with, or --images" in message(run, "--images", images, *there)
+    assert "either a PIPELINE to sample with, or --images" in message(*there)
+    assert "either a PIPELINE to sample with, or --images" in message(run, "--images", images, *there)
     assert "--images is given without --output_dir" in message("--images", images, "--train_data_dir", scans)
     assert "--metrics fid is unknown; take some of wavelet_kid" in message(
         "--images", images, *there, "--metrics", "fid"
