@@ -232,8 +232,8 @@ def test_a_model_without_classes_is_compared_without_them(tmp_path):
     assert metrics["quality"]["kid"]["n"] == 120
     assert metrics["quality_by_class"] == {}
     assert "usefulness" not in metrics
-    assert "the model draws without classes" in metrics["not_measured"]["usefulness"]
-    assert "the model draws without classes" in (tmp_path / "eval" / "report.html").read_text()
+    assert "the model samples without classes" in metrics["not_measured"]["usefulness"]
+    assert "the model samples without classes" in (tmp_path / "eval" / "report.html").read_text()
 
 
 @pytest.mark.slow

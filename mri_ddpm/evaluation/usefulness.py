@@ -50,13 +50,13 @@ def usefulness(
             in every part to be tested; smaller parts beside a larger one are left out.
     """
     if len(class_names) < 2:
-        there = "there is one" if class_names else "the model draws without classes"
+        there = "there is one" if class_names else "the model samples without classes"
         raise InputError(f"usefulness needs at least two classes, and {there}.")
     for name, (_, labels) in (("training", training), ("synthetic", synthetic)):
         missing = [class_names[c] for c in range(len(class_names)) if c not in labels]
         if missing:
             raise InputError(
-                f"there is no {name} scan of {missing[0]}; draw more images, or leave the class out."
+                f"there is no {name} scan of {missing[0]}; sample more images, or leave the class out."
             )
     enough = {name: part for name, part in tested.items() if len(part[1]) >= FEWEST_TESTED}
     if not enough:
