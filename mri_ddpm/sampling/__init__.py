@@ -1,4 +1,4 @@
-"""Sampling: what is asked for, by which scheduler, how many at once, into which folder, and what it looks like on the way."""
+"""Sampling: the request, the schedulers, the batches, the folder, and pictures of the process."""
 
 from mri_ddpm.sampling.batches import activation_bytes, sample_arrays, sample_batches
 from mri_ddpm.sampling.options import SamplingOptions

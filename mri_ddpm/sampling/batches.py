@@ -1,4 +1,4 @@
-"""Many images in batches: checked before the first, and each the same whatever batch it is in."""
+"""Many images in batches: each image is the same whatever batch it is in."""
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,10 +34,10 @@ def sample_batches(
 
     Args:
         pipeline: the model, with the scheduler of ``options.prepare``.
-        labels: one class an image; ``None`` samples without.
+        labels: a class for each image; ``None`` samples without classes.
         num_images: how many.
         options: how.
-        done: numbers of images that are there already; a batch of nothing else is passed over.
+        done: numbers of images that exist already; a batch of these alone is skipped.
         output_type: as of the pipeline.
 
     Yields:
@@ -62,10 +62,11 @@ def sample_batches(
 def sample_arrays(
     pipeline: MRIDDPMBasePipeline, counts: Sequence[int], options: SamplingOptions
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sample so many images of each class, ``(C,)``, into memory, as the 8-bit pictures a user gets.
+    """Sample images into memory, in the 256 grey levels that a user gets; ``counts`` ``(C,)`` is how many of each class.
 
     Returns:
-        Images ``(N, 1, H, W)`` float32 in [0, 1], and their classes ``(N,)``. Of a model without classes ``counts`` is ``(1,)``.
+        Images ``(N, 1, H, W)`` float32 in [0, 1], and their classes ``(N,)``. For a model without classes ``counts``
+        is ``(1,)``.
     """
     labels = np.repeat(np.arange(len(counts)), counts)
     asked = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
@@ -81,10 +82,10 @@ def sample(
     options: SamplingOptions,
     **arguments,
 ) -> MRIDDPMPipelineOutput:
-    """One call of the pipeline for the images of these numbers, image i from seed + i.
+    """Sample the images of these numbers by one call of the pipeline, image i from seed + i.
 
     Raises:
-        InputError: for what only sampling shows, such as predictions that are not finite.
+        InputError: for a fault that shows only in sampling, such as predictions that are not finite.
     """
     generators = [torch.Generator().manual_seed(options.seed + i) for i in numbers]
     arguments = {**options.chain, "generator": generators, **arguments}
@@ -97,7 +98,7 @@ def sample(
 def batch_size_that_fits(
     pipeline: MRIDDPMBasePipeline, labels: Sequence | None, num_images: int, options: SamplingOptions
 ) -> int:
-    """How many images to sample at once: at most half of the free memory by estimate, and fewer where one step fails."""
+    """How many images to sample at once: by estimate half of the free memory; fewer if a step fails."""
     pipeline.set_progress_bar_config(disable=True)
     device = pipeline.device.type
     dearest = {"num_inference_steps": 1, "output_type": "pt", "guidance_start": 0.0, "guidance_end": 1.0}
@@ -119,7 +120,7 @@ def batch_size_that_fits(
 
 @contextmanager
 def activation_bytes(network: nn.Module) -> Iterator[list[int]]:
-    """Bytes that each layer of a network gives out while the block runs: in sum more than are ever held at once."""
+    """Bytes of each layer's output while the block runs. Their sum is more than is ever held at once."""
     sizes: list[int] = []
     leaves = [module for module in network.modules() if not list(module.children())]
     handles = [

@@ -1,4 +1,4 @@
-"""A folder of samples that knows what was asked for, so that an interrupted sampling resumes where it stopped."""
+"""A folder of samples that records its request, so that an interrupted sampling can be resumed."""
 
 import json
 import re
@@ -22,11 +22,13 @@ REFUSAL = ("name another folder.", "--output_dir ")
 
 
 class SampleFolder:
-    """PNG files by number and class, each whole or not there, and ``.sampling.json``: the request, and what was left out.
+    """PNG files by number and class, and ``.sampling.json``: the request, and the numbers of rejected images.
+
+    Each file is whole or not there.
 
     Args:
-        path: new, empty, or with the images of the same request; more of them may be asked for than before.
-        request: everything that the images depend on but their number; JSON values.
+        path: new, empty, or with images of the same request. More images may be asked for than before.
+        request: everything that the images depend on, except how many there are; JSON values.
 
     Raises:
         InputError: when the folder holds anything else.
@@ -61,15 +63,15 @@ class SampleFolder:
         copies: Callable[[list[Image.Image]], Sequence[bool]] | None = None,
         output_type: str = "pil",
     ) -> None:
-        """Sample what is not there yet, and write each batch as it comes.
+        """Sample the images that are missing, and write each batch as soon as it is sampled.
 
         Args:
             pipeline: the model, with the scheduler of ``options.prepare``.
-            labels: one class an image; ``None`` samples without.
-            num_images: how many there are to be in the end.
-            options: how; a ``batch_size`` of "auto" is that of a sampling which is resumed.
-            facts: what is written into every image.
-            copies: says of each image whether it is to be left out.
+            labels: a class for each image; ``None`` samples without classes.
+            num_images: how many the folder holds in the end.
+            options: how. If a sampling is resumed, a ``batch_size`` of "auto" is the one found before.
+            facts: text that is written into every image.
+            copies: decides for each image whether it is rejected.
             output_type: ``"pil"`` for 8 bits, ``"pil16"`` for 16.
         """
         self.save_request()  # first: a folder that cannot be written is known before anything is sampled
@@ -96,7 +98,7 @@ class SampleFolder:
                 self.save_request()
 
     def files(self, labels: Sequence[str | None]) -> list[Path]:
-        """Where each image is, or would be, by number and class."""
+        """The file of each image, by number and class, whether it exists or not."""
         # A class's name comes with the model, and must not lead out of the folder
         prefixes = ["" if label is None else re.sub(r"[^\w.-]", "_", f"{label}-") for label in labels]
         return [self.path / f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
@@ -118,10 +120,10 @@ class SampleFolder:
 
 
 def read_request(path: Path) -> dict:
-    """What was asked for in a folder of images.
+    """The content of ``.sampling.json`` in a folder of images.
 
     Raises:
-        InputError: when it is no such folder.
+        InputError: when the folder was not written by ``mri-ddpm sample``.
     """
     try:
         found = json.loads((path / REQUEST_FILE).read_text(encoding="utf-8"))

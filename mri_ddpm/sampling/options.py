@@ -1,4 +1,4 @@
-"""What is asked for when images are sampled, as one object."""
+"""The options of sampling, as one object."""
 
 from dataclasses import dataclass, field
 
@@ -15,15 +15,15 @@ class SamplingOptions:
     """How images are sampled, whatever the model and wherever they go.
 
     Args:
-        scheduler: a name of ``SCHEDULERS``; that of the training when ``None``.
+        scheduler: a name in ``SCHEDULERS``; that of the training when ``None``.
         num_inference_steps: steps of the reverse chain; all when ``None``.
-        guidance_scale: 1 is none; more follows the class more.
-        guidance_start: share of the chain after which guidance sets in.
-        guidance_end: and after which it ends.
-        dynamic_thresholding_ratio: estimates are scaled down instead of clipped; such as 0.995.
+        guidance_scale: how closely an image follows its class; 1 is no guidance.
+        guidance_start: share of the chain where guidance begins.
+        guidance_end: share of the chain where guidance ends.
+        dynamic_thresholding_ratio: such as 0.995; estimates of x_0 are scaled down instead of clipped.
         seed: image i is sampled from seed + i, whatever its batch.
-        batch_size: images at once; ``"auto"`` for as many as fit into memory.
-        edit: ``image``, ``strength`` and ``mask_image`` for the pipelines that take them.
+        batch_size: images at once; ``"auto"`` takes as many as fit into memory.
+        edit: ``image``, ``strength`` and ``mask_image``, for the pipelines that take them.
     """
 
     scheduler: str | None = None
@@ -38,7 +38,7 @@ class SamplingOptions:
 
     @property
     def chain(self) -> dict:
-        """The arguments of a pipeline's call."""
+        """The arguments for a call of a pipeline."""
         return {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
@@ -49,16 +49,16 @@ class SamplingOptions:
         }
 
     def facts(self, pipeline: MRIDDPMBasePipeline) -> dict:
-        """What every image is to say of them, and a folder of images to know; JSON values."""
+        """What is written of these options into every image and folder; JSON values."""
         total = pipeline.scheduler.config.num_train_timesteps
         told = {name: value for name, value in self.chain.items() if name not in self.edit}
         return {**told, "num_inference_steps": self.num_inference_steps or total}
 
     def prepare(self, pipeline: MRIDDPMBasePipeline, num_images: int, class_label: str | int | None) -> None:
-        """Give the pipeline its scheduler, and refuse what it cannot sample, before anything long starts.
+        """Give the pipeline its scheduler, and refuse what it cannot sample before long work starts.
 
         Raises:
-            InputError: naming the flag or the class, and what there is.
+            InputError: names the flag or the class, and what is possible.
         """
         if self.scheduler:
             set_scheduler(pipeline, self.scheduler)

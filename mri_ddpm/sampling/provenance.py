@@ -20,9 +20,9 @@ USUAL = {"variance_type": "fixed_small", "timestep_spacing": "trailing"}  # in o
 
 
 def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
-    """What every image of a loaded pipeline has in common: that it is synthetic, the model, its revision, the sampler.
+    """Facts that all images of a loaded pipeline share: that they are synthetic, the model, its revision, the scheduler.
 
-    The revision is the commit on the Hub; of a model on disk it is the SHA-256 of its weights' file.
+    The revision of a model from the Hub is its commit. For a model on disk it is the SHA-256 of its weights' file.
     """
     name, weights = pipeline.config.get("_name_or_path", ""), pipeline.unet.config.get("_name_or_path", "")
     commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(weights).as_posix())
@@ -36,7 +36,7 @@ def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
         saved = safetensors.torch.save(tensors, metadata={"format": "pt"})
         revision = f"sha256:{hashlib.sha256(saved).hexdigest()}"
     return {
-        "synthetic": "yes: drawn by a diffusion model, no patient's scan, not for diagnosis",
+        "synthetic": "yes: sampled from a diffusion model, no patient's scan, not for diagnosis",
         "model": name,
         "revision": revision,
         "scheduler": scheduler_name(pipeline.scheduler),
@@ -45,7 +45,7 @@ def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
 
 
 def scheduler_name(scheduler: SchedulerMixin) -> str:
-    """Its class, and those of its settings that change an image and are not the usual ones."""
+    """The scheduler's class, and those of its settings that change an image and are not usual."""
     parameters = inspect.signature(type(scheduler).__init__).parameters
     told = []
     for name in SCHEDULER_SETTINGS:

@@ -1,8 +1,8 @@
-"""The schedulers that can be asked for by name, each made from the config of the one the model was trained with.
+"""The schedulers that can be asked for by name. Each is made from the config of the one the model was trained with.
 
-Timesteps, betas, prediction type and clipping come along in that config: "trailing" timesteps, which begin in noise alone.
-All end at sigma 0, the image itself; the noise level of the first timestep, which some solvers stop at by default, is two
-grey levels at T = 300. Clipping is done by the pipeline, the same for all.
+That config holds betas, prediction type, clipping and the timesteps' spacing. Timesteps are "trailing": they begin in noise
+alone. All schedulers end at sigma 0, the image itself. By default some solvers stop at the noise level of the first timestep,
+which is two grey levels at T = 300. The pipeline clips, the same for all.
 """
 
 import inspect
@@ -44,7 +44,7 @@ SCHEDULERS = {
 
 
 def set_scheduler(pipeline: MRIDDPMBasePipeline, name: str) -> None:
-    """Let a pipeline draw by the scheduler of that name.
+    """Let a pipeline sample by the scheduler of that name.
 
     Raises:
         InputError: for an unknown name.

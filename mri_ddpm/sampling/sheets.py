@@ -1,4 +1,4 @@
-"""Pictures of the process itself: from scan to noise, and from noise to scan."""
+"""Pictures of the process: from scan to noise, and from noise to sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +22,9 @@ FRAMES, FRAME_MS, LAST_FRAME_MS = 60, 60, 2000
 
 
 def save_noise_strip(scan: np.ndarray, scheduler: DDPMScheduler, path: Path, seed: int = 0) -> None:
-    """Draw the forward process on one scan ``(H, W)`` in [0, 1]: x_t at t = 0, T/6, ..., T, all with the same noise.
+    """Show the forward process on one scan ``(H, W)`` in [0, 1]: x_t at t = 0, T/6, ..., T, with the same noise.
 
-    Over each stands the share of the scan that is left, sqrt(alpha_bar_t) (Ho et al. 2020, equation 4).
+    Over each x_t stands the share of the scan that is left, sqrt(alpha_bar_t) (Ho et al. 2020, equation 4).
     """
     x_0 = torch.from_numpy(to_model_range(scan))[None, None]  # (1, 1, H, W)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
@@ -43,10 +43,10 @@ def save_film(
     options: SamplingOptions,
     files: Sequence[Path],
 ) -> None:
-    """Show the way from noise to scan of the first of these images, as a strip and a film (PNG and GIF).
+    """Show how the first of these images arise from noise, as a strip and a film (PNG and GIF).
 
-    Of each image the upper row is x_t and the lower what the network takes the image to be, its progressive estimate
-    (Ho et al. 2020, section 4.3).
+    For each image the strip shows x_t above and the network's progressive estimate of the image below (Ho et al. 2020,
+    section 4.3).
     """
     rows = numbers[:FILM_ROWS]
     strip, film = files
@@ -71,7 +71,7 @@ def save_film(
 
 
 def sheet(images: np.ndarray, titles: Sequence[str]) -> Image.Image:
-    """Images ``(K, B, 1, H, W)`` in [0, 1] as a picture of B rows and K columns, a title over each column."""
+    """A picture of images ``(K, B, 1, H, W)`` in [0, 1]: B rows and K columns, with a title over each column."""
     k, b = images.shape[:2]
     picture = Image.new("L", (k * TILE, b * TILE + TITLE), 255)
     write = ImageDraw.Draw(picture)
