@@ -1,6 +1,6 @@
-"""Three pipelines and the one denoising loop that they share, in one file, which is uploaded to the Hub as it is.
+"""Three pipelines and the one denoising loop that they share, in one file. It is uploaded to the Hub as it is.
 
-A copy from the Hub needs diffusers and what that needs, and no sibling.
+A copy from the Hub needs diffusers and its dependencies, and no other file of this package.
 """
 
 import functools
@@ -40,7 +40,7 @@ DDIM_AS_DPM_SOLVER = {
     "algorithm_type": "dpmsolver++", "solver_order": 1, "final_sigmas_type": "zero", "use_karras_sigmas": False,
     "use_lu_lambdas": False,
 }  # fmt: skip
-# Few steps are best spent where details are decided, at low noise: 10 spaced so draw as 30 even ones do
+# Few steps are best spent where details are decided, at low noise: 10 spaced so sample as well as 30 even ones
 SPACING = 1.5
 OF_OTHERS = {  # arguments of other pipelines
     "mask_image": "MRIDDPMInpaintPipeline.from_pipe(pipeline) does",
@@ -67,8 +67,8 @@ class MRIDDPMPipelineOutput(BaseOutput):
     Args:
         images: a list of ``num_images`` grey PIL images of 8 or 16 bits, or ``(num_images, H, W)`` float32 in [0, 1]
             as an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``.
-        x_t: with ``output_trajectory``, what the network saw at each call, ``(calls, num_images, 1, H, W)``.
-        x_0: with ``output_trajectory``, what it took the image to be at each call, of the same shape, in [-1, 1].
+        x_t: with ``output_trajectory``, the network's input at each call, ``(calls, num_images, 1, H, W)``.
+        x_0: with ``output_trajectory``, its estimate of the image at each call, of the same shape, in [-1, 1].
         timesteps: with ``output_trajectory``, the timestep of each call, ``(calls,)``.
     """
 
@@ -80,10 +80,10 @@ class MRIDDPMPipelineOutput(BaseOutput):
 
 @dataclass
 class Request:
-    """What one call asks for: the arguments that all three pipelines take, as ``MRIDDPMPipeline`` describes them.
+    """What one call asks for: the arguments of all three pipelines, which ``MRIDDPMPipeline`` describes.
 
     Raises:
-        ValueError: for what no model can be asked for.
+        ValueError: for a value that no model accepts.
     """
 
     class_labels: str | int | Sequence[str | int] | None = None
@@ -130,7 +130,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Chain:
-    """The reverse chain of a request: classes ``(B,)``, shape ``(B, C, H, W)``, and which calls of the network are made."""
+    """The reverse chain of a request: classes ``(B,)``, shape ``(B, C, H, W)``, and the calls of the network."""
 
     request: Request
     labels: torch.Tensor | None
@@ -141,7 +141,7 @@ class Chain:
     calls: range
 
     def draw_noise(self) -> torch.Tensor:
-        """Standard normal noise of the chain's shape."""
+        """Draw standard normal noise of the chain's shape."""
         generator = self.request.generator
         return randn_tensor(self.shape, generator=generator, device=self.device, dtype=self.dtype)
 
@@ -165,9 +165,9 @@ class MRIDDPMBasePipeline(Opener):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "MRIDDPMBasePipeline":
-        """As in diffusers, but that the network keeps its dtype, unless another is asked for.
+        """As in diffusers, except that the network keeps its dtype unless another is asked for.
 
-        diffusers hands a network on only where the constructor names its very class, which this file cannot import.
+        diffusers passes a network on only if the constructor names its exact class, which this file cannot load.
         """
         dtype = pipeline.unet.dtype
         other = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
@@ -182,7 +182,7 @@ class MRIDDPMBasePipeline(Opener):
     def push_to_hub(
         self, repo_id: str, commit_message: str | None = None, private: bool = True, **kwargs
     ) -> str:
-        """As in diffusers, but that a new repository is private, unless asked otherwise."""
+        """As in diffusers, except that a new repository is private unless asked otherwise."""
         return super().push_to_hub(repo_id, commit_message, private, **kwargs)
 
     def set_attention_slice(self, slice_size) -> None:
@@ -193,15 +193,15 @@ class MRIDDPMBasePipeline(Opener):
             )
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op=None) -> None:
-        """Called by ``enable_xformers_memory_efficient_attention``: say that it is no other than before."""
+        """Called by ``enable_xformers_memory_efficient_attention``: say that attention stays as it is."""
         if valid:
             logger.warning("xFormers is not used: scaled_dot_product_attention is as sparing of memory.")
 
     def save_config(self, save_directory, **kwargs) -> None:
-        """Write ``model_index.json`` and the code that it names, so that what is saved opens with diffusers alone.
+        """Write ``model_index.json`` and the code that it names, so that the folder opens with diffusers alone.
 
-        ``save_pretrained`` and ``push_to_hub`` come through here. diffusers itself would record the installed package's
-        modules, and such a repository opens for nobody else (huggingface/diffusers#6563).
+        ``save_pretrained`` and ``push_to_hub`` call this. diffusers itself would record the installed package's modules.
+        Such a repository opens for nobody else (huggingface/diffusers#6563).
         """
         super().save_config(save_directory, **kwargs)
         folder, index_file = Path(save_directory), Path(save_directory) / self.config_name
@@ -219,15 +219,15 @@ class MRIDDPMBasePipeline(Opener):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that can be asked for, by index; empty for a model without classes."""
+        """Names of the model's classes, by index; empty for a model without classes."""
         return tuple(self.unet.config.class_names or ())
 
     def check_inputs(self, **arguments) -> Request:
-        """Refuse what cannot be drawn, in a sentence that names the argument and what it can be.
+        """Refuse what cannot be sampled, in a sentence that names the argument and its possible values.
 
         Raises:
-            TypeError: for an argument that there is not.
-            ValueError: for a value that this model cannot draw by.
+            TypeError: for an unknown argument.
+            ValueError: for a value with which this model cannot sample.
         """
         unknown = arguments.keys() - {field.name for field in fields(Request)}
         for name in sorted(unknown, key=[*OF_OTHERS, *unknown].index):
@@ -262,10 +262,10 @@ class MRIDDPMBasePipeline(Opener):
     def class_indices(self, class_labels, num_images: int) -> torch.Tensor | None:
         """Turn names and indices into ``(num_images,)`` int64 indices; ``None`` stays ``None``.
 
-        A number is the class of that name, and an index only where no class is called by a number.
+        A number is the class of that name. It is an index only if no class has a number for its name.
 
         Raises:
-            ValueError: for a class that the model has not, or another number of classes than of images.
+            ValueError: for an unknown class, or if the numbers of classes and images differ.
         """
         if class_labels is None:
             return None
@@ -293,13 +293,13 @@ class MRIDDPMBasePipeline(Opener):
         return torch.tensor([by_name[plain(label)] for label in class_labels], device=self._execution_device)
 
     def shape(self, request: Request) -> tuple[int, int, int, int]:
-        """``(B, C, H, W)`` of what is drawn; the size trained at where none is given."""
+        """The images' shape ``(B, C, H, W)``; the size is that of the training if none is given."""
         size = self.unet.config.sample_size
         height, width = (size if n is None else n for n in (request.height, request.width))
         return request.num_images, self.unet.config.out_channels, height, width
 
     def begin(self, request: Request, strength: float = 1.0) -> Chain:
-        """The chain of a request, of which a share of ``strength`` of the timesteps is run."""
+        """The chain of a request; ``strength`` is the share of the timesteps that is run."""
         total = self.scheduler.config.num_train_timesteps
         scheduler = self.set_timesteps(request.num_inference_steps or total)
         step_ends = scheduler.timesteps[:: scheduler.order] + 1
@@ -318,13 +318,14 @@ class MRIDDPMBasePipeline(Opener):
         )
 
     def set_timesteps(self, num_inference_steps: int) -> SchedulerMixin:
-        """The scheduler, set to exactly that many steps; they begin at T - 1, where there is nothing but noise.
+        """The scheduler, set to exactly that many steps. They begin at T - 1, where there is nothing but noise.
 
-        It mends what of diffusers shows at T = 300: "trailing" timesteps come from a range of floats, which for
-        7 or 28 steps has one too many, at -1; and `DDIMScheduler` takes steps of T // num_inference_steps, whatever its
-        timesteps are. For fewer than all, first-order DPM-Solver++ stands in, which is DDIM (Lu et al. 2022,
-        arXiv:2211.01095, section 4). Schedulers that take timesteps get those of `spaced_timesteps`; others, such as
-        UniPC, space theirs evenly.
+        Two faults of diffusers that show at T = 300 are mended. "Trailing" timesteps come from a range of floats, which
+        for 7 or 28 steps has one too many, at -1. `DDIMScheduler` takes steps of T // num_inference_steps, whatever its
+        timesteps are. For fewer than all steps first-order DPM-Solver++, which is DDIM, replaces it (Lu et al. 2022,
+        arXiv:2211.01095, section 4).
+
+        Schedulers that take timesteps get those of `spaced_timesteps`. Others, such as UniPC, space theirs evenly.
         """
         scheduler, total = self.scheduler, self.scheduler.config.num_train_timesteps
         trailing = scheduler.config.timestep_spacing == "trailing"
@@ -351,11 +352,11 @@ class MRIDDPMBasePipeline(Opener):
 
     @property
     def knows_moments(self) -> bool:
-        """Whether the model keeps the moments of its training scans, from which chains start then."""
+        """Whether the model keeps the moments of its training scans. If so, chains start from them."""
         return getattr(self.unet, "x_0_mean", None) is not None
 
     def draw_start(self, chain: Chain) -> torch.Tensor:
-        """Draw x_T ``(B, C, H, W)``, where the forward process ends: about the mean scan where the model knows it, or N(0, I)."""
+        """Draw x_T ``(B, C, H, W)``: where the forward process ends if the model knows the moments, else from N(0, I)."""
         scheduler, noise = chain.scheduler, chain.draw_noise()
         if self.knows_moments:
             x_0 = self.draw_by_moments(chain.labels, noise, chain.request.generator)
@@ -364,7 +365,7 @@ class MRIDDPMBasePipeline(Opener):
         return noise * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars_of(scheduler)[0] ** -0.5)
 
     def draw_by_moments(self, labels: torch.Tensor | None, like: torch.Tensor, generator) -> torch.Tensor:
-        """Draw x_0 from the Gaussian with the training scans' moments: noised, it is where the forward process ends.
+        """Draw x_0 from the Gaussian with the training scans' moments. Noised, it is where the forward process ends.
 
         q(x_T) has the mean sqrt(alpha_bar_T) E[x_0], and the covariance alpha_bar_T Cov[x_0] + (1 - alpha_bar_T) I
         (Ho et al. 2020, equation 4). N(0, I) is neither, unless the schedule leaves nothing of the scan.
@@ -372,7 +373,7 @@ class MRIDDPMBasePipeline(Opener):
         Args:
             labels: ``(B,)``, or ``None`` for the moments over all classes.
             like: of the shape wanted, ``(B, C, H, W)``.
-            generator: one, or a list of one an image.
+            generator: one for all images, or a list with one for each.
         """
         mean, components = (x.to(like) for x in self.unet.x_0_moments(*like.shape[-2:]))
         x_0 = mean[-1:].expand_as(like) if labels is None else mean[labels]  # (B, C, H, W)
@@ -389,14 +390,14 @@ class MRIDDPMBasePipeline(Opener):
         scan: torch.Tensor | None = None,
         redrawn: torch.Tensor | None = None,
     ) -> MRIDDPMPipelineOutput | tuple:
-        """The reverse process (algorithm 2), from x_t to images, as the request wants them.
+        """Run the reverse process (algorithm 2), from x_t to images in the form that the request asks for.
 
         Args:
             chain: as ``begin`` made it.
             x_t: at the first call, ``(B, C, H, W)``.
-            calls: the chain's own when ``None``; to one that is not after the last the process goes back.
-            scan: in [0, 1], ``(B, C, H, W)``, of which all stays that is not ``redrawn``.
-            redrawn: a mask of the same shape.
+            calls: the chain's own when ``None``. Where a call is not later than the last, the process goes back to it.
+            scan: in [0, 1], ``(B, C, H, W)``; it stays as it is outside of ``redrawn``.
+            redrawn: a mask of the same shape, of what is sampled anew.
 
         Raises:
             ValueError: when a prediction is not finite.
@@ -452,7 +453,7 @@ class MRIDDPMBasePipeline(Opener):
     def predict(
         self, model_input, timestep, labels: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
-        """What the network says of ``(B, C, H, W)``; with guidance in one forward of twice the batch."""
+        """The network's prediction for ``(B, C, H, W)``; with guidance, by one forward pass of twice the batch."""
         dtype, model_input = model_input.dtype, model_input.to(self.unet.dtype)
         if labels is None or guidance_scale == 1.0:
             return self.unet(model_input, timestep, class_labels=labels).sample.to(dtype)
@@ -467,8 +468,8 @@ class MRIDDPMBasePipeline(Opener):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A prediction whose x_0 lies in the range of images, and that x_0, for any scheduler.
 
-        diffusers' schedulers clip each in its own way or not at all; after this one theirs changes nothing. With a ratio
-        under 1 dynamic thresholding takes the place of clipping.
+        diffusers' schedulers each clip in their own way, or not at all. After this clipping theirs changes nothing. With a
+        ratio under 1 dynamic thresholding replaces clipping.
         """
         config, signal, noise = self.scheduler.config, alpha_bar**0.5, (1 - alpha_bar) ** 0.5
         if config.prediction_type == "epsilon":
@@ -494,7 +495,7 @@ class MRIDDPMBasePipeline(Opener):
 
 
 class MRIDDPMPipeline(MRIDDPMBasePipeline):
-    """Draw synthetic brain MRI slices from noise by the reverse process (MRIDiff, algorithm 2).
+    """Sample synthetic brain MRI slices from noise by the reverse process (MRIDiff, algorithm 2).
 
     Args:
         unet: an ``AttentionUNet2DModel``; its config holds the size it was trained at and its classes' names.
@@ -515,34 +516,34 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
         return_dict: bool = True,
         **options,
     ) -> MRIDDPMPipelineOutput | tuple:
-        """Draw ``num_images`` slices.
+        """Sample ``num_images`` slices.
 
         Args:
-            class_labels: a class by name or index, for all images or one an image; ``None`` draws without a class.
+            class_labels: a class by name or index, for all images or one for each; ``None`` samples without a class.
             num_images: how many.
             num_inference_steps: steps of the reverse chain; all of the training's when ``None``.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022): 1 is none, more follows the class more.
-            generator: one for all images, or a list of one an image, which makes an image independent of its batch.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022): how closely an image follows its class; 1 is none.
+            generator: one for all images, or a list with one for each, which makes an image independent of its batch.
             height: pixels; the size trained at when ``None``.
             width: pixels; the size trained at when ``None``.
             output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
             return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
-            options: what is seldom asked for:
+            options: arguments that are seldom needed:
 
-                - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts; at
-                  neither end is often better (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without guidance the
-                  network sees each image once a step instead of twice.
-                - ``dynamic_thresholding_ratio``: share of each estimate's pixels that must not be clipped, such as
-                  0.995; the rest is scaled down to [-1, 1] (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
-                - ``output_trajectory``: return also what was seen and estimated at each step.
-                - ``callback_on_step_end``: called after each step as ``f(pipeline, step, timestep, tensors)``; the
-                  chain continues with what it returns as ``{"x_t": ...}``.
-                - ``callback_on_step_end_tensor_inputs``: which tensors it is given: ``"x_t"`` (default), ``"x_0"``.
+                - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts. It is
+                  often better without guidance at both ends (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without
+                  guidance the network sees each image once a step instead of twice.
+                - ``dynamic_thresholding_ratio``: such as 0.995. Each estimate of x_0 is clipped at this quantile of its
+                  pixels' magnitudes and divided by it, if it is over 1 (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+                - ``output_trajectory``: return also the network's input and its estimate at each step.
+                - ``callback_on_step_end``: called after each step as ``f(pipeline, step, timestep, tensors)``. The
+                  chain continues with the x_t that it returns as ``{"x_t": ...}``.
+                - ``callback_on_step_end_tensor_inputs``: the tensors it is given: ``"x_t"`` (default), ``"x_0"``.
 
         Raises:
-            TypeError: for an argument that there is not.
-            ValueError: for what cannot be drawn; the sentence names the argument and what it can be. Also when a
-                network predicts what is not finite.
+            TypeError: for an unknown argument.
+            ValueError: for what cannot be sampled; the sentence names the argument and its possible values. Also when
+                the network's predictions are not finite.
         """
         request = self.check_inputs(
             class_labels=class_labels, num_images=num_images, num_inference_steps=num_inference_steps,
@@ -554,7 +555,7 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
 
 
 class MRIDDPMImg2ImgPipeline(MRIDDPMBasePipeline):
-    """Draw variations of a given scan: it is noised for a part of the chain and drawn from there (SDEdit)."""
+    """Sample variations of a given scan: it is noised for a part of the chain and denoised from there (SDEdit)."""
 
     def check_inputs(self, *, image: GivenImage, strength: float = 0.2, **arguments) -> Request:
         request = super().check_inputs(**arguments)
@@ -565,13 +566,14 @@ class MRIDDPMImg2ImgPipeline(MRIDDPMBasePipeline):
     def __call__(
         self, class_labels=None, *, image: GivenImage, strength: float = 0.2, **arguments
     ) -> MRIDDPMPipelineOutput | tuple:
-        """Draw ``num_images`` variations.
+        """Sample ``num_images`` variations.
 
         Args:
-            class_labels: as of ``MRIDDPMPipeline``.
-            image: a scan to start from, or one an image: PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1].
-            strength: share of the timesteps that is run from the noised ``image`` (SDEdit, arXiv:2108.01073), over 0 to
-                1. At 32 to 64 pixels 0.2 keeps the head and redraws its inside.
+            class_labels: as in ``MRIDDPMPipeline``.
+            image: the scan to start from, or one for each image. It is PIL, or ``(H, W)``, ``(B, H, W)`` or
+                ``(B, 1, H, W)`` in [0, 1].
+            strength: share of the timesteps that is run from the noised ``image`` (SDEdit, arXiv:2108.01073). It is over
+                0 and up to 1. At 32 to 64 pixels 0.2 keeps the head's outline and changes its inside.
             arguments: all others of ``MRIDDPMPipeline``.
 
         Raises:
@@ -584,7 +586,7 @@ class MRIDDPMImg2ImgPipeline(MRIDDPMBasePipeline):
 
 
 class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
-    """Draw a part of a given scan anew, and leave every other pixel as it is (RePaint)."""
+    """Sample a part of a given scan anew, and leave every other pixel as it is (RePaint)."""
 
     def check_inputs(
         self, *, image, mask_image, strength=1.0, jump_length=10, jump_n_sample=None, **arguments
@@ -609,16 +611,16 @@ class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
         self, class_labels=None, *, image: GivenImage, mask_image: GivenImage, strength: float = 1.0,
         jump_length: int = 10, jump_n_sample: int | None = None, **arguments,
     ) -> MRIDDPMPipelineOutput | tuple:  # fmt: skip
-        """Draw ``num_images`` scans that differ in the white part of the mask.
+        """Sample ``num_images`` images that differ from the scan in the white part of the mask.
 
         Args:
-            class_labels: as of ``MRIDDPMPipeline``.
-            image: the scan, or one an image, as of ``MRIDDPMImg2ImgPipeline``.
-            mask_image: where ``image`` is drawn anew, of the same forms: white, or 0.5 and more.
-            strength: share of the timesteps that is run; under 1 something of what the mask covers shows through.
-            jump_length: steps that are taken again after going back to the noise before them.
-            jump_n_sample: how often each such stretch is drawn, so that both sides of the mask's edge agree (RePaint,
-                arXiv:2201.09865, section 4.2). With a ``DDPMScheduler`` 10 when ``None``; others cannot go back.
+            class_labels: as in ``MRIDDPMPipeline``.
+            image: the scan, or one for each image, as in ``MRIDDPMImg2ImgPipeline``.
+            mask_image: where ``image`` is sampled anew: white, or 0.5 and more. It has the same forms as ``image``.
+            strength: share of the timesteps that is run. Under 1 what the mask covers shows through in part.
+            jump_length: number of steps that are repeated, after going back to the noise before them.
+            jump_n_sample: how often each such stretch is run, so that both sides of the mask's edge agree (RePaint,
+                arXiv:2201.09865, section 4.2). ``None`` is 10 with a ``DDPMScheduler``; other schedulers cannot go back.
             arguments: all others of ``MRIDDPMPipeline``.
 
         Raises:
@@ -646,16 +648,16 @@ def refuse(*cases: tuple[bool, str]) -> None:
 
 
 def check_image(image: GivenImage, strength: float, shape: tuple[int, int, int, int]) -> None:
-    """Refuse a scan that is none or of another size than ``shape``, and a share that is none."""
+    """Refuse an image that is no scan or not of the size of ``shape``, and a strength that is no share."""
     as_images(image, "image", shape)
     refuse((not 0 < strength <= 1, f"strength is {strength}; take a share of the chain over 0 and up to 1."))
 
 
 def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
-    """Bring a scan or mask, or one an image, to ``shape`` as float32 in [0, 1].
+    """Bring a scan or mask, or one for each image, to ``shape`` as float32 in [0, 1].
 
     Raises:
-        ValueError: when it has another size, number or range; nothing is resized, for the size would then be ours.
+        ValueError: when it has another size, number or range. Nothing is resized: that is for the caller to decide.
     """
     arrays = [as_array(part, name) for part in (given if isinstance(given, (list, tuple)) else [given])]
     one_size = bool(arrays) and all(array.shape == arrays[0].shape for array in arrays)
@@ -680,7 +682,7 @@ def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) ->
 
 
 def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-    """Bring images ``(B, 1, H, W)`` in [0, 1] to what ``output_type`` asks for."""
+    """Convert images ``(B, 1, H, W)`` in [0, 1] to ``output_type``."""
     if output_type == "pt":
         return unit
     array = unit[:, 0].cpu().numpy()  # (B, H, W)
@@ -691,10 +693,10 @@ def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.nd
 
 
 def as_array(given: Image.Image | np.ndarray | torch.Tensor, name: str) -> np.ndarray:
-    """One picture's intensities as float32 in [0, 1] of the range of its type.
+    """One picture's intensities as float32, divided by the largest value of its type.
 
     Raises:
-        ValueError: for a type whose range nobody knows.
+        ValueError: for a type whose range is unknown.
     """
     if isinstance(given, Image.Image):
         given = given.convert("L") if given.mode in ("RGB", "P") else given
@@ -712,7 +714,7 @@ def as_array(given: Image.Image | np.ndarray | torch.Tensor, name: str) -> np.nd
 
 
 def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list[int]:
-    """Timesteps of the steps of a chain, from T - 1 down: at (i / N)^``SPACING`` of T for i = N ... 1, no two alike."""
+    """The timesteps of a chain, from T - 1 down: at (i / N)^``SPACING`` of T for i = N ... 1, all different."""
     ends, last = [], 0
     for i in range(1, num_inference_steps + 1):
         even, share = num_train_timesteps * i / num_inference_steps, i / num_inference_steps
@@ -722,18 +724,18 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int) -> list
 
 
 def is_ancestral(scheduler: SchedulerMixin) -> bool:
-    """Whether each step depends on nothing but x_t, and leads to a sample of x_{t-1}: only then can one go back."""
+    """Whether each step depends on x_t alone and gives a sample of x_{t-1}. Only then can the chain go back."""
     return isinstance(scheduler, DDPMScheduler)
 
 
 def alpha_bars_of(scheduler: SchedulerMixin) -> list[float]:
-    """The share of the signal's variance at each of the scheduler's timesteps (Ho et al. 2020, equation 4)."""
+    """alpha_bar, the signal's share of the variance, at each of the scheduler's timesteps (Ho et al. 2020, equation 4)."""
     if hasattr(scheduler, "sigmas"):  # noise over signal, of each step
         return (1 / (1 + scheduler.sigmas[: len(scheduler.timesteps)].double() ** 2)).tolist()
     return scheduler.alphas_cumprod[scheduler.timesteps].tolist()
 
 
 def with_jumps(calls: range, jump_length: int, jump_n_sample: int) -> list[int]:
-    """The order of steps in which each stretch of ``jump_length`` is taken ``jump_n_sample`` times (RePaint, figure 9)."""
+    """The order of calls if each stretch of ``jump_length`` is run ``jump_n_sample`` times (RePaint, figure 9)."""
     stretches = [calls[start : start + jump_length] for start in range(0, len(calls), jump_length)]
     return [i for stretch in stretches for _ in range(jump_n_sample) for i in stretch]
