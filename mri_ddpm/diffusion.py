@@ -13,7 +13,6 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-LOSS_TYPES = ("huber", "l1", "l2")
 MAX_TERMINAL_SIGNAL = 0.05  # above it x_T still shows the scan, while sampling starts from noise alone
 
 
@@ -105,7 +104,7 @@ def training_loss(
         noise: of the same shape.
         timesteps: ``(B,)``, in 0..T-1.
         conditioning: by name, as the network's ``conditioning_of`` picks it from a batch.
-        loss_type: one of ``LOSS_TYPES``.
+        loss_type: ``"huber"``, ``"l1"`` or ``"l2"``.
         huber_delta: where the Huber loss turns linear.
     """
     x_t = scheduler.add_noise(x_0, noise, timesteps)

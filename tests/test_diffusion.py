@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 from mri_ddpm.diffusion import (
-    LOSS_TYPES,
     MAX_TERMINAL_SIGNAL,
     PREDICTION_TYPES,
     loss_per_sample,
@@ -133,7 +132,7 @@ def test_l1_and_l2_against_their_formulas():
     )
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", ["huber", "l1", "l2"])
 def test_each_sample_keeps_its_own_loss_until_the_mean(loss_type):
     prediction, target = 3 * draw(3, 1, 4, 4), draw(3, 1, 4, 4, seed=1)
     losses = loss_per_sample(prediction, target, loss_type, 0.5)

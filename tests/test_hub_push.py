@@ -54,6 +54,7 @@ def load(repo_id: str = REPO, **kwargs) -> MRIDDPMPipeline:
 # Push, and open in other processes
 
 
+@pytest.mark.slow
 def test_a_pushed_run_opens_both_ways_in_fresh_processes(hub, unbroken, run_fresh, tmp_path, monkeypatch):
     commands.main(["push", str(unbroken), REPO])
     assert set(hub.repositories[REPO].files()) == FILES | {".gitattributes"}
@@ -302,6 +303,7 @@ def test_a_hub_that_stays_away_leaves_everything_as_it_was(hub, pushed, tmp_path
     assert len(asked(hub, "commit")) == push.TRIES
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_push_leaves_no_weights_behind(hub, tmp_path):
     (tmp_path / "temporary").mkdir()
     hub.fail("commit", hang_seconds=30, times=100)
@@ -398,6 +400,7 @@ def test_images_of_a_hub_model_carry_its_commit(hub, pushed, tmp_path):
 # During training
 
 
+@pytest.mark.slow
 def test_training_pushes_at_checkpoints_and_at_the_end(hub, unbroken, tmp_path):
     process = start("--output_dir", tmp_path / "run", "--push_to_hub", "--hub_model_id", REPO)
     out, err = process.communicate(timeout=180)

@@ -286,6 +286,7 @@ def test_another_scheduler_made_from_the_config_draws_in_5_steps(make_pipeline, 
 # Saving
 
 
+@pytest.mark.slow
 def test_a_fresh_process_draws_the_same_images_to_the_bit(make_pipeline, run_fresh, tmp_path):
     pipeline = make_pipeline()
     pipeline.save_pretrained(tmp_path / "pipeline")

@@ -49,6 +49,7 @@ def refusal(capsys, *arguments, **steps) -> str:
 # Going on
 
 
+@pytest.mark.slow
 def test_a_drawing_that_was_killed_goes_on_where_it_stopped(saved, tmp_path):
     flags = ["--num_images", "24", "--batch_size", "4", "--class_label", "no_tumor"]
     command = [

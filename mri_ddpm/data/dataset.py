@@ -61,8 +61,8 @@ class ScanDataset(torch.utils.data.Dataset):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all images as float32."""
-        return len(self) * self.side**2 * 4
+        """Bytes of all that `batch` would give, images as float32."""
+        return len(self) * sum(tensor.nbytes for tensor in self.batch([0]).values()) if len(self) else 0
 
     @property
     def side(self) -> int:

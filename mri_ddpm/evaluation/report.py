@@ -43,7 +43,8 @@ def write_report(metrics: dict, folder: Path) -> None:
         if (folder / name).is_file()
     }
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
-    texts = {"captions": PLOTS, "titles": TITLES, "shares": SHARES, "limits": LIMITS}
+    untitled = {key: (key.replace("_", " "), "") for key in metrics.get("quality", {}) if key not in TITLES}
+    texts = {"captions": PLOTS, "titles": TITLES | untitled, "shares": SHARES, "limits": LIMITS}
     html = template.render(metrics=metrics, pictures=pictures, **texts)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
@@ -54,7 +55,7 @@ def verdicts(metrics: dict) -> list[dict]:
 
 
 def verdict_on_quality(metrics: dict) -> dict:
-    """Whether a network taught to tells the images from real ones, or the wavelet KID does, overall or in a class.
+    """Whether a network taught to tell the images from real ones, or the wavelet KID does, overall or in a class.
 
     Not the KID of a classifier's features, which see brightness before anatomy.
     """

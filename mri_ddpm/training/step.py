@@ -53,13 +53,12 @@ def take_step(state: TrainingState, batches: list[tuple[int, dict]]) -> dict:
 
 def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean loss ``()`` of this process's part of a batch: ``pixel_values (B, C, H, W)`` in [0, 1], ``class_labels (B,)``."""
-    x_0 = to_model_range(batch["pixel_values"])  # (B, C, H, W)
     config, accelerator = state.config, state.accelerator
     torch.manual_seed(derive_seed(config.seed, DROPOUT, batch_index, accelerator.process_index))
     draws = draw_for_batch(
         config,
         batch_index,
-        x_0,
+        batch["pixel_values"],
         accelerator.process_index,
         accelerator.num_processes,
         state.timestep_weights,
@@ -67,7 +66,12 @@ def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Te
     if config.random_flip:
         keep_side = [state.scans.class_names.index(name) for name in config.no_flip_classes]
         flip = draws.flip & ~torch.isin(batch["class_labels"], batch["class_labels"].new_tensor(keep_side))
-        x_0 = torch.where(flip[:, None, None, None], x_0.flip(-1), x_0)
+        # Whatever is an image turns with the scan
+        images = {name: tensor for name, tensor in batch.items() if tensor.ndim == 4}
+        batch = batch | {
+            name: torch.where(flip[:, None, None, None], x.flip(-1), x) for name, x in images.items()
+        }
+    x_0 = to_model_range(batch["pixel_values"])  # (B, C, H, W)
     conditioning = state.raw_unet.drop_conditioning(state.raw_unet.conditioning_of(batch), draws.drop_class)
     kind = {"loss_type": config.loss_type, "huber_delta": config.huber_delta}
     with accelerator.autocast():
