@@ -171,7 +171,8 @@ class MRIDDPMBasePipeline(Opener):
         """
         dtype = pipeline.unet.dtype
         other = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
-        return other if kwargs.keys() & {"dtype", "torch_dtype"} else other.to(dtype)
+        is_chosen = kwargs.keys() & {"dtype", "torch_dtype"} or other.unet.dtype == dtype
+        return other if is_chosen else other.to(dtype)
 
     # diffusers asks its signature which arguments it takes
     @functools.wraps(DiffusionPipeline.save_pretrained)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mri_ddpm
 from mri_ddpm import MRIDDPMPipeline, commands
 from mri_ddpm.data import draw_phantoms
 from mri_ddpm.diffusion import make_noise_scheduler
@@ -137,3 +138,18 @@ def test_help_waits_for_nothing_heavy():
     assert all(
         f"    {name} " in ended.stdout or f"    {name}\n" in ended.stdout for name in commands.COMMANDS
     )
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as end:
+        commands.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"mri-ddpm {mri_ddpm.__version__}\n"
+
+
+def test_a_bad_name_is_refused_without_the_hub_too(pipeline_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        commands.main(["push", str(pipeline_folder), "bad name!", "--dry_run", str(tmp_path / "dry")])
+    assert end.value.code == 2
+    assert "'bad name!' is no name for a repository" in capsys.readouterr().err
+    assert not (tmp_path / "dry").exists()

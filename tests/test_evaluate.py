@@ -446,7 +446,9 @@ def test_refuses_what_cannot_be_evaluated(run, tmp_path, capsys):
     assert "num_inference_steps is 500" in message(run, "--num_inference_steps", 500, *out)
     assert "--batch_size is 0" in message(run, "--batch_size", 0, *out)
     assert "--seed is -1" in message(run, "--seed", -1, *out)
-    assert "is no run folder; say by --output_dir" in message(run / "pipeline", "--num_images", 200)
+    assert "is no run folder; check the name, or say by --output_dir" in message(
+        run / "pipeline", "--num_images", 200
+    )
     bare = shutil.copytree(run / "pipeline", tmp_path / "bare")
     assert "without the manifest of its training" in message(bare, *out)
     (tmp_path / "full").mkdir()

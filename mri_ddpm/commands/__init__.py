@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 
+from mri_ddpm import __version__
 from mri_ddpm.errors import InputError, exit_on_input_error
 
 COMMANDS = {
@@ -22,6 +23,7 @@ def main(args: list[str] | None = None) -> None:
         description="Synthetic brain MRI with diffusion models.",
         epilog="'mri-ddpm COMMAND --help' lists the flags of a command.",
     )
+    parser.add_argument("--version", action="version", version=f"mri-ddpm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose)

@@ -47,7 +47,9 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if output_dir is None:
         run = RunFolder(Path(args.pipeline))
         if not run.has_pipeline:
-            raise InputError(f"{args.pipeline} is no run folder; say by --output_dir where the report goes.")
+            raise InputError(
+                f"{args.pipeline} is no run folder; check the name, or say by --output_dir where the report goes."
+            )
         output_dir = run.evaluation
     chosen = {"extractor": args.extractor, "device": args.device, **where(args)}
     if args.metrics:

@@ -3,8 +3,13 @@
 import argparse
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from mri_ddpm.commands import parser_of
+from mri_ddpm.errors import InputError
 from mri_ddpm.hub import export_repository, push_run
+from mri_ddpm.runs.faults import hub_sentence
 
 
 def main(args: list[str] | None = None) -> None:
@@ -35,6 +40,10 @@ def push(args: argparse.Namespace) -> None:
     if not args.dry_run:
         print(push_run(args.source, args.hub_model_id, public=args.hub_public, license=args.hub_license))
         return
+    try:
+        validate_repo_id(args.hub_model_id)
+    except HFValidationError as error:
+        raise InputError(hub_sentence(error, args.hub_model_id)) from error
     for path in export_repository(args.source, args.dry_run, args.hub_model_id, args.hub_license):
         print(f"{(args.dry_run / path).stat().st_size:>12,}  {path}")
     print(f"written: {args.dry_run}; nothing was sent")

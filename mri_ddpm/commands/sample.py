@@ -119,6 +119,7 @@ def sample(args: argparse.Namespace) -> None:
         pipeline, labels, args.num_images, options, facts=facts, copies=copies, output_type=output_type
     )
     kept = [i for i in range(args.num_images) if i not in folder.rejected]
+    print(f"written: {len(kept)} images in {args.output_dir}")
     if args.film and kept:
         save_film(pipeline, labels, kept, options, films)
         print(f"written: {films[0]} and {films[1]}")

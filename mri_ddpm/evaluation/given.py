@@ -23,7 +23,10 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
     Raises:
         InputError: for fewer than 10 images, and naming the first that cannot be read, is not square or of another size.
     """
-    files = find_source(str(folder), None, None, "", "").files
+    try:
+        files = find_source(str(folder), None, None, "", "").files
+    except InputError as error:  # which speaks of scans
+        raise InputError(str(error).replace("--train_data_dir", "--images")) from error
     names, side = [], None
     for file in tqdm(files, desc="Reading images", unit="image"):
         where = f"--images {folder}: {file.path}"
