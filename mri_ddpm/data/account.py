@@ -51,7 +51,7 @@ def make_manifest(
         "source": source,
         "findings": [asdict(finding) for finding in (*findings, *_intensities(good, scale))],
         "settings": settings,
-        "intensity_scale": scale,
+        "intensity_scale": {kind: list(ends) for kind, ends in scale.items()},
         "class_names": list(class_names),
         "parts": _count_by_class(
             records,
