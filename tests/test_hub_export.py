@@ -175,6 +175,7 @@ def test_what_is_saved_does_not_say_where_it_was_loaded_from(exported, tmp_path)
         assert "_name_or_path" not in path.read_text()
 
 
+@pytest.mark.slow
 def test_texts_are_utf_8_whatever_the_machine_writes(unbroken, run_fresh, tmp_path, monkeypatch):
     """Under a locale of ASCII, as a stand-in for a Windows of code page 1252."""
     run = shutil.copytree(unbroken, tmp_path / "run")
@@ -195,6 +196,7 @@ def test_texts_are_utf_8_whatever_the_machine_writes(unbroken, run_fresh, tmp_pa
     assert json.loads((tmp_path / "exported/training/config.json").read_bytes())["hub_license"] == "é"
 
 
+@pytest.mark.slow
 def test_a_second_model_in_one_process_leaves_the_first_one_whole(exported, run_fresh, tmp_path):
     """diffusers runs the code of each repository, and may run a module's text again in place."""
     shutil.copytree(exported, tmp_path / "second" / "exported")

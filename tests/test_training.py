@@ -386,6 +386,7 @@ def test_resuming_leaves_strangers_files_alone_and_says_when_it_starts_anew(tmp_
     assert "has no checkpoint yet: starting from step 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_front_door_ends_with_one_sentence_and_exit_code_2(tmp_path):
     process = start("--output_dir", tmp_path / "run", "--train_data_dir", tmp_path / "nowhere", launcher=())
     _, errors = process.communicate(timeout=300)
