@@ -393,9 +393,11 @@ def test_images_of_anybody_are_measured(scans_and_images, tmp_path, capsys):
     flat.mkdir()
     for file in sorted(scans.rglob("*.png"))[:40]:
         shutil.copy(file, flat / f"{file.parent.name}-{file.name}")
+    shutil.copy(file, flat / "head_mask.png")
     found = evaluate_images(flat, tmp_path / "eval2", metrics=["memorisation"], train_data_dir=str(scans))
     assert found["memorisation"]["copies"]["sure"] > 20
     assert found["images"]["synthetic"] == {"total": 40}
+    assert "left out: 1 mask, by name (head_mask.png)" in capsys.readouterr().out
 
 
 def test_refuses_images_that_cannot_be_measured(scans_and_images, run, tmp_path, capsys):

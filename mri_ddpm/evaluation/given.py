@@ -1,12 +1,14 @@
 """Synthetic images that somebody else drew, read from a folder."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mri_ddpm.data import format_findings
 from mri_ddpm.data.reading import BadImageError, read_scan
 from mri_ddpm.data.sources import find_source
 from mri_ddpm.errors import InputError
@@ -24,10 +26,12 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
         InputError: for fewer than 10 images, and naming the first that cannot be read, is not square or of another size.
     """
     try:
-        files = find_source(str(folder), None, None, "", "").files
+        source = find_source(str(folder), None, None, "", "")
     except InputError as error:  # which speaks of scans
         raise InputError(str(error).replace("--train_data_dir", "--images")) from error
-    names, side = [], None
+    if source.findings:  # such as masks, which are left out
+        print(f"{folder}: {format_findings({'findings': [asdict(finding) for finding in source.findings]})}")
+    files, names, side = source.files, [], None
     for file in tqdm(files, desc="Reading images", unit="image"):
         where = f"--images {folder}: {file.path}"
         try:

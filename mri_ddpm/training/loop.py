@@ -29,7 +29,7 @@ PLOT_SECONDS = 20.0  # a plot takes a tenth of a second, and of hundreds of thou
 
 @dataclass
 class TrainingLoop:
-    """Acts on a training state until its last step; all its own is of the main process, but for the last five."""
+    """Acts on a training state until its last step; all its own is of the main process, except the last four."""
 
     state: TrainingState
     metrics: Metrics | None = None
