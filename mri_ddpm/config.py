@@ -6,52 +6,76 @@ the preset, else from the default below, which is our own recipe.
 
 import argparse
 import dataclasses
-import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from transformers import HfArgumentParser
 
 from mri_ddpm.errors import InputError
+from mri_ddpm.fields import AUTO, FlagParser, about, number_or_auto, refuse_wrong_fields
 
 PAPER_BETAS = {"beta_start": 1e-4, "beta_end": 0.02}  # MRIDiff's; Ho et al.'s of T = 1000 as they are
 SCALED_BETAS = {"beta_start": 1e-4 * 1000 / 300, "beta_end": 0.02 * 1000 / 300}  # those for T = 300
-AUTO = "auto"
 MIN_RESOLUTION = 16  # pixels a side
-BOUNDS = ("least", "over", "under", "needs", "part_of")  # of a field
+LARGEST_SEED = 2**63 - 1
 EPOCHS = 1000  # where neither they nor steps are given
 LENGTHS = ("num_train_epochs", "max_train_steps")  # of a training; one of them counts
 
 
-def number_or_auto(text: str | int) -> int | str:
-    """The type of a flag that takes a whole number or "auto"."""
-    return AUTO if text == AUTO else int(text)
+@dataclass(frozen=True)
+class ScanOptions:
+    """Which scans, and how they are read, grouped and split: what `data.load_scans`, the training and `mri-ddpm data` are told.
 
-
-def about(default, text: str, *, least=None, over=None, under=None, needs=None, part_of=None):
-    """A field with its ``--help`` text, and what it can be.
-
-    Args:
-        default: its value where nobody says another.
-        text: for ``--help``.
-        least: the smallest value; ``None`` and "auto" may always be.
-        over: what the value has to be above.
-        under: and below.
-        needs: the flag without which it does nothing.
-        part_of: a flag and the value of that flag without which it does nothing.
+    Raises:
+        InputError: when a number is out of range, a word is unknown, or two do not go together.
     """
-    bounds = dict(zip(BOUNDS, (least, over, under, needs, part_of), strict=True))
-    metadata = {"help": text, **bounds}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+
+    train_data_dir: str | None = about(
+        None,
+        "Folder or .zip of scans: class folders, train/val/test, or flat. Without it or --dataset_name, the phantom.",
+    )
+    dataset_name: str | None = about(None, "Data set on the Hub, or a local one, for datasets.load_dataset.")
+    dataset_config_name: str | None = about(None, "Configuration of --dataset_name.", needs="dataset_name")
+    image_column: str = about("image", "Image column of --dataset_name.", needs="dataset_name")
+    label_column: str = about(
+        "label",
+        "Class column of --dataset_name, of metadata.csv or of participants.tsv; '' for scans without classes.",
+        needs="train_data_dir dataset_name",
+    )
+    patient_pattern: str | None = about(
+        None,
+        "Regular expression that finds a scan's patient in its path: what its group matches, or all that it matches.",
+        needs="train_data_dir",
+    )
+    resolution: int = about(64, "Pixels a side.", least=MIN_RESOLUTION)
+    fit: Literal["pad", "crop", "stretch"] = about("pad", "How a scan becomes square.")
+    validation_share: float = about(
+        0.1,
+        "Share of the scans for validation, where there is no validation folder; by patient, group of copies, and class.",
+        over=0,
+        under=1,
+    )
+    keep_repeats: bool = about(False, "Train on identical and near-identical copies too.")
+    on_bad_image: Literal["error", "skip"] = about(
+        "error", "What to do with files that are no readable image."
+    )
+    cache_dir: str | None = about(
+        None, "Where decoded scans are kept; the datasets library's cache when not given."
+    )
+    seed: int = about(0, "Seed of all random numbers: the split, weights, noise.", least=0)
+
+    def __post_init__(self):
+        refuse_wrong_fields(self)
+        if self.train_data_dir and self.dataset_name:
+            raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
+        if self.seed > LARGEST_SEED:
+            raise InputError(f"--seed is {self.seed}; take at most {LARGEST_SEED}.")
 
 
 @dataclass(frozen=True, init=False)
-class TrainingConfig:
+class TrainingConfig(ScanOptions):
     """One training run, as it is saved in ``config.json``: the preset's values, but for those that are given.
 
     Raises:
@@ -65,33 +89,10 @@ class TrainingConfig:
     )
     output_dir: str = about("runs/quickstart", "Run folder: checkpoints, metrics, grids and the pipeline.")
 
-    # Data
-    train_data_dir: str | None = about(
-        None,
-        "Folder or .zip of scans: class folders, train/val/test, or flat. Without it or --dataset_name, the phantom.",
-    )
-    dataset_name: str | None = about(None, "Data set on the Hub, or a local one, for datasets.load_dataset.")
-    dataset_config_name: str | None = about(None, "Configuration of --dataset_name.", needs="dataset_name")
-    image_column: str = about("image", "Image column of --dataset_name.", needs="dataset_name")
-    label_column: str = about("label", "Class column of --dataset_name.", needs="dataset_name")
-    resolution: int = about(64, "Pixels a side.", least=MIN_RESOLUTION)
-    fit: Literal["pad", "crop", "stretch"] = about("pad", "How a scan becomes square.")
-    validation_share: float = about(
-        0.1,
-        "Share of the scans for validation, where there is no validation folder; by group of copies and by class.",
-        over=0,
-        under=1,
-    )
-    keep_repeats: bool = about(False, "Train on identical and near-identical copies too.")
-    on_bad_image: Literal["error", "skip"] = about(
-        "error", "What to do with files that are no readable image."
-    )
+    # Data, beside the fields of `ScanOptions`
     random_flip: bool = about(False, "Mirror training scans left to right, half of the time.")
     no_flip_classes: list[str] = about(
         [], "Classes in which side matters: --random_flip leaves them alone.", needs="random_flip"
-    )
-    cache_dir: str | None = about(
-        None, "Where decoded scans are kept; the datasets library's cache when not given."
     )
     phantom_images: int = about(2048, "Number of phantoms to draw when there are no scans.", least=2)
     dataloader_num_workers: int = about(
@@ -159,7 +160,6 @@ class TrainingConfig:
         "Precision of the network in training: no is float32; auto is accelerate's if that says one, else bf16 where the "
         "device is fast in it.",
     )
-    seed: int = about(0, "Seed of everything drawn.", least=0)
     train_batch_size: number_or_auto = about(
         64, "Scans a step on each process; auto takes as many as fit into memory.", least=1
     )
@@ -246,6 +246,7 @@ class TrainingConfig:
             values["report_to"] = None
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        self.__post_init__()
         refuse_wrong_values(self)
 
     @property
@@ -266,43 +267,8 @@ def put_over(values: dict, given: dict) -> dict:
     return {**values, **given}
 
 
-LARGEST_SEED = 2**63 - 1
-
-
-def refuse_wrong_number(name: str, value: float, least=None, over=None, under=None) -> None:
-    """Raise an ``InputError`` naming the flag, its value and what it can be."""
-    low = least if least is not None else over
-    if not math.isfinite(value):
-        wanted = "a number"
-    elif (
-        (least is None or value >= least)
-        and (over is None or value > over)
-        and (under is None or value < under)
-    ):
-        return
-    elif under is not None:
-        wanted = (
-            f"a number from {low} to under {under}" if over is None else f"a number between {low} and {under}"
-        )
-    else:
-        wanted = f"{least} or more" if over is None else f"a number over {over}"
-    raise InputError(f"--{name} is {value}; take {wanted}.")
-
-
 def refuse_wrong_values(config: TrainingConfig) -> None:
     """Raise an ``InputError`` for a value that cannot be, and for two that do not go together."""
-    for f in dataclasses.fields(config):
-        value, bounds = getattr(config, f.name), {key: f.metadata[key] for key in ("least", "over", "under")}
-        if isinstance(value, (int, float)):
-            refuse_wrong_number(f.name, value, **bounds)
-        usual = f.default if f.default is not dataclasses.MISSING else []
-        needed, (other, wanted) = f.metadata["needs"], f.metadata["part_of"] or (None, None)
-        if needed and value != usual and not getattr(config, needed):
-            raise InputError(f"--{f.name} is given without --{needed}; add it, or leave --{f.name} out.")
-        if other and value != usual and getattr(config, other) != wanted:
-            raise InputError(
-                f"--{f.name} is of --{other} {wanted}, but --{other} is {getattr(config, other)}; leave one of them out."
-            )
     if config.beta_start > config.beta_end:
         raise InputError(
             f"--beta_start {config.beta_start} is over --beta_end {config.beta_end}; betas rise with t."
@@ -317,15 +283,11 @@ def refuse_wrong_values(config: TrainingConfig) -> None:
             raise InputError(
                 f"--{name} holds {min(getattr(config, name))}; take 0, before training, or more."
             )
-    if config.seed > LARGEST_SEED:
-        raise InputError(f"--seed is {config.seed}; take at most {LARGEST_SEED}.")
     if config.rescale_betas_zero_snr and config.prediction_type == "epsilon":
         raise InputError(
             "--rescale_betas_zero_snr leaves nothing of the scan in the last x_T, where --prediction_type epsilon says "
             "nothing about it; take --prediction_type v_prediction."
         )
-    if config.train_data_dir and config.dataset_name:
-        raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
     if config.num_inference_steps and config.num_inference_steps > config.num_train_timesteps:
         raise InputError(
             f"--num_inference_steps is {config.num_inference_steps}, more than the {config.num_train_timesteps} "
@@ -423,13 +385,6 @@ PRESETS: dict[str, dict] = {
         "validation_steps": 1000,
     },
 }
-
-
-class FlagParser(HfArgumentParser):
-    """Flags of a dataclass, whose fields have more in their metadata than argparse takes."""
-
-    def add_argument(self, *names, **kwargs):
-        return super().add_argument(*names, **{key: kwargs[key] for key in kwargs.keys() - BOUNDS})
 
 
 def parse_config(args: list[str] | None = None) -> TrainingConfig:

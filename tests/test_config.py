@@ -132,7 +132,7 @@ def test_every_flag_is_read_somewhere(name):
     sources = [path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path.name != "config.py"]
     if name in ("hub_model_id",):  # read by a property of the configuration
         name = "repo_id"
-    assert any(re.search(rf"config\.{name}\b|\"{name}\"", source) for source in sources)
+    assert any(re.search(rf"(config|options)\.{name}\b|\"{name}\"", source) for source in sources)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mri_ddpm.data import account_of, draw_phantoms, format_account, format_findings, load_scans
+from mri_ddpm.data import NO_PATIENTS, account_of, draw_phantoms, format_account, format_findings, load_scans
 from mri_ddpm.data.layout import part_of
 from mri_ddpm.errors import InputError
 
@@ -30,7 +30,7 @@ def account(tmp_path):
             file = tmp_path / "scans" / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(head)
-        return account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache"))
+        return account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache"))[0]
 
     return make
 
@@ -84,7 +84,7 @@ def test_a_validation_part_validates(account, names, inside):
     assert split_of(manifest) == {path: expected[path.split("/")[part]] for path in paths}
     assert said(manifest) == (
         f"parts: 6 in {names[0]}/, 6 in {names[1]}/, 6 in {names[2]}/; "
-        f"validation is by {names[1]}/, and --validation_share is not used; classes: 2 folders"
+        f"validation is by {names[1]}/, and --validation_share is not used; classes: 2 folders; {NO_PATIENTS}"
     )
 
 
@@ -92,7 +92,9 @@ def test_a_validation_part_validates(account, names, inside):
     ("paths", "classes"), [(("a/0.png", "a/1.png", "b/2.png"), "2 folders"), (("0.png", "1.png"), "none")]
 )
 def test_that_there_are_no_parts_is_said(account, paths, classes):
-    assert said(account(*paths)) == f"parts: none, all files are for training; classes: {classes}"
+    assert (
+        said(account(*paths)) == f"parts: none, all files are for training; classes: {classes}; {NO_PATIENTS}"
+    )
 
 
 @pytest.mark.parametrize("stray", ["b/0.png", "b/x/0.png"])
@@ -136,9 +138,8 @@ def test_masks_are_left_out_and_patients_are_no_classes(account):
     assert len(manifest["files"]) == 12
     assert not any("mask" in path for path in split_of(manifest))
     assert said(manifest) == (
-        "parts: none, all files are for training; classes: none, for all 3 folders are named like patients, whose scans may be in"
-        " both training and validation (TCGA_CS_4941_19960909); left out: 12 masks, by name"
-        " (kaggle_3m/TCGA_CS_4941_19960909/TCGA_CS_4941_19960909_0_mask.png); passed over: 2 files that are no images (.csv, .md)"
+        "parts: none, all files are for training; classes: none; patients: 3 by TCGA names; left out: 12 masks, by name;"
+        " passed over: 2 files that are no images (.csv, .md)"
     )
 
 
@@ -171,7 +172,7 @@ def test_names_of_classes(account, names):
 def test_names_of_masks(account, mask):
     manifest = account("a/0.png", "a/1.png", "b/2.png", mask)
     assert sorted(split_of(manifest)) == ["a/0.png", "a/1.png", "b/2.png"]
-    assert said(manifest).endswith(f"classes: 2 folders; left out: 1 mask, by name ({mask})")
+    assert said(manifest).endswith(f"classes: 2 folders; {NO_PATIENTS}; left out: 1 mask, by name ({mask})")
 
 
 @pytest.mark.parametrize("scan", ["no mask here/0.png", "masked/0.png", "a/mask_of_7.png", "a/damask.png"])
@@ -184,7 +185,7 @@ def test_folders_of_masks_beside_images(account):
     manifest = account(*(f"{kind}/{i}.png" for kind in ("images", "masks") for i in range(4)))
     assert manifest["class_names"] == []
     assert sorted(split_of(manifest)) == ["images/0.png", "images/1.png", "images/2.png", "images/3.png"]
-    assert said(manifest).endswith("classes: none; left out: 4 masks, by name (masks/0.png)")
+    assert said(manifest).endswith(f"classes: none; {NO_PATIENTS}; left out: 4 masks, by name (masks/0.png)")
 
 
 def test_masks_alone_are_refused(account):
@@ -203,7 +204,7 @@ def test_splits_of_a_hub_data_set(tmp_path):
     assert [len(part) for part in (scans.train, scans.validation, scans.test)] == [6, 6, 6]
     assert format_findings(scans.manifest) == (
         "parts: 6 in Train, 6 in valid, 6 in test; validation is by valid, and --validation_share is not used;"
-        " classes: 2 labels in the column label; left out: splits that are no part by their names (extra: 6)"
+        f" classes: 2 labels in the column label; {NO_PATIENTS}; left out: splits that are no part by their names (extra: 6)"
     )
 
 
@@ -214,6 +215,4 @@ def test_labels_of_a_hub_data_set_that_are_patients(tmp_path):
     scans = load_scans(resolution=16, dataset_name=str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
     assert scans.class_names == ()
     assert len(scans.train) + len(scans.validation) == 6
-    assert "classes: none, for all 2 labels in the column label are named like patients" in format_findings(
-        scans.manifest
-    )
+    assert "classes: none; patients: 2 by labels" in format_findings(scans.manifest)

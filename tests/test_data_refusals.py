@@ -54,16 +54,18 @@ def good(make_folder):
 
 
 def test_arguments_out_of_range(refusal, good):
-    assert "--resolution 15 is too small" in refusal(train_data_dir=good, resolution=15)
-    assert "one of pad, crop, stretch" in refusal(train_data_dir=good, fit="squash")
-    assert "one of error, skip" in refusal(train_data_dir=good, on_bad_image="ignore")
+    assert "--resolution is 15; take 16 or more" in refusal(train_data_dir=good, resolution=15)
+    assert "one of: pad, crop, stretch" in refusal(train_data_dir=good, fit="squash")
+    assert "one of: error, skip" in refusal(train_data_dir=good, on_bad_image="ignore")
     for share in (0, 1, -0.1, 1.5, float("nan")):
-        assert f"--validation_share {share} " in refusal(train_data_dir=good, validation_share=share)
+        assert f"--validation_share is {share}; " in refusal(train_data_dir=good, validation_share=share)
 
 
 def test_one_source_is_needed(refusal, good):
     assert "pass --train_data_dir" in refusal()
-    assert "exclude each other" in refusal(train_data_dir=good, dataset_name="somebody/scans")
+    assert "--train_data_dir and --dataset_name are both given" in refusal(
+        train_data_dir=good, dataset_name="somebody/scans"
+    )
 
 
 def test_missing_and_empty(refusal, tmp_path, make_folder):
@@ -184,7 +186,7 @@ def test_a_data_set_with_several_configurations(refusal, tmp_path, monkeypatch):
     assert "has several configurations: choose one by --dataset_config_name (axial, coronal)" in message
     message = refusal(dataset_name=name, dataset_config_name="sagittal")
     assert "['axial', 'coronal']" in message
-    chosen = account_of(dataset_name=name, dataset_config_name="axial", cache_dir=str(tmp_path / "cache"))
+    chosen = account_of(dataset_name=name, dataset_config_name="axial", cache_dir=str(tmp_path / "cache"))[0]
     assert chosen["class_names"] == ["x", "y"]
 
 

@@ -153,7 +153,7 @@ def test_the_account_reads_well(scans):
 
 
 def test_account_of_agrees_with_load_scans(scans, folder, cache_dir):
-    account = account_of(folder, cache_dir=cache_dir)
+    account = account_of(folder, cache_dir=cache_dir)[0]
     assert account["content_sha256"] == scans.manifest["content_sha256"]
     assert account["files"] == scans.manifest["files"]
     assert account["settings"]["resolution"] is None
@@ -231,7 +231,7 @@ def test_split_is_the_same_wherever_the_files_lie(scans, tmp_path, cache_dir):
         assert other.manifest["content_sha256"] == manifest["content_sha256"]
         torch.testing.assert_close(images_of(other.train), images_of(scans.train), rtol=0, atol=0)
     changed = write_folder(tmp_path / "changed", planted() | {"Testing/a/24.png": encoded(HEADS[35])})
-    assert account_of(changed, cache_dir=cache_dir)["content_sha256"] != manifest["content_sha256"]
+    assert account_of(changed, cache_dir=cache_dir)[0]["content_sha256"] != manifest["content_sha256"]
 
 
 def test_broken_files_are_skipped_and_counted(scans, tmp_path, cache_dir):
@@ -243,7 +243,7 @@ def test_broken_files_are_skipped_and_counted(scans, tmp_path, cache_dir):
     assert all(reason in reasons[path] for path, (_, reason) in BROKEN.items())
     assert paths(skipped.manifest, "bad") == sorted(BROKEN)
     torch.testing.assert_close(images_of(skipped.train), images_of(scans.train), rtol=0, atol=0)
-    account = account_of(folder, cache_dir=cache_dir)  # never stops at them
+    account = account_of(folder, cache_dir=cache_dir)[0]  # never stops at them
     assert account["unreadable"] == skipped.manifest["unreadable"]
     assert "unreadable files: 5" in format_account(account)
 
@@ -326,7 +326,7 @@ def test_a_class_has_one_name_in_whichever_form_of_unicode(tmp_path, cache_dir, 
     files |= {f"{composed}/{i % 3}.png": encoded(HEADS[i]) for i in range(3, 6)}
     files |= {f"other/{i}.png": encoded(HEADS[i]) for i in range(6, 9)}
     source = write_zip(tmp_path / "a.zip", files) if packed else write_folder(tmp_path / "a", files)
-    manifest = account_of(source, cache_dir=cache_dir)
+    manifest = account_of(source, cache_dir=cache_dir)[0]
     assert manifest["class_names"] == ["other", composed]
     assert manifest["parts"]["training"]["classes"] == {"other": 3, composed: 6}
 
@@ -472,6 +472,6 @@ def test_scans_that_fill_a_part_of_their_range_are_pointed_out(tmp_path):
         path = tmp_path / "scans" / "a" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(full).save(path)
-    manifest = account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache"))
+    manifest = account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache"))[0]
     assert manifest["dark"] == 2
     assert "2 scans reach less than an eighth" in format_account(manifest)

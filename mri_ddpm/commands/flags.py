@@ -5,8 +5,8 @@ import dataclasses
 
 import torch
 
-from mri_ddpm.config import AUTO
 from mri_ddpm.evaluation.subject import HUB_FLAGS
+from mri_ddpm.fields import AUTO
 from mri_ddpm.sampling import SCHEDULERS, SamplingOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,14 +1,17 @@
 """Scans for training: found, read, checked, de-duplicated and split; and the phantom for want of scans."""
 
-from .account import dark_warning, format_account, format_findings
+from .account import PLACES, dark_warning, format_account, format_findings, write_sources
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
+from .layout import NO_PATIENTS
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
 from .phantom import draw_phantoms
 from .scans import Scans, account_of, load_phantoms, load_scans
 
 __all__ = [
+    "NO_PATIENTS",
     "PHANTOM_CLASS_NAMES",
+    "PLACES",
     "ScanDataset",
     "Scans",
     "account_of",
@@ -20,4 +23,5 @@ __all__ = [
     "load_scans",
     "to_model_range",
     "to_unit_range",
+    "write_sources",
 ]

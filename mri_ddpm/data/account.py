@@ -1,37 +1,58 @@
 """The account of a set of scans, as JSON (the split's manifest) and as text for people."""
 
+import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
+from mri_ddpm.config import ScanOptions
+from mri_ddpm.files import whole_file
+
 from .intensity import Scale, common_scale
 from .layout import PARTS, Finding
-from .split import ScanRecord
+from .split import ORDER, ScanRecord
 
 MANIFEST_VERSION = 2
 DARK = 1 / 8  # of the full range; 12 bits in a 16-bit file reach a sixteenth of it
-SPLITS = ("train", "validation", "test", "repeat", "leak", "bad")
+SPLITS = (*ORDER, "repeat", "leak", "bad")
+# Of the options, what says where scans lie, and not how they are read
+PLACES = (
+    "train_data_dir",
+    "dataset_name",
+    "dataset_config_name",
+    "image_column",
+    "cache_dir",
+    "on_bad_image",
+)
 
 
 def make_manifest(
     source: str,
     records: list[ScanRecord],
     class_names: tuple[str, ...],
-    settings: dict,
+    options: ScanOptions,
     findings: tuple[Finding, ...] = (),
     grouped: bool = True,
-) -> dict:
-    """Everything there is to say about the records after `assign_split`, ready for `json.dump`.
+    decoded: bool = True,
+) -> tuple[dict, dict[str, str]]:
+    """Everything there is to say about the records after `assign_split`, ready for `json.dump`; and where the files lie.
 
-    `content_sha256` identifies files, classes and split; it depends neither on where the source lies nor on
-    the resolution. `grouped` is False for scans among which nobody looked for repeats (the phantom).
+    The second, {name in the manifest: path}, stays on the machine: names and folders may say who a patient is. A scan of a
+    known patient is called `patient 3/0007` in the manifest, and no other word of that person is in it.
+
+    `content_sha256` identifies files, classes, patients and split; it depends neither on where the source lies nor on
+    the resolution. `grouped` is False for scans among which nobody looked for repeats (the phantom), `decoded` for an account
+    without pixels.
     """
+    numbers = _number_patients(records)
+    names = _names(records, numbers)
     files = [
         {
-            "path": record.path,
+            "path": name,
             "part": record.part,
             "class": record.class_name,
             "sha256": record.sha256,
@@ -41,18 +62,20 @@ def make_manifest(
             "repeat": record.repeat,
             "split": record.split,
         }
-        for record in records
+        | ({"patient": numbers[record.patient]} if record.patient in numbers else {})
+        for record, name in zip(records, names, strict=True)
     ]
     identity = json.dumps([class_names, files], sort_keys=True)
     good = [record for record in records if record.flaw is None]
     scale = common_scale(record.extent for record in good)
-    return {
+    manifest = {
         "manifest_version": MANIFEST_VERSION,
         "source": source,
-        "findings": [asdict(finding) for finding in (*findings, *_intensities(good, scale))],
-        "settings": settings,
+        "findings": [asdict(finding) for finding in (*findings, *_intensities(records, names, scale))],
+        "settings": _settings(options, decoded),
         "intensity_scale": {kind: list(ends) for kind, ends in scale.items()},
         "class_names": list(class_names),
+        "patients": _patients(records),
         "parts": _count_by_class(
             records,
             class_names,
@@ -60,7 +83,11 @@ def make_manifest(
             sorted({record.part for record in records}, key=PARTS.index),
         ),
         "sizes": _sizes(good),
-        "unreadable": [{"path": r.path, "reason": r.flaw} for r in records if r.flaw is not None],
+        "unreadable": [
+            {"path": name, "reason": record.flaw}
+            for record, name in zip(records, names, strict=True)
+            if record.flaw is not None
+        ],
         "dark": sum(record.brightest < DARK for record in good),
         "repeats": _repeats(good) if grouped else None,
         "leaks": _leaks(good),
@@ -68,19 +95,78 @@ def make_manifest(
         "content_sha256": hashlib.sha256(identity.encode()).hexdigest(),
         "files": files,
     }
+    return manifest, {name: record.path for name, record in zip(names, records, strict=True)}
 
 
-def _intensities(records: list[ScanRecord], scales: Scale) -> list[Finding]:
+def write_sources(file: Path, paths: dict[str, str]) -> None:
+    """Write which file each name of a manifest stands for, as CSV that nobody but the user may read."""
+    with whole_file(file) as unfinished:
+        unfinished.touch(mode=0o600)
+        with unfinished.open("w", encoding="utf-8", newline="") as text:
+            table = csv.writer(text)
+            table.writerow(("name", "path"))
+            table.writerows(paths.items())
+
+
+def _settings(options: ScanOptions, decoded: bool) -> dict:
+    """How the scans are read and split, without where they lie."""
+    settings = {name: value for name, value in asdict(options).items() if name not in PLACES}
+    return settings if decoded else {**settings, "resolution": None, "fit": None}
+
+
+def _number_patients(records: list[ScanRecord]) -> dict[str, int]:
+    """{patient: number from 1}, in the order of the contents, which says nothing of names."""
+    contents: dict[str, str] = {}
+    for record in records:
+        if record.patient is not None:
+            contents[record.patient] = min(contents.get(record.patient, "g"), record.sha256 or "g")
+    return {name: number for number, name in enumerate(sorted(contents, key=lambda n: (contents[n], n)), 1)}
+
+
+def _names(records: list[ScanRecord], numbers: dict[str, int]) -> list[str]:
+    """What each record is called in the manifest: its path, or that of a known patient its number and a counter."""
+    counts: Counter = Counter()
+    names = []
+    for record in records:
+        if record.patient is None:
+            names.append(record.path)
+        else:
+            counts[record.patient] += 1
+            names.append(f"patient {numbers[record.patient]}/{counts[record.patient]:04d}")
+    return names
+
+
+def _patients(records: list[ScanRecord]) -> dict | None:
+    """How many patients each split has; None where nobody knows any."""
+    of_split = {
+        split: {r.patient for r in records if r.split == split and r.patient is not None} for split in ORDER
+    }
+    total = len({record.patient for record in records} - {None})
+    unknown = sum(record.patient is None for record in records)
+    if not total:
+        return None
+    return {
+        "total": total,
+        **{split: len(names) for split, names in of_split.items()},
+        "scans_without": unknown,
+    }
+
+
+def _intensities(records: list[ScanRecord], names: list[str], scales: Scale) -> list[Finding]:
     """What is black and white in samples whose files do not say it, and which scans decide that."""
     findings = []
     for kind, scale in scales.items():
-        of_kind = [record for record in records if record.extent[0] == kind]
+        of_kind = [
+            (r.extent, name)
+            for r, name in zip(records, names, strict=True)
+            if not r.flaw and r.extent[0] == kind
+        ]
         if of_kind:
             words = f"TIFF with {kind} samples beyond 8 bits: {len(of_kind)}, in all {scale[0]:g} is black and {scale[1]:g} white"
-            lowest, highest = (
-                choose(of_kind, key=lambda r, i=i: r.extent[i]) for i, choose in ((1, min), (2, max))
+            (lowest, of_lowest), (highest, of_highest) = (
+                choose(of_kind, key=lambda found, i=i: found[0][i]) for i, choose in ((1, min), (2, max))
             )
-            named = f"lowest {lowest.extent[1]:g} in {lowest.path}, highest {highest.extent[2]:g} in {highest.path}"
+            named = f"lowest {lowest[1]:g} in {of_lowest}, highest {highest[2]:g} in {of_highest}"
             findings.append(Finding(words, named))
     return findings
 
@@ -176,12 +262,14 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
             for split, counts in manifest["split"].items()
         ),
     ]
+    patients = manifest["patients"]
     sizes = manifest["sizes"]
     lines = [
         f"{manifest['source']}: {len(manifest['files'])} files",
         *([format_findings(manifest)] if manifest["findings"] else []),
         "",
         *_table([header, *rows]),
+        *([_patient_line(patients)] if patients else []),
         "",
         *(
             f"{name:7} {values['min']:.4g} to {values['max']:.4g}{unit}, median {values['median']:.4g}"
@@ -207,6 +295,14 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
     if manifest["dark"]:
         lines += [dark_warning(manifest)]
     return "\n".join([*lines, "", f"content sha256: {manifest['content_sha256']}"])
+
+
+def _patient_line(patients: dict) -> str:
+    """How many patients each split has."""
+    line = f"patients: {patients['total']}, " + ", ".join(f"{patients[split]} in {split}" for split in ORDER)
+    return line + (
+        f"; {patients['scans_without']} scans of unknown ones" if patients["scans_without"] else ""
+    )
 
 
 def format_findings(manifest: dict) -> str:

@@ -10,12 +10,20 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from mri_ddpm.config import ScanOptions
+from mri_ddpm.errors import InputError
+
+from .metadata import USUAL_LABEL, Metadata
+from .patients import folder_of_patients, named_like_patients, patients_by_name, patients_by_pattern
+
 PARTS = ("training", "validation", "testing")  # a picture of one is a leak in those after it
 _PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
 _PART_OF |= {part: part for part in PARTS}
 _PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
 _MASKS = {"mask", "masks", "seg", "segmentation", "segmentations"}
-_PATIENT = re.compile(r"(patient|pat|pt|case|subject|subj|sub|id)[ _-]?\d+.*", re.IGNORECASE)
+
+
+NO_PATIENTS = "no patient is known, so scans of one patient may be in both train and validation, and numbers on validation too good"
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class ScanFile:
     class_name: str | None
     read: Callable[[], bytes]
     flaw: str | None = None  # why it cannot be used, where its place already says so
+    patient: str | None = None  # as the table or the names have it
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,16 @@ class Finding:
 
 
 def arrange(
-    readers: dict[PurePosixPath, Callable[[], bytes]], may_be_class: bool
+    readers: dict[PurePosixPath, Callable[[], bytes]],
+    may_be_class: bool,
+    metadata: Metadata,
+    options: ScanOptions,
 ) -> tuple[tuple[ScanFile, ...], tuple[Finding, ...]]:
-    """Give every file its part and class by the folders it lies in, leave out masks, and say what was found.
+    """Give every file its part, class and patient, leave out masks, and say what was found.
 
+    The table beside the files counts before the folders that they lie in.
     may_be_class: whether a single folder is a class, and not one that encloses all.
+    Raises `InputError` for a `--label_column` that no table has, a split that is no part, and a class called as a patient is.
     """
     masks = sorted(filter(_is_mask, readers), key=str)
     paths = sorted(readers.keys() - set(masks), key=str)
@@ -50,39 +64,104 @@ def arrange(
     inner = {path: path.parts[len(top) :] for path in paths}
     depth = _depth_of_parts([names[:-1] for names in inner.values()])
     places = {path: _place(names[:-1], depth) for path, names in inner.items()}
-    folders = {name for _, name in places.values() if name}
-    class_names = set() if named_like_patients(folders) else folders
-    files = []
-    for path, (part_folder, class_name) in places.items():
-        flaw = None
-        if depth is not None and part_folder is None:
-            flaw = "lies outside the training, validation and testing folders"
-        elif class_names and class_name is None:
-            flaw = "lies outside the class folders"
-        part = part_of(part_folder) if part_folder else "training"
-        class_name = class_name if class_names else None
-        files.append(ScanFile("/".join(inner[path]), part, class_name, readers[path], flaw))
-    counts = Counter(f"{part_folder}/" for part_folder, _ in places.values() if part_folder)
-    findings = [*parts_found(counts), classes_found(folders, "folders")]
-    if masks:
-        findings.append(
-            Finding(f"left out: {len(masks)} mask{'s' * (len(masks) > 1)}, by name", str(masks[0]))
+    parts = {path: _part(path, places[path][0], depth, metadata) for path in paths}
+    folders = {path: folder for path, (_, folder) in places.items()}
+    patients, source = _patients(inner, depth, metadata, options)
+    labels, kind = _labels(folders, patients, metadata, options)
+    class_names = {label for label in labels.values() if label}
+    if named := class_names & set(patients.values()):
+        raise InputError(
+            f"{min(named)} is the name of a class and of a patient; patients are no classes: name the column of classes by --label_column."
         )
+    files = []
+    for path in paths:
+        flaw = None
+        if parts[path] is None:
+            flaw = "lies outside the training, validation and testing folders"
+        elif metadata.about_files and str(path) not in metadata.of_file:
+            flaw = f"has no line in {metadata.names[0]}"
+        elif class_names and labels[path] is None:
+            flaw = f"has no {options.label_column}" if kind != "folders" else "lies outside the class folders"
+        name = "/".join(inner[path])
+        files.append(
+            ScanFile(name, parts[path] or "training", labels[path], readers[path], flaw, patients.get(path))
+        )
+    counts = Counter(f"{folder}/" for folder, _ in places.values() if folder)
+    findings = [*parts_found(counts), classes_found(class_names, kind), patients_found(patients, source)]
+    if masks:
+        words = f"left out: {len(masks)} mask{'s' * (len(masks) > 1)}, by name"
+        findings.append(Finding(words, None if patients else str(masks[0])))
     return tuple(files), tuple(findings)
+
+
+def _part(path: PurePosixPath, folder: str | None, depth: int | None, metadata: Metadata) -> str | None:
+    """The part by the table, or else by the folder; None where others lie in folders of parts, and this does not."""
+    split = metadata.value(str(path), None, "split")
+    if split and not part_of(split):
+        raise InputError(
+            f"{metadata.names[0]} has the split {split}; the splits are train, validation and test."
+        )
+    if split or folder:
+        return part_of(split or folder)
+    return "training" if depth is None else None
+
+
+def _labels(
+    folders: dict[PurePosixPath, str | None],
+    patients: dict[PurePosixPath, str],
+    metadata: Metadata,
+    options: ScanOptions,
+) -> tuple[dict[PurePosixPath, str | None], str]:
+    """The class of each file, and what says it: a column, or else the folders, if they are not patients'."""
+    column = options.label_column
+    if column and column in metadata.columns:
+        table = f"labels in the column {column} of {metadata.names[0]}"
+        return {path: metadata.value(str(path), patients.get(path), column) for path in folders}, table
+    if column not in ("", USUAL_LABEL):
+        there = (
+            ", ".join(sorted(metadata.columns)) or "none, for there is no metadata.csv or participants.tsv"
+        )
+        raise InputError(f"--label_column {column} is in no table of the scans; the columns are: {there}.")
+    names = {name for name in folders.values() if name}
+    are_patients = named_like_patients(names) or not names.isdisjoint(patients.values())
+    if column == "" or are_patients:
+        return dict.fromkeys(folders), "folders"
+    return folders, "folders"
+
+
+def _patients(
+    inner: dict[PurePosixPath, tuple[str, ...]],
+    depth: int | None,
+    metadata: Metadata,
+    options: ScanOptions,
+) -> tuple[dict[PurePosixPath, str], str | None]:
+    """The patient of each file, and what says it: the first that answers for all of them; see `patients`."""
+    by_table = {path: metadata.patient(str(path)) for path in inner}
+    if any(by_table.values()):
+        missing = [
+            path for path, patient in by_table.items() if patient is None and str(path) in metadata.of_file
+        ]
+        if missing:
+            raise InputError(
+                f"{metadata.names[0]} has no patient for {missing[0]}, but for others; give each its own."
+            )
+        return {path: patient for path, patient in by_table.items() if patient}, metadata.names[0]
+    names = {path: "/".join(parts) for path, parts in inner.items()}
+    if options.patient_pattern:
+        found = patients_by_pattern(names.values(), options.patient_pattern)
+        return {path: found[name] for path, name in names.items()}, "--patient_pattern"
+    if known := patients_by_name(names.values()):
+        return {path: known[0][name] for path, name in names.items()}, known[1]
+    at = folder_of_patients({path: _without_part(parts[:-1], depth) for path, parts in inner.items()})
+    if at is None:
+        return {}, None
+    return {path: _without_part(parts[:-1], depth)[at] for path, parts in inner.items()}, "folders"
 
 
 def part_of(name: str) -> str | None:
     """The part that a folder or a split is named after, as `Training`, `val`, `train_images` or `val2017`; else None."""
     telling = set(_words(name)) - _PLAIN
     return _PART_OF.get(telling.pop()) if len(telling) == 1 else None
-
-
-def named_like_patients(names: Collection[str]) -> bool:
-    """Whether all are like `case 7`, or each has a number of its own of three digits or more."""
-    if all(_PATIENT.fullmatch(name) for name in names):
-        return bool(names)
-    numbers = {tuple(re.findall(r"\d+", name)) for name in names}
-    return len(numbers) == len(names) and all(re.search(r"\d{3}", name) for name in names)
 
 
 def parts_found(counts: dict[str, int]) -> list[Finding]:
@@ -97,11 +176,15 @@ def parts_found(counts: dict[str, int]) -> list[Finding]:
 
 
 def classes_found(names: Collection[str], kind: str) -> Finding:
-    """What to say of the classes, or of names that are none; `kind` says what bears the names."""
-    if not named_like_patients(names):
-        return Finding(f"classes: {len(names)} {kind}" if names else "classes: none")
-    words = f"classes: none, for all {len(names)} {kind} are named like patients"
-    return Finding(f"{words}, whose scans may be in both training and validation", min(names))
+    """What to say of the classes; `kind` says what bears their names."""
+    return Finding(f"classes: {len(names)} {kind}" if names else "classes: none")
+
+
+def patients_found(patients: dict, source: str | None) -> Finding:
+    """What to say of the patients, {path: patient}, and plainly where nobody knows them."""
+    if patients:
+        return Finding(f"patients: {len(set(patients.values()))} by {source}")
+    return Finding(NO_PATIENTS)
 
 
 def _words(name: str) -> list[str]:
@@ -125,10 +208,16 @@ def _depth_of_parts(folders: list[tuple[str, ...]]) -> int | None:
 
 def _place(folders: tuple[str, ...], depth: int | None) -> tuple[str | None, str | None]:
     """The folder of a file's part and that of its class; a folder that is called images says nothing."""
-    part = None
+    rest = _without_part(folders, depth)
+    part = folders[depth] if len(rest) < len(folders) else None
+    return part, next((name for name in rest if name.casefold() not in _PLAIN), None)
+
+
+def _without_part(folders: tuple[str, ...], depth: int | None) -> tuple[str, ...]:
+    """The folders less that of the part, at the depth at which such folders lie."""
     if depth is not None and len(folders) > depth and part_of(folders[depth]):
-        part, folders = folders[depth], folders[:depth] + folders[depth + 1 :]
-    return part, next((name for name in folders if name.casefold() not in _PLAIN), None)
+        return folders[:depth] + folders[depth + 1 :]
+    return folders
 
 
 def _enclosing_folder(folders: list[tuple[str, ...]], may_be_class: bool) -> tuple[str, ...]:

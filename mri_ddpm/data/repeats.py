@@ -39,6 +39,28 @@ def _within_margins(picture: np.ndarray) -> tuple[int, int, int, int]:
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
+def near_pairs(
+    hashes: list[bytes], mirrored: list[bytes], owners: np.ndarray | None = None, block: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of near-identical pictures by `picture_hash`, of each as it is and of its mirror image.
+
+    owners: int (N,), among whose own pictures no pairs are looked for; below 0 for those of nobody.
+    Returns same, across: int (2, pairs) each, i < j; in `across` the picture i is near to the mirror image of j.
+    Compares all pairs, `block` rows at a time, so memory grows with N and not with its square.
+    """
+    if not hashes:
+        return np.zeros((2, 0), dtype=int), np.zeros((2, 0), dtype=int)
+    signs = _signs(hashes)
+    found = []
+    for others in (signs, _signs(mirrored)):
+        i, j = _near_pairs(signs, others, block)
+        keep = i < j
+        if owners is not None:
+            keep &= (owners[i] != owners[j]) | (owners[i] < 0)
+        found.append(np.stack([i[keep], j[keep]]))
+    return found[0], found[1]
+
+
 def group_near_identical(
     hashes: list[bytes], mirrored: list[bytes], block: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -46,14 +68,9 @@ def group_near_identical(
 
     Returns facing, groups: int (N,) each, equal where a chain of near-identical pictures joins two; in `groups`
     a picture is also joined to the mirror image of another, so what faces the same way is a part of a group.
-    Compares all pairs, `block` rows at a time, so memory grows with N and not with its square.
     """
-    if not hashes:
-        return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
-    signs = _signs(hashes)
-    same = _near_pairs(signs, signs, block)
-    either = np.concatenate([same, _near_pairs(signs, _signs(mirrored), block)], axis=1)
-    return _components(same, len(hashes)), _components(either, len(hashes))
+    same, across = near_pairs(hashes, mirrored, block=block)
+    return components(same, len(hashes)), components(np.concatenate([same, across], axis=1), len(hashes))
 
 
 def _signs(hashes: list[bytes]) -> np.ndarray:
@@ -72,6 +89,7 @@ def _near_pairs(signs: np.ndarray, others: np.ndarray, block: int) -> np.ndarray
     return np.concatenate(pairs, axis=1)
 
 
-def _components(pairs: np.ndarray, count: int) -> np.ndarray:
+def components(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Number the sets that pairs, int (2, pairs), join `count` things into: int (count,)."""
     graph = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(count, count))
     return connected_components(graph, directed=False)[1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from mri_ddpm.config import MIN_RESOLUTION
+from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .account import make_manifest
@@ -18,12 +18,10 @@ from .cache import DEPTH, decoded
 from .dataset import ScanDataset
 from .layout import PARTS
 from .phantom import CLASS_NAMES, draw_phantoms
-from .reading import FITS, BadImageError
-from .repeats import group_near_identical
+from .reading import BadImageError
 from .sources import Source, find_source
-from .split import ScanRecord, assign_split
+from .split import ScanRecord, assign_split, group_records
 
-ON_BAD_IMAGE = ("error", "skip")
 FACTS = ["sha256", "flaw", "width", "height", "brightest", "kind", "lowest", "highest"]
 _MOST_NAMED = 10
 
@@ -35,6 +33,8 @@ class Scans:
     test: the published testing part less what leaks from training; None where there is no such part.
     class_names: sorted; () for scans without classes, whose class_labels are all 0.
     manifest: JSON-able, see `account.make_manifest`.
+    paths: where the files of the manifest lie, by the names that they have there; of files without a known patient
+        the names are the paths.
     """
 
     train: ScanDataset
@@ -42,85 +42,48 @@ class Scans:
     test: ScanDataset | None
     class_names: tuple[str, ...]
     manifest: dict
+    paths: dict[str, str]
 
 
-def load_scans(
-    *,
-    resolution: int,
-    train_data_dir: str | None = None,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-    fit: str = "pad",
-    validation_share: float = 0.1,
-    keep_repeats: bool = False,
-    on_bad_image: str = "error",
-    seed: int = 0,
-    cache_dir: str | None = None,
-) -> Scans:
+def load_scans(**options) -> Scans:
     """Load the scans of a folder, a .zip or a Hub data set as (resolution, resolution) images.
 
-    train_data_dir: class folders, `Training/` + `Testing/` of these, images alone, or a .zip of any of them.
-    dataset_name, dataset_config_name, image_column, label_column: what `datasets.load_dataset` takes, and the
-        columns; an empty `label_column` means scans without classes.
-    fit: "pad", "crop" or "stretch" to a square (`reading.fit_square`).
-    validation_share: above 0 and below 1, taken from the training part by picture and class.
-    keep_repeats: whether copies of a picture stay beside it.
-    on_bad_image: "error", or "skip" to leave unreadable files out and list them in the manifest.
-    cache_dir: where decoded scans are kept, by default in the cache of `datasets`.
+    options: the fields of `config.ScanOptions`: `train_data_dir` or `dataset_name`, `resolution` and so on.
 
     Raises `InputError` for anything of this that cannot be used.
     """
-    _check(fit, validation_share, on_bad_image, resolution)
-    source = find_source(train_data_dir, dataset_name, dataset_config_name, image_column, label_column)
-    table, records = _examine(source, resolution, fit, cache_dir)
+    options = ScanOptions(**options)
+    source = find_source(options)
+    table, records = _examine(source, options.resolution, options)
     bad = [record for record in records if record.flaw]
-    if bad and on_bad_image == "error":
+    if bad and options.on_bad_image == "error":
         named = "; ".join(f"{record.path} {record.flaw}" for record in bad[:_MOST_NAMED])
         more = f"; and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
         raise InputError(
             f"{len(bad)} of {len(records)} files in {source.name} cannot be used: {named}{more}"
             " (mend or remove them, or leave them out by --on_bad_image skip)."
         )
-    class_names = _split(source, table, records, validation_share, keep_repeats, seed)
+    class_names = _split(source, table, records, options)
     _refuse_empty_classes(source, records, class_names)
-    settings = _settings(resolution, fit, validation_share, keep_repeats, seed)
-    return _scans(
-        table,
-        records,
-        class_names,
-        make_manifest(source.name, records, class_names, settings, source.findings),
-    )
+    manifest, paths = make_manifest(source.name, records, class_names, options, source.findings)
+    return _scans(table, records, class_names, manifest, paths)
 
 
-def account_of(
-    train_data_dir: str | None = None,
-    *,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-    validation_share: float = 0.1,
-    keep_repeats: bool = False,
-    seed: int = 0,
-    cache_dir: str | None = None,
-) -> dict:
-    """The manifest that `load_scans` would give, with unreadable files listed and none of the pixels kept.
+def account_of(train_data_dir: str | None = None, **options) -> tuple[dict, dict]:
+    """The manifest and the paths that `load_scans` would give, with unreadable files listed and none of the pixels kept.
 
-    `content_sha256` is that of `load_scans` with the same arguments; `resolution` and `fit` are None.
+    `content_sha256` is that of `load_scans` with the same options; `resolution` and `fit` are None.
     """
-    _check(FITS[0], validation_share, ON_BAD_IMAGE[0], MIN_RESOLUTION)
-    source = find_source(train_data_dir, dataset_name, dataset_config_name, image_column, label_column)
-    table, records = _examine(source, None, FITS[0], cache_dir)
-    class_names = _split(source, table, records, validation_share, keep_repeats, seed)
-    settings = _settings(None, None, validation_share, keep_repeats, seed)
-    return make_manifest(source.name, records, class_names, settings, source.findings)
+    options = ScanOptions(train_data_dir=train_data_dir, **options)
+    source = find_source(options)
+    table, records = _examine(source, None, options)
+    class_names = _split(source, table, records, options)
+    return make_manifest(source.name, records, class_names, options, source.findings, decoded=False)
 
 
 def load_phantoms(*, num_images: int, resolution: int, validation_share: float = 0.1, seed: int = 0) -> Scans:
     """Draw `num_images` phantom heads of all classes and split them; there is no test part."""
-    _check(FITS[0], validation_share, ON_BAD_IMAGE[0], resolution)
+    options = ScanOptions(resolution=resolution, validation_share=validation_share, seed=seed)
     images, labels = draw_phantoms(num_images, resolution, seed)  # (N, H, W) in [0, 1], (N,)
     stored = np.round(images * DEPTH).astype(np.uint16).reshape(num_images, resolution**2)
     pixels = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
@@ -135,43 +98,17 @@ def load_phantoms(*, num_images: int, resolution: int, validation_share: float =
             width=resolution,
             height=resolution,
             group=index,
+            unit=index,
         )
         for index, (image, label) in enumerate(zip(stored, labels, strict=True))
     ]
     assign_split(records, validation_share, keep_repeats=False, seed=seed)
-    settings = _settings(resolution, None, validation_share, False, seed)
-    manifest = make_manifest("phantom", records, tuple(CLASS_NAMES), settings, grouped=False)
-    return _scans(table, records, tuple(CLASS_NAMES), manifest, rows=np.arange(num_images))
-
-
-def _check(fit: str, validation_share: float, on_bad_image: str, resolution: int) -> None:
-    if resolution < MIN_RESOLUTION:
-        raise InputError(f"--resolution {resolution} is too small: give at least {MIN_RESOLUTION} pixels.")
-    if fit not in FITS:
-        raise InputError(f"--fit {fit} is not known: give one of {', '.join(FITS)}.")
-    if on_bad_image not in ON_BAD_IMAGE:
-        raise InputError(
-            f"--on_bad_image {on_bad_image} is not known: give one of {', '.join(ON_BAD_IMAGE)}."
-        )
-    if not 0 < validation_share < 1:
-        raise InputError(
-            f"--validation_share {validation_share} is out of range: give a share above 0 and below 1,"
-            " such as 0.1, for some scans always validate."
-        )
-
-
-def _settings(resolution, fit, validation_share: float, keep_repeats: bool, seed: int) -> dict:
-    return {
-        "resolution": resolution,
-        "fit": fit,
-        "validation_share": validation_share,
-        "keep_repeats": keep_repeats,
-        "seed": seed,
-    }
+    manifest, paths = make_manifest("phantom", records, tuple(CLASS_NAMES), options, grouped=False)
+    return _scans(table, records, tuple(CLASS_NAMES), manifest, paths, rows=np.arange(num_images))
 
 
 def _examine(
-    source: Source, resolution: int | None, fit: str, cache_dir: str | None
+    source: Source, resolution: int | None, options: ScanOptions
 ) -> tuple[datasets.Dataset, list[ScanRecord]]:
     """Hash every file, decode every content, and note what is known of each; raises if none is an image."""
     records, readers = [], {}
@@ -184,10 +121,10 @@ def _examine(
             flaw = flaw or str(error)
         except OSError as error:
             flaw = flaw or f"cannot be read ({error.strerror or error})"
-        records.append(ScanRecord(file.path, file.part, file.class_name, sha256, flaw))
+        records.append(ScanRecord(file.path, file.part, file.class_name, sha256, flaw, file.patient))
         if not flaw:
             readers[sha256] = file.read
-    table = decoded(readers, resolution, fit, cache_dir)
+    table = decoded(readers, resolution, options.fit, options.cache_dir)
     known = {row["sha256"]: row for row in table.select_columns(FACTS).to_list()}
     for record in records:
         if not record.flaw:
@@ -207,9 +144,7 @@ def _split(
     source: Source,
     table: datasets.Dataset,
     records: list[ScanRecord],
-    validation_share: float,
-    keep_repeats: bool,
-    seed: int,
+    options: ScanOptions,
 ) -> tuple[str, ...]:
     """Group the usable records, send each where it goes, and return the class names."""
     good = [record for record in records if not record.flaw]
@@ -225,16 +160,11 @@ def _split(
                 " training part, or take the class out."
             )
     rows = table.select_columns(["sha256", "flaw", "picture_hash", "mirrored_hash"]).to_list()
-    rows = [row for row in rows if row["flaw"] is None]
-    found = group_near_identical(
-        [row["picture_hash"] for row in rows], [row["mirrored_hash"] for row in rows]
-    )
-    group_of = {row["sha256"]: pair for row, pair in zip(rows, np.stack(found, 1).tolist(), strict=True)}
-    numbers: dict[int, int] = {}  # numbered in the order of the files, so that the manifest reads well
-    for record in good:
-        record.facing, group = group_of[record.sha256]
-        record.group = numbers.setdefault(group, len(numbers))
-    assign_split(records, validation_share, keep_repeats, seed)
+    hashes = {
+        row["sha256"]: (row["picture_hash"], row["mirrored_hash"]) for row in rows if row["flaw"] is None
+    }
+    near = group_records(records, hashes)
+    assign_split(records, options.validation_share, options.keep_repeats, options.seed, near)
     return tuple(sorted(class_names["training"] - {None}))
 
 
@@ -257,6 +187,7 @@ def _scans(
     records: list[ScanRecord],
     class_names: tuple[str, ...],
     manifest: dict,
+    paths: dict[str, str],
     rows: np.ndarray | None = None,
 ) -> Scans:
     """The data sets of each split; `rows`: where each record's pixels are, by default found by its sha256."""
@@ -277,4 +208,5 @@ def _scans(
         splits["test"] if has_test_part else None,
         class_names,
         manifest,
+        paths,
     )

@@ -14,18 +14,12 @@ from pathlib import Path, PurePosixPath
 
 import datasets
 
+from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
-from .layout import (
-    PARTS,
-    Finding,
-    ScanFile,
-    arrange,
-    classes_found,
-    named_like_patients,
-    part_of,
-    parts_found,
-)
+from .layout import PARTS, Finding, ScanFile, arrange, classes_found, part_of, parts_found, patients_found
+from .metadata import PATIENTS, read_metadata
+from .patients import named_like_patients
 from .reading import BadImageError, has_image_suffix, kind_of_file, opens
 
 MAX_FILE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
@@ -42,25 +36,18 @@ class Source:
     findings: tuple[Finding, ...]  # what was found, what was left out and why
 
 
-def find_source(
-    train_data_dir: str | None,
-    dataset_name: str | None,
-    dataset_config_name: str | None,
-    image_column: str,
-    label_column: str,
-) -> Source:
-    """Open the one source that was given; raises `InputError` if none or both are, or it holds no files."""
-    if train_data_dir and dataset_name:
-        raise InputError("--train_data_dir and --dataset_name exclude each other: give one of them.")
-    if train_data_dir:
-        return _open_path(train_data_dir)
-    if dataset_name:
-        return _open_hub(dataset_name, dataset_config_name, image_column, label_column)
+def find_source(options: ScanOptions) -> Source:
+    """Open the one source that was given; raises `InputError` if none is, or it holds no files."""
+    if options.train_data_dir:
+        return _open_path(options)
+    if options.dataset_name:
+        return _open_hub(options)
     raise InputError("No scans were given: pass --train_data_dir (a folder or a .zip) or --dataset_name.")
 
 
-def _open_path(train_data_dir: str) -> Source:
+def _open_path(options: ScanOptions) -> Source:
     """A folder or a .zip."""
+    train_data_dir = options.train_data_dir
     root = Path(train_data_dir).expanduser()
     if root.is_dir():
         readers, kind = _folder_readers(root), "folder"
@@ -77,8 +64,10 @@ def _open_path(train_data_dir: str) -> Source:
         )
     if not readers:
         raise InputError(f"The {kind} {train_data_dir} holds no images: give --train_data_dir one that does.")
-    images, passed_over = _pass_over(f"The {kind} {train_data_dir}", readers)
-    files, findings = arrange(images, may_be_class=root.is_dir())
+    metadata = read_metadata(readers)
+    others = {path: read for path, read in readers.items() if str(path) not in metadata.names}
+    images, passed_over = _pass_over(f"The {kind} {train_data_dir}", others)
+    files, findings = arrange(images, root.is_dir(), metadata, options)
     if not files:
         raise InputError(
             f"The {kind} {train_data_dir} holds masks alone, by their names ({findings[-1].path}): give the scans."
@@ -195,8 +184,13 @@ def _is_litter(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part.lower() in _LITTER for part in path.parts)
 
 
-def _open_hub(name: str, config: str | None, image_column: str, label_column: str) -> Source:
+def _open_hub(options: ScanOptions) -> Source:
     """A data set that `datasets.load_dataset` opens: its train split, and those for validation and testing if it has them."""
+    name, config = options.dataset_name, options.dataset_config_name
+    if options.patient_pattern:
+        raise InputError(
+            "--patient_pattern is for files in folders; of --dataset_name the column patient_id says the patients."
+        )
     try:
         splits = _load_splits(name, config)
     except Exception as error:  # not found, no network, gated, no such configuration, a broken file within
@@ -217,14 +211,18 @@ def _open_hub(name: str, config: str | None, image_column: str, label_column: st
         )
     files: list[ScanFile] = []
     for split in used:
-        files += _hub_files(name, split, part_of(split), splits[split], image_column, label_column)
+        files += _hub_files(options, split, part_of(split), splits[split])
     if not files:
         raise InputError(f"--dataset_name {name} holds no images: give one that does.")
     labels = {file.class_name for file in files} - {None}
-    if named_like_patients(labels):
-        files = [replace(file, class_name=None, flaw=None) for file in files]
+    patients, source = {file.path: file.patient for file in files if file.patient}, "the column of patients"
+    if named_like_patients(labels):  # which are no classes
+        patients, source = {file.path: file.class_name for file in files if file.class_name}, "labels"
+        files = [replace(file, class_name=None, flaw=None, patient=file.class_name) for file in files]
+        labels = set()
     findings = parts_found({split: len(splits[split]) for split in used})
-    findings.append(classes_found(labels, f"labels in the column {label_column}"))
+    findings.append(classes_found(labels, f"labels in the column {options.label_column}"))
+    findings.append(patients_found(patients, source))
     if others := [f"{split}: {len(splits[split])}" for split in splits if split not in used]:
         findings.append(Finding("left out: splits that are no part by their names", ", ".join(others)))
     return Source(name, tuple(files), tuple(findings))
@@ -238,9 +236,8 @@ def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     return datasets.load_dataset(name, config)
 
 
-def _hub_files(
-    name: str, split: str, part: str, rows: datasets.Dataset, image_column: str, label_column: str
-) -> list[ScanFile]:
+def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Dataset) -> list[ScanFile]:
+    name, image_column, label_column = options.dataset_name, options.image_column, options.label_column
     columns = ", ".join(rows.column_names)
     if image_column not in rows.column_names:
         raise InputError(f"--image_column {image_column} is not a column of {name}, which has: {columns}.")
@@ -262,6 +259,10 @@ def _hub_files(
         )
     labels = _hub_labels(rows, label_column) if label_column else [None] * len(rows)
     flaws = ["has no label" if label_column and label is None else None for label in labels]
+    column = next((column for column in PATIENTS if column in rows.column_names), None)
+    patients = (
+        [None if value is None else str(value) for value in rows[column]] if column else [None] * len(rows)
+    )
     width = len(str(len(rows)))  # so that names sort as the rows do
     return [
         ScanFile(
@@ -270,6 +271,7 @@ def _hub_files(
             labels[row],
             partial(_read_row, images, row, image_column),
             flaws[row],
+            patients[row],
         )
         for row in range(len(rows))
     ]

@@ -1,100 +1,214 @@
-"""Who goes where: training, validation and test scans, so that no picture is on two sides.
+"""Who goes where: train, validation and test scans, so that no picture and no patient is on two sides.
 
-A group holds all files of one picture (`repeats.py`). It never straddles the split.
+A group holds all files of one picture (`repeats.py`). A unit holds groups and patients that belong together: all scans of a
+patient, and of every patient that shares pictures with one. It never straddles the split.
 """
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from mri_ddpm.errors import InputError
 
 from .layout import PARTS
+from .repeats import components, near_pairs
+
+SHARED = 0.5  # of the pictures of the smaller of two patients: if as many are near-identical, both are one
+ORDER = ("train", "validation", "test")  # a picture of one is a leak in those after it
 
 
 @dataclass
 class ScanRecord:
-    """What is known of one file, and in the end where it goes. Sizes in pixels."""
+    """What is known of one scan, and in the end where it goes. Sizes in pixels."""
 
     path: str
     part: str  # "training", "validation" or "testing"
     class_name: str | None
     sha256: str | None  # of the file; None where it could not be read
     flaw: str | None  # why it cannot be used
+    patient: str | None = None  # as the table or the names have it
     width: int = 0
     height: int = 0
     brightest: float = 1.0  # of 0..1, before any resizing
     extent: tuple[str | None, float, float] = (None, 0.0, 1.0)  # see `intensity.Samples`
     group: int | None = None
+    unit: int | None = None
     facing: int | None = None  # shared by those of the group that are joined without mirroring
     repeat: str | None = None  # "byte-identical", "near-identical" or "mirrored" to files before it
     split: str = "bad"  # "train", "validation", "test", "repeat", "leak" or "bad"
 
 
-def assign_split(records: list[ScanRecord], validation_share: float, keep_repeats: bool, seed: int) -> None:
+def group_records(records: list[ScanRecord], hashes: dict[str, tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """Set `group`, `facing` and `unit` of every record without a flaw, in place.
+
+    hashes: {sha256: the `picture_hash` of the picture and of its mirror image}.
+
+    Near-identical pictures are of one group. Of a patient's own pictures only byte-identical ones are, for its neighbouring
+    slices look alike. Two patients are joined by one byte-identical file, or where near-identical pictures are half or more
+    of the pictures of one of them. Fewer may be chance. Returns these, as pairs of sha256: they are to be on one side, too.
+    """
+    good = [record for record in records if not record.flaw]
+    contents = list(hashes)
+    row_of = {sha256: row for row, sha256 in enumerate(contents)}
+    rows = np.array([row_of[record.sha256] for record in good])
+    owners = _owners(good, rows, len(contents))
+    pictures, mirrored = zip(*hashes.values(), strict=True)
+    same, across = near_pairs(list(pictures), list(mirrored), owners)
+    sure = [_is_sure(pairs, owners, same, across) for pairs in (same, across)]
+    joined = np.concatenate([same[:, sure[0]], across[:, sure[1]]], axis=1)
+    facing = components(same[:, sure[0]], len(contents))[rows]
+    groups = components(joined, len(contents))[rows]
+    patients = {
+        name: number for number, name in enumerate({r.patient for r in good if r.patient is not None})
+    }
+    count = groups.max() + 1
+    links = [
+        (group, count + patients[r.patient])
+        for group, r in zip(groups, good, strict=True)
+        if r.patient is not None
+    ]
+    units = components(np.array(links, dtype=int).reshape(-1, 2).T, count + len(patients))[groups]
+    numbers: dict[int, int] = {}  # numbered in the order of the files, so that the manifest reads well
+    for record, face, group, unit in zip(good, facing.tolist(), groups.tolist(), units.tolist(), strict=True):
+        record.facing, record.group, record.unit = face, numbers.setdefault(group, len(numbers)), unit
+    chance = np.concatenate([same[:, ~sure[0]], across[:, ~sure[1]]], axis=1)
+    return [(contents[i], contents[j]) for i, j in chance.T]
+
+
+def _owners(records: list[ScanRecord], rows: np.ndarray, count: int) -> np.ndarray:
+    """The patient of each content as a number, int (count,); -1 where there is none, or several."""
+    patients: dict[int, set] = defaultdict(set)
+    for record, row in zip(records, rows.tolist(), strict=True):
+        patients[row].add(record.patient)
+    numbers: dict[str, int] = {}
+    owners = np.full(count, -1)
+    for row, names in patients.items():
+        if len(names) == 1 and (name := next(iter(names))) is not None:
+            owners[row] = numbers.setdefault(name, len(numbers))
+    return owners
+
+
+def _is_sure(pairs: np.ndarray, owners: np.ndarray, same: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Which pairs, int (2, pairs), are of pictures of nobody, or of two patients that share enough: bool (pairs,)."""
+    sure = (owners[pairs] < 0).any(axis=0)
+    if sure.all():
+        return sure
+    total = np.bincount(owners[owners >= 0])
+    both = np.concatenate([same, across], axis=1)
+    both = np.concatenate([both, both[::-1]], axis=1)
+    both = both[:, (owners[both] >= 0).all(axis=0)]
+    # Of every ordered two patients the pictures of the first that the second has as well
+    of_two = np.unique(np.stack([*owners[both], both[0]]), axis=1)
+    two, shared = np.unique(of_two[:2], axis=1, return_counts=True)
+    share = dict(zip(map(tuple, two.T.tolist()), (shared / total[two[0]]).tolist(), strict=True))
+    enough = {key for key, value in share.items() if max(value, share[key[::-1]]) >= SHARED}
+    return sure | np.array([tuple(two) in enough for two in owners[pairs].T.tolist()], dtype=bool)
+
+
+def assign_split(
+    records: list[ScanRecord],
+    validation_share: float,
+    keep_repeats: bool,
+    seed: int,
+    near: Iterable[tuple[str, str]] = (),
+) -> None:
     """Set `repeat` and `split` of every record that has a group, in place.
 
-    A scan whose picture is in a part before its own (`PARTS`) is a leak; of the rest of a group the first file
-    (by part, then by path) stands for it and the others are repeats, which `keep_repeats` lets through where
-    their class is the same. A validation part is what validates; where there is none, a share of the training
-    part validates. Which groups these are depends on contents, classes and seed alone, not on names or order.
-    Raises `InputError` if nothing is left for training or validation.
+    A scan whose unit is in a part before its own (`PARTS`) is a leak; of the rest of a group the first file
+    (by part, then by path) and others of its patient stand for it. The others are repeats, which `keep_repeats` lets
+    through where their class is the same. A validation part is what validates; where there is none, a share of the train
+    part validates. Which units these are depends on contents, classes, patients and seed alone, not on names or order.
+    near: pairs of contents that do not join their units, but of which no two may be on two sides: the later one is a leak.
+    Raises `InputError` if nothing is left for train or validation.
     """
     groups: dict[int, list[ScanRecord]] = defaultdict(list)
+    units: dict[int, list[ScanRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda r: (PARTS.index(r.part), r.path)):
         if record.group is not None:
             groups[record.group].append(record)
-    for group in groups.values():
-        _mark_repeats(group)
+            units[record.unit].append(record)
+    stands = {id(record) for group in groups.values() for record in _mark_repeats(group)}
 
     has_part = any(record.part == "validation" for record in records)
-    validation = set() if has_part else _validation_groups(groups, validation_share, seed)
-    for number, group in groups.items():
-        first = group[0]
-        for record in group:
-            if record.part != first.part:
+    validation = set() if has_part else _validation_units(units, validation_share, seed)
+    for number, unit in units.items():
+        for record in unit:
+            first = groups[record.group][0]
+            if record.part != unit[0].part:
                 record.split = "leak"
-            elif record is not first and not (keep_repeats and record.class_name == first.class_name):
+            elif id(record) not in stands and not (keep_repeats and record.class_name == first.class_name):
                 record.split = "repeat"
             elif record.part == "training":
                 record.split = "validation" if number in validation else "train"
             else:
                 record.split = "validation" if record.part == "validation" else "test"
+    _mark_leaks(records, near)
     if not any(record.split == "validation" for record in records):
         raise InputError(
-            "No scan of the validation part is left, for each is unreadable or in training too: take that part out, and a share"
-            " of the training part validates."
+            "No scan of the validation part is left, for each is unreadable or in train too: take that part out, and a share"
+            " of the train part validates."
         )
 
 
-def _mark_repeats(group: list[ScanRecord]) -> None:
+def _mark_repeats(group: list[ScanRecord]) -> list[ScanRecord]:
+    """Say of each record of a picture, but the first, how it repeats those before it; return those that do not."""
+    stands = []
     contents: set[str | None] = set()
     facing: set[int | None] = set()
     for record in group:
+        own = record.patient is not None and (record.patient, record.part) == (
+            group[0].patient,
+            group[0].part,
+        )
         if record.sha256 in contents:
             record.repeat = "byte-identical"
+        elif not contents or own:
+            stands.append(record)
         elif record.facing in facing:
             record.repeat = "near-identical"
-        elif contents:
+        else:
             record.repeat = "mirrored"
         contents.add(record.sha256)
         facing.add(record.facing)
+    return stands
 
 
-def _validation_groups(groups: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
-    """The groups for validation: of every class the share asked for, at least one where a class has two."""
+def _mark_leaks(records: list[ScanRecord], near: Iterable[tuple[str, str]]) -> None:
+    """Of two near-identical pictures on two sides, the later one is a leak."""
+    used: dict[str | None, list[ScanRecord]] = defaultdict(list)
+    for record in records:
+        if record.split in ORDER:
+            used[record.sha256].append(record)
+    for pair in near:
+        there = [record for sha256 in pair for record in used[sha256] if record.split in ORDER]
+        first = min((ORDER.index(record.split) for record in there), default=0)
+        for record in there:
+            if ORDER.index(record.split) > first:
+                record.split = "leak"
+
+
+def _validation_units(units: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
+    """The units for validation: of every class the share asked for, at least one where a class has two."""
     by_class: dict[str | None, list[int]] = defaultdict(list)
-    for number, group in groups.items():
-        if group[0].part == "training":
-            by_class[group[0].class_name].append(number)
+    for number, unit in units.items():
+        if unit[0].part == "training":
+            by_class[unit[0].class_name].append(number)
     validation: set[int] = set()
     for numbers in by_class.values():
         # A lot drawn from seed and content stays the same when files are renamed, moved or packed.
-        numbers.sort(key=lambda n: _lot(seed, min(record.sha256 for record in groups[n])))
+        numbers.sort(key=lambda n: _lot(seed, min(record.sha256 for record in units[n])))
         count = min(max(round(validation_share * len(numbers)), 1), len(numbers) - 1)
         validation.update(numbers[:count])
     if not validation:
         total = len(by_class)  # one of each
+        if any(record.patient is not None for unit in units.values() for record in unit):
+            raise InputError(
+                f"{total} patient(s), one a class, are too few to split off a validation share: give scans of at least two patients"
+                " of one class, or a validation folder."
+            )
         raise InputError(
             f"{total} distinct training scan(s), one a class, are too few to split off a validation share:"
             " give at least two of one class."

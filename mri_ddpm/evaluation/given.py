@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import format_findings
 from mri_ddpm.data.reading import BadImageError, read_scan
 from mri_ddpm.data.sources import find_source
@@ -26,7 +27,7 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
         InputError: for fewer than 10 images, and naming the first that cannot be read, is not square or of another size.
     """
     try:
-        source = find_source(str(folder), None, None, "", "")
+        source = find_source(ScanOptions(train_data_dir=str(folder)))
     except InputError as error:  # which speaks of scans
         raise InputError(str(error).replace("--train_data_dir", "--images")) from error
     if source.findings:  # such as masks, which are left out

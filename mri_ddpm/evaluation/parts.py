@@ -66,7 +66,7 @@ def measure(
         What is in ``metrics.json``. What was not measured is in ``not_measured``, with the reason.
     """
     found = {"settings": settings, "extractor": features.name, "images": image_counts(real, synthetic)}
-    found |= {"not_measured": {}, "seconds": dict(seconds or {})}
+    found |= {"caution": real.caution, "not_measured": {}, "seconds": dict(seconds or {})}
     scores = [name for name in QUALITY if name in metrics]
     parts = {
         "quality": bool(scores) and (lambda: compare(real, synthetic, features, scores, output_dir)),

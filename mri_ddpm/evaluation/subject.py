@@ -1,11 +1,13 @@
 """What is evaluated: a pipeline, the scans it was trained on, and those that it never saw."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mri_ddpm.data import ScanDataset, Scans, load_phantoms, load_scans
+from mri_ddpm.config import ScanOptions
+from mri_ddpm.data import NO_PATIENTS, PLACES, ScanDataset, Scans, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
 from mri_ddpm.evaluation.lazy import LazyImages
@@ -14,6 +16,8 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import Record, read_raw_weights
 
 HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_column")  # as of `load_scans`
+
+CAUTION = f"{NO_PATIENTS[0].upper()}{NO_PATIENTS[1:]}."
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class RealScans:
     validation: Labelled
     test: Labelled | None
     class_names: tuple[str, ...]
+    caution: str | None = None  # where nobody knows the patients: what that does to the numbers
 
     @property
     def unseen(self) -> dict[str, Labelled]:
@@ -35,7 +40,7 @@ class RealScans:
         """The same as one class, for a model that knows none: its images have no class to be compared by."""
         parts = {"training": self.training, "validation": self.validation, "test": self.test}
         merged = {name: part and (part[0], np.zeros_like(part[1])) for name, part in parts.items()}
-        return RealScans(**merged, class_names=())
+        return RealScans(**merged, class_names=(), caution=self.caution)
 
 
 def load_real_scans(
@@ -60,19 +65,15 @@ def load_real_scans(
             f"{record.pipeline_dir} comes without the manifest of its training, so nobody can say which scans it has "
             "seen; evaluate the run folder, or a repository that 'mri-ddpm push' made."
         )
-    settings = {key: manifest["settings"][key] for key in ("validation_share", "seed")}
+    known = {f.name for f in dataclasses.fields(ScanOptions)}
+    settings = {name: value for name, value in manifest["settings"].items() if name in known - set(PLACES)}
+    settings["resolution"] = resolution
     if manifest["source"] == "phantom":
-        scans = load_phantoms(num_images=len(manifest["files"]), resolution=resolution, **settings)
+        settings = {name: settings[name] for name in ("resolution", "validation_share", "seed")}
+        scans = load_phantoms(num_images=len(manifest["files"]), **settings)
     else:
-        scans = load_scans(
-            **where_scans_are(record, where),
-            resolution=resolution,
-            fit=manifest["settings"]["fit"],
-            keep_repeats=manifest["settings"]["keep_repeats"],
-            on_bad_image="skip",
-            cache_dir=cache_dir,
-            **settings,
-        )
+        found = where_scans_are(record, where)
+        scans = load_scans(**{**settings, **found}, on_bad_image="skip", cache_dir=cache_dir)
     refuse_other_scans(manifest, scans.manifest)
     return real_scans(scans)
 
@@ -81,7 +82,8 @@ def real_scans(scans: Scans) -> RealScans:
     """The parts of a data set as arrays."""
     parts = {"training": scans.train, "validation": scans.validation, "test": scans.test}
     arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
-    return RealScans(**arrays, class_names=scans.class_names)
+    is_known = scans.manifest["patients"] or scans.manifest["source"] == "phantom"
+    return RealScans(**arrays, class_names=scans.class_names, caution=None if is_known else CAUTION)
 
 
 def where_scans_are(record: Record, where: dict[str, str | None]) -> dict[str, str]:

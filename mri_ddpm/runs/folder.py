@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / LOSS_PLOT
 
     @property
+    def sources(self) -> Path:
+        """Which file each name in the manifest stands for, where patients are known; it never leaves the machine."""
+        return self.path / "sources.csv"
+
+    @property
     def evaluation_plot(self) -> Path:
         """The evaluations of ``metrics`` as a picture."""
         return self.path / "evaluation.png"

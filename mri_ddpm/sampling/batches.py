@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
+from mri_ddpm.fields import AUTO
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline, MRIDDPMPipelineOutput
 from mri_ddpm.sampling.options import SamplingOptions
 

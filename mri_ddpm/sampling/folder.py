@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
+from mri_ddpm.fields import AUTO
 from mri_ddpm.files import whole_file, write_json, writing_to
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 from mri_ddpm.sampling.batches import batch_size_that_fits, sample_batches

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from mri_ddpm.config import AUTO
 from mri_ddpm.errors import InputError
+from mri_ddpm.fields import AUTO
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 from mri_ddpm.sampling.schedulers import set_scheduler
 

@@ -8,9 +8,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
 
-from mri_ddpm.config import AUTO, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
 from mri_ddpm.errors import InputError
+from mri_ddpm.fields import AUTO
 from mri_ddpm.files import read_json
 from mri_ddpm.runs import RunFolder
 from mri_ddpm.sampling import activation_bytes

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from accelerate.state import DistributedType
 from accelerate.utils import parse_flag_from_env
 
-from mri_ddpm.config import AUTO, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
 from mri_ddpm.errors import InputError
+from mri_ddpm.fields import AUTO
 from mri_ddpm.files import read_json
 from mri_ddpm.runs import RunFolder
 

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from tqdm.auto import tqdm
 
 from mri_ddpm.config import TrainingConfig
+from mri_ddpm.data import write_sources
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.runs import LATEST, RunFolder
@@ -84,6 +85,8 @@ def train(config: TrainingConfig) -> Path:
             write_json(folder.config, dataclasses.asdict(config))
             folder.checkpoint_root.mkdir(exist_ok=True)
             write_json(folder.manifest, scans.manifest)
+            if scans.manifest["patients"]:
+                write_sources(folder.sources, scans.paths)
             write_json(folder.environment, device.environment(accelerator))
             loop.metrics = Metrics(folder.metrics, state.progress.step)
             folder.tidy_checkpoints(state.progress.step)

@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from mri_ddpm import data
-from mri_ddpm.config import AUTO, TrainingConfig
+from mri_ddpm.config import ScanOptions, TrainingConfig
 from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.memorisation import MIN_TRAINING, MIN_VALIDATION
+from mri_ddpm.fields import AUTO
 from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.training.state import TrainingState, attention_types
 
@@ -45,10 +46,7 @@ def check_tracker(config: TrainingConfig) -> None:
 def load_training_scans(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
     """Load the scans, or draw phantoms where there are none; one process fills the cache for the others."""
     if config.train_data_dir or config.dataset_name:
-        same_names = ("train_data_dir", "dataset_name", "dataset_config_name", "image_column", "label_column",
-                      "resolution", "fit", "validation_share", "keep_repeats", "on_bad_image", "seed",
-                      "cache_dir")  # fmt: skip
-        scans = data.load_scans(**{name: getattr(config, name) for name in same_names})
+        scans = data.load_scans(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ScanOptions)})
     else:
         scans = data.load_phantoms(
             num_images=config.phantom_images,
