@@ -1,0 +1,328 @@
+"""A volume of a head, and the slices that are cut out of it for training.
+
+X, Y, Z: voxels to the right, anterior and superior. H, W: height and width of a slice in pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from mri_ddpm.errors import InputError
+
+from .reading import BadImageError
+
+AXES = {
+    "axial": 2,
+    "coronal": 1,
+    "sagittal": 0,
+}  # of voxels, along which the slices of a plane follow one another
+INTENSITIES = ("percentiles", "window", "full_range")
+CHOICES = ("all", "with_mask", "without_mask")
+HEAD = 0.1  # of the way from the lower percentile to the upper one; what is brighter is head
+FRAMED = 0.1  # of a volume's largest slice; where less of it is head, noise may be what is bright
+SAME_MM = 1e-3  # affines and spacings that differ by less are equal
+SPACINGS_MM = (0.01, 100.0)  # beyond them a header is damaged
+LARGEST = 1e30  # intensity; float32 can still subtract such ones
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan in three dimensions, as it was measured: axes may have been swapped and flipped, never resampled.
+
+    Raises `BadImageError` for voxels that are no finite numbers, and for an affine that no scanner has.
+    """
+
+    voxels: np.ndarray  # float32 (X, Y, Z), of any range
+    affine: np.ndarray  # float64 (4, 4), from voxel indices to mm to the right, anterior and superior
+    contrast: str | None = None  # of `contrasts.CONTRASTS`
+    acquired_axis: int | None = None  # of voxels, along which slices were acquired, where that is known
+    positions_mm: np.ndarray | None = None  # of slices along acquired_axis, where they are unevenly spaced
+    window: tuple[float, float] | None = None  # what the file wants shown as black and as white
+    white_is_zero: bool = False  # whether the file has black and white the other way round
+    notes: tuple[str, ...] = ()  # what was decided in reading: predicates, as in `BadImageError`
+
+    def __post_init__(self) -> None:
+        low, high = self.extent
+        if not -LARGEST <= low <= high <= LARGEST:  # not of NaN either
+            raise BadImageError(f"holds values from {low:g} to {high:g}, which no scan has: is it damaged?")
+        least, most = SPACINGS_MM
+        if not (np.isfinite(self.affine).all() and all(least <= mm <= most for mm in self.spacing_mm)):
+            sizes = "x".join(f"{mm:.3g}" for mm in self.spacing_mm)
+            raise BadImageError(f"has voxels of {sizes} mm, which no scan has: is its header damaged?")
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """From one voxel to the next, along each axis of `voxels`."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The lowest and the highest value."""
+        return float(self.voxels.min()), float(self.voxels.max())
+
+    def positions(self, axis: int) -> np.ndarray:
+        """Where the centres of the slices lie along the axis, in mm to the right, anterior or superior; float64."""
+        if self.positions_mm is not None and axis == self.acquired_axis:
+            return np.asarray(self.positions_mm, dtype=np.float64)
+        centres = np.tile((np.array(self.voxels.shape) - 1) / 2, (self.voxels.shape[axis], 1))  # (n, 3)
+        centres[:, axis] = np.arange(len(centres))
+        return centres @ self.affine[axis, :3] + self.affine[axis, 3]
+
+    def same_grid(self, other: "Volume") -> bool:
+        """Whether the voxels of both lie at the same places."""
+        return self.voxels.shape == other.voxels.shape and np.allclose(
+            self.affine, other.affine, rtol=0, atol=SAME_MM
+        )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One picture out of a volume, as radiologists look at it."""
+
+    plane: str  # of `AXES`
+    index: int  # along the plane's axis of `Volume.voxels`
+    position_mm: float  # of its centre, to the right, anterior or superior
+    image: np.ndarray  # float32 (H, W) in [0, 1], of square pixels
+    spacing_mm: float  # from one pixel to the next
+
+
+@dataclass(frozen=True)
+class Slices(Sequence):
+    """The slices of a volume that were chosen, each cut when it is asked for; and how many were left out, and why."""
+
+    volume: Volume
+    places: tuple[tuple[str, int], ...]  # plane and index of each slice
+    left_out: dict[str, int]  # number of slices by the reason in words
+    black: float  # intensity, lowest first even if the file has white as zero
+    white: float
+    centre: tuple[float, float, float]  # of the head, in voxels
+    field_of_view_mm: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> Slice:
+        plane, index = self.places[number]
+        axis = AXES[plane]
+        across, up = _in_plane(axis)
+        spacing, shape = self.volume.spacing_mm, self.volume.voxels.shape
+        unit = _unit(_displayed(self.volume.voxels, axis, index), self.black, self.white)
+        image = _square_pixels(1 - unit if self.volume.white_is_zero else unit, spacing[up], spacing[across])
+        pixel = min(spacing[across], spacing[up])
+        if self.field_of_view_mm:
+            row, column = ((shape[a] - 0.5 - self.centre[a]) * spacing[a] / pixel for a in (up, across))
+            image = _framed(image, row, column, max(1, round(self.field_of_view_mm / pixel)))
+        return Slice(plane, index, float(self.volume.positions(axis)[index]), image, pixel)
+
+    def __iter__(self) -> Iterator[Slice]:
+        return map(self.__getitem__, range(len(self)))
+
+    def of(self, other: Volume, intensity: str = "percentiles") -> "Slices":
+        """The same places and frame in another volume on the same grid, such as another contrast of the patient."""
+        if not self.volume.same_grid(other):
+            raise BadImageError(
+                f"is {_size(other)} and not on the grid of its other contrast, {_size(self.volume)}"
+            )
+        black, white = black_and_white(other, intensity)
+        return replace(self, volume=other, black=black, white=white)
+
+
+def slices(
+    volume: Volume,
+    plane: str = "axial",
+    *,
+    min_head: float = 0.5,
+    slice_range: tuple[float, float] = (0.0, 1.0),
+    slice_step_mm: float | None = None,
+    max_spacing_mm: float | None = None,
+    field_of_view_mm: float | None = None,
+    intensity: str = "percentiles",
+    slices: str = "all",
+    mask: Volume | None = None,
+) -> Slices:
+    """Choose slices of a volume; each is oriented, made of square pixels and scaled to [0, 1] when it is asked for.
+
+    Anterior or superior is up and the patient's right on the left; in sagittal slices anterior is on the left.
+
+    Args:
+        volume: the scan; one scale of intensity holds for all its slices.
+        plane: "axial", "coronal", "sagittal", or "all" for the three.
+        min_head: the least area of head in a slice, as a share of the largest area in the plane's slices.
+        slice_range: from where to where along the plane's axis, as shares of the volume, beginning at its left,
+            posterior or inferior end.
+        slice_step_mm: the least distance of slices.
+        max_spacing_mm: a plane of coarser pixels is left out, for it was reformatted from thicker slices. The plane
+            that was acquired stays, which is the finest where the file does not say.
+        field_of_view_mm: the side of every slice, cropped or padded with black around the head's centre.
+        intensity: what is black and white: "percentiles", the file's "window", or its "full_range".
+        slices: "all", only those "with_mask", or only those "without_mask".
+        mask: on the same grid; what is not 0 is marked.
+
+    Raises `BadImageError` for a volume of one value alone, without the window that is asked for, of another grid than its
+    mask, and for other planes than the acquired one where slices are unevenly spaced; `InputError` for an unknown choice.
+    """
+    _check("plane", plane, (*AXES, "all"))
+    _check("slices", slices, CHOICES)
+    if slices != "all" and mask is None:
+        raise InputError(f"--slices {slices} needs masks, and there are none: choose --slices all.")
+    if mask is not None and not volume.same_grid(mask):
+        raise BadImageError(f"is {_size(volume)}, and its mask {_size(mask)} on another grid")
+    black, white = black_and_white(volume, intensity)
+    head = head_of(volume)
+    areas = [head.sum(_in_plane(axis), dtype=np.int32) for axis in range(3)]
+    places, left_out = [], {}
+    for name in AXES if plane == "all" else (plane,):
+        axis = AXES[name]
+        position, area = volume.positions(axis), areas[axis]
+        place = (np.arange(len(area)) + 0.5) / len(area)
+        keep = np.ones(len(area), dtype=bool)
+        rules = [
+            (_REFORMATTED, _fine_enough(volume, axis, max_spacing_mm)),
+            (_UNEVEN, volume.positions_mm is None or axis == volume.acquired_axis),
+            ("outside --slice_range", (place >= slice_range[0]) & (place <= slice_range[1])),
+            ("with too little head", area >= min_head * area.max()),
+        ]
+        if slices != "all":
+            marked = (mask.voxels != 0).any(_in_plane(axis))
+            wanted = marked if slices == "with_mask" else ~marked
+            rules.append(("without a mask" if slices == "with_mask" else "with a mask", wanted))
+        for reason, passes in rules:
+            left_out[reason] = left_out.get(reason, 0) + int(
+                (keep & ~np.broadcast_to(passes, keep.shape)).sum()
+            )
+            keep &= passes
+        chosen = _spread(np.flatnonzero(keep), position, slice_step_mm)
+        left_out[_TOO_CLOSE] = left_out.get(_TOO_CLOSE, 0) + int(keep.sum()) - len(chosen)
+        places += [(name, index) for index in chosen]
+    if left_out[_UNEVEN] and not places:
+        raise BadImageError(
+            f"has slices that are unevenly spaced, which can be cut only as they were acquired: "
+            f"choose --plane {_plane_of(volume.acquired_axis)}"
+        )
+    left_out = {reason: number for reason, number in left_out.items() if number}
+    centre = _centre(areas)
+    return Slices(volume, tuple(places), left_out, black, white, centre, field_of_view_mm)
+
+
+_REFORMATTED = "reformatted from thicker slices"
+_UNEVEN = "across unevenly spaced slices"
+_TOO_CLOSE = "closer than --slice_step_mm"
+
+
+def black_and_white(volume: Volume, intensity: str = "percentiles") -> tuple[float, float]:
+    """The one scale for all slices of a volume: its values from ... to ..., see `slices`; the second is the higher."""
+    _check("intensity", intensity, INTENSITIES)
+    low, high = volume.extent
+    if low == high:
+        raise BadImageError(f"holds one value alone, {low:g}")
+    if intensity == "window":
+        if not volume.window:
+            raise BadImageError("names no window of intensities: choose --intensity percentiles")
+        return volume.window
+    return percentiles(volume.voxels) if intensity == "percentiles" else (low, high)
+
+
+def percentiles(voxels: np.ndarray) -> tuple[float, float]:
+    """The 0.5th percentile of all voxels, and the 99.5th of those above the lowest value.
+
+    The background, which may be most of a volume, so has no say in what is white.
+    Where both are equal, nearly all voxels have one value; then it is the lowest and the highest.
+    """
+    values = voxels.ravel(order="K")  # as they lie in memory
+    lowest = values.min()
+    above = values[values > lowest]
+    # Without looking at all of them, if so many share the lowest value that it is the percentile
+    many = len(values) - len(above) > 0.005 * (len(values) - 1) + 1
+    low = lowest if many else np.percentile(values, 0.5)
+    high = np.percentile(above, 99.5) if len(above) else lowest
+    return (float(low), float(high)) if low < high else (float(lowest), float(values.max()))
+
+
+def head_of(volume: Volume) -> np.ndarray:
+    """Which voxels are bright enough to be head; bool (X, Y, Z)."""
+    black, white = percentiles(volume.voxels)
+    if volume.white_is_zero:
+        return volume.voxels < white - HEAD * (white - black)
+    return volume.voxels > black + HEAD * (white - black)
+
+
+def _check(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"--{name} {value} is unknown: choose one of {', '.join(choices)}.")
+
+
+def _in_plane(axis: int) -> tuple[int, int]:
+    """The axes across and up the slices that follow one another along an axis."""
+    across, up = (other for other in range(3) if other != axis)
+    return across, up
+
+
+def _plane_of(axis: int) -> str:
+    return next(plane for plane, along in AXES.items() if along == axis)
+
+
+def _size(volume: Volume) -> str:
+    return "x".join(map(str, volume.voxels.shape))
+
+
+def _fine_enough(volume: Volume, axis: int, max_spacing_mm: float | None) -> bool:
+    """Whether a plane's pixels are as fine as is asked for, or as those of the plane that was acquired."""
+    coarsest = [max(volume.spacing_mm[other] for other in _in_plane(along)) for along in range(3)]
+    acquired = min(coarsest) if volume.acquired_axis is None else coarsest[volume.acquired_axis]
+    return max_spacing_mm is None or coarsest[axis] <= max(max_spacing_mm, acquired) + SAME_MM
+
+
+def _spread(indices: np.ndarray, position: np.ndarray, step_mm: float | None) -> list[int]:
+    """As many of the slices as are at least a step apart, from the first on."""
+    chosen: list[int] = []
+    for index in indices.tolist():
+        if not (chosen and step_mm) or abs(position[index] - position[chosen[-1]]) >= step_mm - SAME_MM:
+            chosen.append(index)
+    return chosen
+
+
+def _centre(areas: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """The middle, in voxels, of the box around the head, given the head's area in the slices along each axis."""
+    within = [np.flatnonzero(area >= max(1, FRAMED * area.max())) for area in areas]
+    x, y, z = ((found[0] + found[-1]) / 2 for found in within)
+    return float(x), float(y), float(z)
+
+
+def _displayed(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """A slice (H, W) as radiologists look at it."""
+    return np.flip(np.take(voxels, index, axis), (0, 1)).T
+
+
+def _unit(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    with np.errstate(over="ignore"):  # infinitely far above white is white
+        return ((values - np.float32(black)) / np.float32(white - black)).clip(0, 1)
+
+
+def _square_pixels(image: np.ndarray, row_mm: float, column_mm: float) -> np.ndarray:
+    """Resample (H, W) so that rows and columns are as close as the closer ones; up to a pixel may be lost at the end."""
+    pixel = min(row_mm, column_mm)
+    if max(row_mm, column_mm) - pixel < SAME_MM * pixel:
+        return np.ascontiguousarray(image)
+    height, width = (
+        int(size * mm / pixel + SAME_MM) for size, mm in zip(image.shape, (row_mm, column_mm), strict=True)
+    )
+    if height * width > Image.MAX_IMAGE_PIXELS:
+        raise BadImageError(f"has voxels too far from cubes to be cut ({row_mm:.3g} by {column_mm:.3g} mm)")
+    box = (0, 0, min(width * pixel / column_mm, image.shape[1]), min(height * pixel / row_mm, image.shape[0]))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS, box)
+    return np.clip(np.asarray(resized), 0, 1)  # Lanczos overshoots at sharp edges
+
+
+def _framed(image: np.ndarray, row: float, column: float, side: int) -> np.ndarray:
+    """The square around a point of an image (H, W), in whole pixels; black where the image ends."""
+    if side**2 > Image.MAX_IMAGE_PIXELS:
+        raise BadImageError(f"would have {side}x{side} pixels: choose a smaller --field_of_view_mm")
+    top, left = round(row - side / 2), round(column - side / 2)
+    part = image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
+    frame = np.zeros((side, side), dtype=image.dtype)
+    frame[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
+    return frame
