@@ -98,13 +98,13 @@ def dataset(pixels: np.ndarray, **values) -> FileDataset:
     return made
 
 
-def content(made: Dataset, *, preamble=True, rle=False) -> bytes:
+def content(made: Dataset, *, rle=False) -> bytes:
     """The bytes of the file."""
     if rle:
         made.compress(RLELossless, generate_instance_uid=False)
     file = io.BytesIO()
-    pydicom.dcmwrite(file, made, enforce_file_format=preamble, **({} if preamble else {}))
-    return file.getvalue() if preamble else file.getvalue()[132:]
+    pydicom.dcmwrite(file, made, enforce_file_format=True)
+    return file.getvalue()
 
 
 def slices_of(

@@ -14,8 +14,8 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import Dataset, dcmwrite
 from pydicom.data import get_testdata_file
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mri_ddpm.data import decoding
 from mri_ddpm.data.decoding import Decoder, read_frames
@@ -307,22 +307,20 @@ def test_a_folder_holds_volumes_or_says_what_it_holds(tmp_path):
         list(read_dicom_folder(tmp_path))
 
 
-def test_dicom_is_known_by_its_content():
+def test_dicom_is_known_by_its_content(decoder):
     file = made.dataset(np.zeros((4, 4), np.uint16))
     whole = made.content(file)
     assert is_dicom(whole)
     assert is_dicom(b"II*\0" + whole[4:])  # as some files are also TIFF
-    bare = whole[132:]
-    assert is_dicom(bare)
-    without_meta = bare[12 + int.from_bytes(bare[8:12], "little") :]
-    assert without_meta[:2] == b"\x08\x00"
-    assert is_dicom(without_meta)
-    assert read_header(without_meta).size == (4, 4)
-    implicit = io.BytesIO()
-    file.save_as(implicit, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    assert is_dicom(
-        implicit.getvalue()[132:] if implicit.getvalue()[128:132] == b"DICM" else implicit.getvalue()
-    )
+    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        file.file_meta.TransferSyntaxUID = syntax
+        bare = made.content(file)[132:]
+        without_meta = bare[12 + int.from_bytes(bare[8:12], "little") :]
+        assert (bare[:2], without_meta[:2]) == (b"\x02\0", b"\x08\0")
+        for content in (bare, without_meta):
+            assert is_dicom(content)
+            assert read_header(content).size == (4, 4)
+            assert read_frames(content, decoder)[0].values.shape == (4, 4)
     picture = io.BytesIO()
     Image.new("L", (9, 9)).save(picture, "TIFF")
     others = [
@@ -443,6 +441,20 @@ def test_a_decoder_that_dies_takes_nothing_with_it(monkeypatch):
     (series,) = read(files)[0]
     with pytest.raises(BadImageError, match="has a slice in IM000., which is compressed as RLE"):
         read_series(series, files.__getitem__)
+
+
+def test_a_file_that_changed_is_refused():
+    files = made.slices_of(made.head(), AFFINES["axial"])
+    (series,) = read(files)[0]
+    for other, reason in (
+        (made.content(made.dataset(np.zeros((5, 5), np.uint16))), "has changed since it was found"),
+        (b"", "is DICOM, but no scan"),
+    ):
+        with pytest.raises(BadImageError, match=f"has a slice in IM000., which {reason}"):
+            read_series(series, lambda _, other=other: other)
+    huge = made.slices_of(made.head(), AFFINES["axial"], RescaleSlope="1e300")
+    with pytest.raises(BadImageError, match="which no scan has"):
+        read_series(series, huge.__getitem__)
 
 
 def test_lying_headers_cost_no_memory(decoder):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import decoder_program
-from .dicom import DicomHeader, numbers, open_dataset, pydicom_quiet, read_header, values_of_frame
+from .dicom import DicomHeader, read_header
+from .dicom_tags import in_words, numbers, open_dataset, pydicom_quiet, values_of_frame
 from .intensity import Samples
 from .reading import BadImageError, luma
 
@@ -75,6 +76,9 @@ class Decoder:
             answer = decoder_program.receive(process.stdout)
         except OSError:  # it ended while it was sent the file
             answer = None
+        except BaseException:  # Ctrl-C; or the answer would be taken for that to the next file
+            self.close()
+            raise
         finally:
             killer.cancel()
         if not answer:
@@ -98,7 +102,7 @@ def _undecoded(header: DicomHeader, reason: str) -> str:
         return f"{_compressed(header)} with 12 bits, which only pylibjpeg-libjpeg reads: pip install it (licence GPL-3)"
     if "plugins are missing dependencies" in reason or "missing required dependencies" in reason:
         return f'{_compressed(header)}, whose decoder is missing: pip install "mri-ddpm[volumes]"'
-    return f"{_compressed(header)}, which cannot be decoded ({' '.join(reason.split())[:200]})"
+    return f"{_compressed(header)}, which cannot be decoded ({in_words(reason)})"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,8 @@
 Positions and directions are in mm, in the patient's axes of DICOM: to the left, posterior and superior.
 """
 
-import io
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,15 +14,26 @@ from PIL import Image
 from mri_ddpm.errors import InputError
 
 from .contrasts import contrast_of_name
+from .dicom_tags import (
+    numbers,
+    open_dataset,
+    pydicom_quiet,
+    tag_of,
+    text_of,
+    texts,
+    value_of,
+    values_of_frame,
+)
 from .reading import BadImageError
 
 MAX_PIXELS = 2**28  # in one file or one series: 1 GiB as float32
+HEAD_BYTES = 2048  # of a file that `is_dicom` wants to see
 MAX_SIDE = 256  # tiles, of a mosaic
 SAME_DIRECTION = 1e-3  # to which directions of one scan agree, as scanners write them
 # What may be read of a header. Names, birth dates, numbers of orders, places and dates are not among it.
 WHITELIST = (
     "ImageType", "SOPClassUID", "Modality", "SyntheticData", "SeriesDescription", "ProtocolName",
-    "ComplexImageComponent", "AcquisitionContrast", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
+    "ComplexImageComponent", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
     "EchoNumbers", "EchoTime", "DiffusionBValue", "SpacingBetweenSlices", "SliceThickness",
     "TemporalPositionIdentifier", "AcquisitionNumber", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
@@ -44,10 +52,6 @@ PROJECTION = {"PROJECTION IMAGE", "MIP", "MAX_IP", "MNIP", "MIN_IP", "MINIP"}
 LOCALIZER = re.compile(r"(?<![a-z])(locali[sz]er|scout|survey)", re.IGNORECASE)
 SYNTHETIC = re.compile("SYNTHETIC ?-")  # as this project's own samples begin their patient and description
 SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
-# The whole header is squeezed, and would be unpacked before its size is known
-DEFLATED = re.compile(rb"\x02\x00\x10\x00.{4}1\.2\.840\.10008\.1\.2\.1\.99", re.DOTALL)
-MAX_VALUE = 4096  # bytes of one element that is a number or a text
-HEAD_BYTES = 2048  # of a file that `is_dicom` wants to see
 
 
 @dataclass(frozen=True)
@@ -123,73 +127,11 @@ def _element(content: bytes, at: int) -> tuple[tuple[int, int], int] | None:
     return (group, element), at + start + length
 
 
-@contextmanager
-def pydicom_quiet() -> Iterator[object]:
-    """The library that reads DICOM, which warns of all that is odd in a file; what else goes wrong is `BadImageError`."""
-    try:
-        import pydicom
-    except ImportError:
-        raise InputError('DICOM is read by pydicom: pip install "mri-ddpm[volumes]"') from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield pydicom
-    except (BadImageError, InputError):
-        raise
-    except Exception as error:  # of damaged files, readers raise nearly anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadImageError(f"is DICOM that cannot be read ({reason})") from None
-
-
-def open_dataset(content: bytes, tags: Iterable):
-    """These tags of a file, with all others left unread. Raises `BadImageError` for one that is squeezed as a whole."""
-    if DEFLATED.search(content):
-        raise BadImageError("is DICOM deflated as a whole, which is not read: save it uncompressed")
-    import pydicom
-
-    return pydicom.dcmread(io.BytesIO(content), force=True, specific_tags=list(tags), stop_before_pixels=True)
-
-
-@cache
-def _tag(name: str):
-    from pydicom.tag import Tag
-
-    return Tag(name)
-
-
-def value_of(dataset, name: str):
-    """A number or text of a data set, or several; None if there is none. Raises `BadImageError` for an endless one."""
-    tag = _tag(name)
-    if tag not in dataset:
-        return None
-    raw = dataset.get_item(tag).value
-    if isinstance(raw, bytes) and len(raw) > MAX_VALUE:
-        raise BadImageError(f"is DICOM of which {name} takes {len(raw)} bytes")
-    return dataset[tag].value
-
-
-def values_of_frame(dataset, number: int) -> Callable[[str], object]:
-    """What gives a frame's values by name: an Enhanced file has them in groups, of the frame or of all, others have one each."""
-    own = dataset.get("PerFrameFunctionalGroupsSequence") or ()
-    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
-    groups = [
-        element.value[0]
-        for holder in (*own[number : number + 1], *shared[:1])
-        for element in holder
-        if element.VR == "SQ" and element.value
-    ]
-
-    def get(name: str):
-        return next((value_of(group, name) for group in (*groups, dataset) if _tag(name) in group), None)
-
-    return get
-
-
 @cache
 def _whitelisted() -> tuple:
     from pydicom.tag import Tag
 
-    tags = [_tag(name) for name in WHITELIST]
+    tags = [tag_of(name) for name in WHITELIST]
     for group, _, element in (*B_VALUES, SIEMENS_CSA):
         for block in (0x10, 0x11, 0x12):  # which of them is a maker's, its creator element says
             tags += [Tag(group, block), Tag(group, block << 8 | element)]
@@ -204,9 +146,9 @@ def read_header(content: bytes) -> DicomHeader:
     """
     with pydicom_quiet():
         dataset = open_dataset(content, _whitelisted())
-        image_type = tuple(_list(value_of(dataset, "ImageType")))
-        description = _text(dataset, "SeriesDescription") or _text(dataset, "ProtocolName")
-        patient, study = _text(dataset, "PatientID"), _text(dataset, "StudyInstanceUID")
+        image_type = tuple(texts(value_of(dataset, "ImageType")))
+        description = text_of(dataset, "SeriesDescription") or text_of(dataset, "ProtocolName")
+        patient, study = text_of(dataset, "PatientID"), text_of(dataset, "StudyInstanceUID")
         left_out = _left_out(dataset, image_type, description)
         frames, rows, columns, size = (0, 0, 0, 0) if left_out else claimed_size(dataset)
         slices, tiles = ((), 1) if left_out else _slices(dataset, image_type, frames)
@@ -215,7 +157,7 @@ def read_header(content: bytes) -> DicomHeader:
         return DicomHeader(
             patient=patient or study,
             patient_is_study=not patient,
-            series=_text(dataset, "SeriesInstanceUID"),
+            series=text_of(dataset, "SeriesInstanceUID"),
             contrast=contrast_of_name(description) if description else None,
             left_out=left_out,
             size=(rows // tiles, columns // tiles),
@@ -246,11 +188,11 @@ def claimed_size(dataset) -> tuple[int, int, int, int]:
 
 def _left_out(dataset, image_type: tuple[str, ...], description: str) -> str | None:
     """Why a file is no scan; None for one that may be."""
-    modality, patient = _text(dataset, "Modality"), _text(dataset, "PatientID")
+    modality, patient = text_of(dataset, "Modality"), text_of(dataset, "PatientID")
     has_pixels = all(value_of(dataset, name) for name in ("Rows", "Columns"))
-    if not has_pixels or _text(dataset, "SOPClassUID") == SPECTROSCOPY:
+    if not has_pixels or text_of(dataset, "SOPClassUID") == SPECTROSCOPY:
         return "no image"  # a directory, a report, a spectrum
-    if _text(dataset, "SyntheticData") == "YES" or SYNTHETIC.match(patient) or SYNTHETIC.match(description):
+    if text_of(dataset, "SyntheticData") == "YES" or SYNTHETIC.match(patient) or SYNTHETIC.match(description):
         return "synthetic"
     if modality not in ("MR", ""):
         return f"not MR: {modality[:16]}"
@@ -258,7 +200,7 @@ def _left_out(dataset, image_type: tuple[str, ...], description: str) -> str | N
         return "mosaic without its private header"
     if "LOCALIZER" in image_type or LOCALIZER.search(description):
         return "localizer"
-    return _kind_left_out(image_type, _text(dataset, "ComplexImageComponent"))
+    return _kind_left_out(image_type, text_of(dataset, "ComplexImageComponent"))
 
 
 def _kind_left_out(image_type: tuple[str, ...], component: str) -> str | None:
@@ -276,7 +218,8 @@ def _slices(dataset, image_type: tuple[str, ...], frames: int) -> tuple[tuple[Sl
     own = dataset.get("PerFrameFunctionalGroupsSequence")
     if frames > 1 and len(own or ()) != frames:
         return (), 1
-    found = [_slice(values_of_frame(dataset, n), n, image_type, _b_value(dataset)) for n in range(frames)]
+    b_value = _b_value(dataset)
+    found = [_slice(values_of_frame(dataset, n), n, image_type, b_value) for n in range(frames)]
     return (tuple(found) if all(found) else ()), 1
 
 
@@ -291,7 +234,7 @@ def _slice(get: Callable, number: int, image_type: tuple[str, ...], b_value: flo
     directions = np.reshape(orientation, (2, 3))
     if np.abs(directions @ directions.T - np.eye(2)).max() > 10 * SAME_DIRECTION:
         return None
-    kind = tuple(_list(get("FrameType"))) or image_type
+    kind = tuple(texts(get("FrameType"))) or image_type
     component = str(get("ComplexImageComponent") or "")
     echo = get("EchoNumbers") or get("EffectiveEchoTime") or get("EchoTime")
     weighting = get("DiffusionBValue")
@@ -346,23 +289,6 @@ def _b_value(dataset) -> float | None:
         if number:
             return number[0] % 1e9
     return None
-
-
-def _list(value) -> list[str]:
-    return [] if value is None else [str(part) for part in ([value] if isinstance(value, str) else value)]
-
-
-def _text(dataset, name: str) -> str:
-    return " ".join(str(value_of(dataset, name) or "").split())
-
-
-def numbers(value, count: int | None = None) -> tuple[float, ...]:
-    """So many finite numbers, or none."""
-    try:
-        values = tuple(map(float, [value] if isinstance(value, (str, float, int)) else value))
-    except (TypeError, ValueError):
-        return ()
-    return values if count in (None, len(values)) and np.isfinite(values).all() else ()
 
 
 def _frozen(value):

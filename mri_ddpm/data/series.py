@@ -170,13 +170,14 @@ def read_series(series: Series, read: Callable[[str], bytes], decoder: Decoder |
         try:
             pictures = Pictures(read(name), decoder)
             for place, number in wanted:
+                if number >= len(pictures) or pictures.header.size != series.size:
+                    raise BadImageError("has changed since it was found")
                 picture = pictures[number]
-                if picture.values.shape != (rows, columns):
-                    raise BadImageError("has changed while it was read")
-                voxels[place] = picture.values
+                with np.errstate(over="ignore"):  # which `Volume` refuses
+                    voxels[place] = picture.values
                 if place == count // 2:
                     window, white_is_zero = picture.window, picture.white_is_zero
-        except (BadImageError, IndexError) as error:
+        except BadImageError as error:
             raise BadImageError(f"has a slice in {name}, which {error}") from None
     voxels, affine = voxels.T, np.array(series.affine)  # (columns, rows, count)
     turn = io_orientation(affine)
