@@ -3,14 +3,17 @@
 from .account import dark_warning, format_account, format_findings
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
+from .nifti import read_volume
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
 from .phantom import draw_phantoms
 from .scans import Scans, account_of, load_phantoms, load_scans
+from .volumes import Volume, slices
 
 __all__ = [
     "PHANTOM_CLASS_NAMES",
     "ScanDataset",
     "Scans",
+    "Volume",
     "account_of",
     "dark_warning",
     "draw_phantoms",
@@ -18,6 +21,8 @@ __all__ = [
     "format_findings",
     "load_phantoms",
     "load_scans",
+    "read_volume",
+    "slices",
     "to_model_range",
     "to_unit_range",
 ]
