@@ -154,10 +154,10 @@ def _grey(image: Image.Image, format: str) -> Samples:
         return Samples(values / np.float32(65535)) if format in FULL_16_BIT else Samples(values, "integer")
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"), dtype=np.float32)  # (H, W, 4)
-        return Samples(_luma(pixels[..., :3] / 255) * (pixels[..., 3] / 255))
+        return Samples(luma(pixels[..., :3] / 255) * (pixels[..., 3] / 255))
     if image.mode in ("1", "L"):
         return Samples(np.asarray(image.convert("L"), dtype=np.float32) / 255)
-    return Samples(_luma(np.asarray(image.convert("RGB"), dtype=np.float32) / 255))
+    return Samples(luma(np.asarray(image.convert("RGB"), dtype=np.float32) / 255))
 
 
 def _tiff_pages(content: bytes) -> Iterator[Samples]:
@@ -195,7 +195,7 @@ def _tiff_page(content: bytes, number: int, page: tifffile.TiffPage) -> Samples:
         alpha = (
             values[..., -1] / np.iinfo(values.dtype).max if unsigned and page.extrasamples[:1] == (2,) else 1
         )
-        values = (_luma(values[..., :3]) if page.photometric == 2 else values[..., 0]) * alpha
+        values = (luma(values[..., :3]) if page.photometric == 2 else values[..., 0]) * alpha
     values = TURNED.get(page.tags.valueof("Orientation", 1), np.asarray)(values)
     if page.sampleformat == 3:
         return Samples(values, "float", page.photometric == 0)
@@ -218,7 +218,7 @@ def _decompressed(content: bytes, number: int, page: tifffile.TiffPage) -> np.nd
     return values.view(page.dtype.newbyteorder("="))
 
 
-def _luma(rgb: np.ndarray) -> np.ndarray:
+def luma(rgb: np.ndarray) -> np.ndarray:
     """Colours (H, W, 3) to grey (H, W) of the same range; a grey-valued image keeps its values exactly."""
     red, green, blue = np.moveaxis(rgb, -1, 0)
     if np.array_equal(red, green) and np.array_equal(red, blue):

@@ -3,8 +3,10 @@
 X, Y, Z: voxels to the right, anterior and superior. H, W: height and width of a slice in pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -23,11 +25,12 @@ CHOICES = ("all", "with_mask", "without_mask")
 HEAD = 0.1  # of the way from the lower percentile to the upper one; what is brighter is head
 FRAMED = 0.1  # of a volume's largest slice; where less of it is head, noise may be what is bright
 SAME_MM = 1e-3  # affines and spacings that differ by less are equal
+_UNEVEN = "across unevenly spaced slices"
 SPACINGS_MM = (0.01, 100.0)  # beyond them a header is damaged
 LARGEST = 1e30  # intensity; float32 can still subtract such ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """A scan in three dimensions, as it was measured: axes may have been swapped and flipped, never resampled.
 
@@ -58,10 +61,26 @@ class Volume:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
-    @property
+    @cached_property
     def extent(self) -> tuple[float, float]:
         """The lowest and the highest value."""
         return float(self.voxels.min()), float(self.voxels.max())
+
+    @cached_property
+    def percentiles(self) -> tuple[float, float]:
+        """The 0.5th percentile of all values, and the 99.5th of those above the lowest one.
+
+        The background, which may be most of a volume, so has no say in what is white.
+        Where both are equal, nearly all voxels have one value; then it is the lowest and the highest.
+        """
+        lowest, highest = self.extent
+        values = self.voxels.ravel(order="K")  # as they lie in memory
+        above = values[values > lowest]
+        # Without looking at all of them, if so many share the lowest value that it is the percentile
+        many = len(values) - len(above) > 0.005 * (len(values) - 1) + 1
+        low = lowest if many else float(np.percentile(values, 0.5))
+        high = float(np.percentile(above, 99.5)) if len(above) else lowest
+        return (low, high) if low < high else (lowest, highest)
 
     def positions(self, axis: int) -> np.ndarray:
         """Where the centres of the slices lie along the axis, in mm to the right, anterior or superior; float64."""
@@ -78,7 +97,7 @@ class Volume:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slice:
     """One picture out of a volume, as radiologists look at it."""
 
@@ -89,14 +108,14 @@ class Slice:
     spacing_mm: float  # from one pixel to the next
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slices(Sequence):
     """The slices of a volume that were chosen, each cut when it is asked for; and how many were left out, and why."""
 
     volume: Volume
     places: tuple[tuple[str, int], ...]  # plane and index of each slice
     left_out: dict[str, int]  # number of slices by the reason in words
-    black: float  # intensity, lowest first even if the file has white as zero
+    black: float  # value of the file, and below `white` even if the file has white as zero
     white: float
     centre: tuple[float, float, float]  # of the head, in voxels
     field_of_view_mm: float | None = None
@@ -117,16 +136,12 @@ class Slices(Sequence):
             image = _framed(image, row, column, max(1, round(self.field_of_view_mm / pixel)))
         return Slice(plane, index, float(self.volume.positions(axis)[index]), image, pixel)
 
-    def __iter__(self) -> Iterator[Slice]:
-        return map(self.__getitem__, range(len(self)))
-
-    def of(self, other: Volume, intensity: str = "percentiles") -> "Slices":
-        """The same places and frame in another volume on the same grid, such as another contrast of the patient."""
+    def of(self, other: Volume, black: float, white: float) -> "Slices":
+        """The same places and frame in another volume on the same grid: another contrast, or where a label is, 0 to 1."""
         if not self.volume.same_grid(other):
             raise BadImageError(
                 f"is {_size(other)} and not on the grid of its other contrast, {_size(self.volume)}"
             )
-        black, white = black_and_white(other, intensity)
         return replace(self, volume=other, black=black, white=white)
 
 
@@ -173,43 +188,34 @@ def slices(
     black, white = black_and_white(volume, intensity)
     head = head_of(volume)
     areas = [head.sum(_in_plane(axis), dtype=np.int32) for axis in range(3)]
-    places, left_out = [], {}
+    places, left_out = [], Counter()
     for name in AXES if plane == "all" else (plane,):
         axis = AXES[name]
-        position, area = volume.positions(axis), areas[axis]
-        place = (np.arange(len(area)) + 0.5) / len(area)
-        keep = np.ones(len(area), dtype=bool)
-        rules = [
-            (_REFORMATTED, _fine_enough(volume, axis, max_spacing_mm)),
-            (_UNEVEN, volume.positions_mm is None or axis == volume.acquired_axis),
-            ("outside --slice_range", (place >= slice_range[0]) & (place <= slice_range[1])),
-            ("with too little head", area >= min_head * area.max()),
-        ]
+        area, place = areas[axis], (np.arange(len(areas[axis])) + 0.5) / len(areas[axis])
+        rules = {
+            "reformatted from thicker slices": _is_fine(volume, axis, max_spacing_mm),
+            _UNEVEN: volume.positions_mm is None or axis == volume.acquired_axis,
+            "outside --slice_range": (place >= slice_range[0]) & (place <= slice_range[1]),
+            "with too little head": area >= min_head * area.max(),
+        }
         if slices != "all":
             marked = (mask.voxels != 0).any(_in_plane(axis))
-            wanted = marked if slices == "with_mask" else ~marked
-            rules.append(("without a mask" if slices == "with_mask" else "with a mask", wanted))
-        for reason, passes in rules:
-            left_out[reason] = left_out.get(reason, 0) + int(
-                (keep & ~np.broadcast_to(passes, keep.shape)).sum()
+            rules["without a mask" if slices == "with_mask" else "with a mask"] = marked == (
+                slices == "with_mask"
             )
+        keep = np.ones(len(area), dtype=bool)
+        for reason, passes in rules.items():
+            left_out[reason] += int(np.count_nonzero(keep & np.logical_not(passes)))
             keep &= passes
-        chosen = _spread(np.flatnonzero(keep), position, slice_step_mm)
-        left_out[_TOO_CLOSE] = left_out.get(_TOO_CLOSE, 0) + int(keep.sum()) - len(chosen)
+        chosen = _spread(np.flatnonzero(keep), volume.positions(axis), slice_step_mm)
+        left_out["closer than --slice_step_mm"] += int(np.count_nonzero(keep)) - len(chosen)
         places += [(name, index) for index in chosen]
     if left_out[_UNEVEN] and not places:
         raise BadImageError(
-            f"has slices that are unevenly spaced, which can be cut only as they were acquired: "
+            "has unevenly spaced slices, which can be cut only as they were acquired: "
             f"choose --plane {_plane_of(volume.acquired_axis)}"
         )
-    left_out = {reason: number for reason, number in left_out.items() if number}
-    centre = _centre(areas)
-    return Slices(volume, tuple(places), left_out, black, white, centre, field_of_view_mm)
-
-
-_REFORMATTED = "reformatted from thicker slices"
-_UNEVEN = "across unevenly spaced slices"
-_TOO_CLOSE = "closer than --slice_step_mm"
+    return Slices(volume, tuple(places), dict(+left_out), black, white, _centre(areas), field_of_view_mm)
 
 
 def black_and_white(volume: Volume, intensity: str = "percentiles") -> tuple[float, float]:
@@ -219,31 +225,15 @@ def black_and_white(volume: Volume, intensity: str = "percentiles") -> tuple[flo
     if low == high:
         raise BadImageError(f"holds one value alone, {low:g}")
     if intensity == "window":
-        if not volume.window:
+        if not (volume.window and volume.window[0] < volume.window[1]):
             raise BadImageError("names no window of intensities: choose --intensity percentiles")
         return volume.window
-    return percentiles(volume.voxels) if intensity == "percentiles" else (low, high)
-
-
-def percentiles(voxels: np.ndarray) -> tuple[float, float]:
-    """The 0.5th percentile of all voxels, and the 99.5th of those above the lowest value.
-
-    The background, which may be most of a volume, so has no say in what is white.
-    Where both are equal, nearly all voxels have one value; then it is the lowest and the highest.
-    """
-    values = voxels.ravel(order="K")  # as they lie in memory
-    lowest = values.min()
-    above = values[values > lowest]
-    # Without looking at all of them, if so many share the lowest value that it is the percentile
-    many = len(values) - len(above) > 0.005 * (len(values) - 1) + 1
-    low = lowest if many else np.percentile(values, 0.5)
-    high = np.percentile(above, 99.5) if len(above) else lowest
-    return (float(low), float(high)) if low < high else (float(lowest), float(values.max()))
+    return volume.percentiles if intensity == "percentiles" else (low, high)
 
 
 def head_of(volume: Volume) -> np.ndarray:
     """Which voxels are bright enough to be head; bool (X, Y, Z)."""
-    black, white = percentiles(volume.voxels)
+    black, white = volume.percentiles
     if volume.white_is_zero:
         return volume.voxels < white - HEAD * (white - black)
     return volume.voxels > black + HEAD * (white - black)
@@ -268,7 +258,7 @@ def _size(volume: Volume) -> str:
     return "x".join(map(str, volume.voxels.shape))
 
 
-def _fine_enough(volume: Volume, axis: int, max_spacing_mm: float | None) -> bool:
+def _is_fine(volume: Volume, axis: int, max_spacing_mm: float | None) -> bool:
     """Whether a plane's pixels are as fine as is asked for, or as those of the plane that was acquired."""
     coarsest = [max(volume.spacing_mm[other] for other in _in_plane(along)) for along in range(3)]
     acquired = min(coarsest) if volume.acquired_axis is None else coarsest[volume.acquired_axis]
@@ -293,7 +283,7 @@ def _centre(areas: Sequence[np.ndarray]) -> tuple[float, float, float]:
 
 def _displayed(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
     """A slice (H, W) as radiologists look at it."""
-    return np.flip(np.take(voxels, index, axis), (0, 1)).T
+    return np.flip(np.moveaxis(voxels, axis, 0)[index], (0, 1)).T
 
 
 def _unit(values: np.ndarray, black: float, white: float) -> np.ndarray:

@@ -1,0 +1,240 @@
+"""NIfTI files become volumes: NIfTI-1 and -2, `.nii`, `.nii.gz` and `.hdr` with `.img`, of either byte order.
+
+The file format: https://nifti.nimh.nih.gov/nifti-1
+"""
+
+import zlib
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from mri_ddpm.errors import InputError
+
+from .contrasts import contrast_of_name
+from .reading import BadImageError
+from .volumes import Volume
+
+HEAD_BYTES = 4096  # of a file, packed or not, that `is_nifti` wants to see
+MAX_VOXELS = 512**3  # 0.5 GiB in float32; a header of 348 bytes can claim any number
+MAX_UNPACKED_BYTES = 2**33  # that are passed over in a .nii.gz, on the way to a late volume
+LEAST_SLICES = 4  # of a volume; fewer are localizers and test pictures
+_GZIP = b"\x1f\x8b"
+_CHUNK_BYTES = 2**26
+# The class of nibabel, the bytes of a header, and whether voxels follow it, by where its magic stands and what it is
+_MAGIC = {
+    (344, b"n+1\0"): ("Nifti1Header", 348, True),
+    (344, b"ni1\0"): ("Nifti1Header", 348, False),
+    (4, b"n+2\0"): ("Nifti2Header", 540, True),
+    (4, b"ni2\0"): ("Nifti2Header", 540, False),
+}
+
+
+def read_volume(
+    path: str | Path, *, volume_index: int | None = None, assume_orientation: str | None = None
+) -> Volume:
+    """Open a `.nii`, a `.nii.gz`, or a `.hdr` beside which its `.img` lies; see `read_nifti`.
+
+    The file's name tells the contrast. Raises `InputError` for a file that is missing or cannot be used.
+    """
+    path = Path(path).expanduser()
+    try:
+        images = [path.with_name(name) for name in image_names(path.name)]
+        image = next((file.read_bytes() for file in images if file.is_file()), None)
+        options = {"volume_index": volume_index, "assume_orientation": assume_orientation}
+        volume = read_nifti(path.read_bytes(), image, **options)
+    except BadImageError as error:
+        raise InputError(f"{path} {error}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror or error}.") from None
+    return replace(volume, contrast=contrast_of_name(path.name))
+
+
+def image_names(name: str) -> tuple[str, ...]:
+    """What the file with the voxels may be called, beside a header of this name; nothing for one that holds both."""
+    stem = name.removesuffix(".gz")
+    return (f"{stem[:-4]}.img", f"{stem[:-4]}.img.gz") if stem.endswith(".hdr") else ()
+
+
+def is_nifti(head: bytes) -> bool:
+    """Whether a file begins as NIfTI does, packed or not, given its first `HEAD_BYTES`."""
+    try:
+        return _magic(head) is not None
+    except zlib.error:
+        return False
+
+
+def read_nifti(
+    content: bytes,
+    image: bytes | None = None,
+    *,
+    volume_index: int | None = None,
+    assume_orientation: str | None = None,
+) -> Volume:
+    """Decode a NIfTI file; axes are swapped and flipped to the nearest of right, anterior, superior, and not resampled.
+
+    - The orientation is that of sform, or else that of qform.
+    - Values are scaled by scl_slope and scl_inter. Those that are no finite numbers become the lowest, with a note.
+    - cal_min and cal_max become the window.
+    - Of several volumes the first is taken, with a note.
+
+    Args:
+        content: the file, packed or not.
+        image: the `.img`, packed or not, where `content` is a `.hdr`.
+        volume_index: which one of several volumes to take, from 0.
+        assume_orientation: "RAS" for a file that says nothing of its orientation.
+
+    Raises `BadImageError` for what is damaged, not a volume, enormous, coloured or complex; `InputError` without nibabel.
+    """
+    nibabel = _nibabel()
+    if assume_orientation not in (None, "RAS"):
+        raise InputError(f"--assume_orientation {assume_orientation} is unknown: only RAS can be assumed.")
+    try:
+        magic = _magic(content)
+        if magic is None:
+            raise BadImageError(_other(content))
+        kind, size, is_whole = magic
+        if not is_whole and image is None:
+            raise BadImageError("is a header alone: put its .img beside it")
+        with nibabel.imageglobals.LoggingOutputSuppressor():  # which names small faults that it mends
+            header = getattr(nibabel, kind)(_span(content, 0, size))
+        start = max(header.get_data_offset(), size) if is_whole else header.get_data_offset()
+        voxels, notes = _voxels(header, content if is_whole else image, start, volume_index)
+        affine = _affine(header, assume_orientation, voxels.shape)
+        turn = nibabel.io_orientation(affine)
+        affine = affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape)
+        low, high = float(header["cal_min"]), float(header["cal_max"])
+        return Volume(
+            nibabel.apply_orientation(voxels, turn),
+            affine,
+            window=(low, high) if -np.inf < low < high < np.inf else None,
+            notes=notes,
+        )
+    except BadImageError:
+        raise
+    except Exception as error:  # a damaged header makes nibabel raise nearly anything
+        raise BadImageError(f"cannot be read as NIfTI ({str(error) or type(error).__name__})") from None
+
+
+def _nibabel():
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError('NIfTI volumes are read by nibabel: pip install "mri-ddpm[volumes]".') from None
+    return nibabel
+
+
+def _magic(content: bytes) -> tuple[str, int, bool] | None:
+    """What `_MAGIC` says of a file."""
+    head = _span(content, 0, 348)
+    return next((kind for (at, magic), kind in _MAGIC.items() if head[at : at + 4] == magic), None)
+
+
+def _other(content: bytes) -> str:
+    """Why a file is not read that is no NIfTI."""
+    if _span(content, 0, 348)[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"):  # 348
+        return "is an Analyze volume, which says nothing of left and right: convert it to NIfTI"
+    return "is not a NIfTI volume"
+
+
+def _span(content: bytes, start: int, stop: int) -> bytes:
+    """The bytes from start to stop of a file, unpacked if it is a .gz; fewer if it ends before.
+
+    What is unpacked before start is thrown away. A checksum at stop is checked, and `zlib.error` raised if it is wrong.
+    """
+    if not content.startswith(_GZIP):
+        return content[start:stop]
+    kept, at = [], 0
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    while at <= stop:  # one byte more than is wanted, for the checksum
+        chunk = stream.decompress(content, min(_CHUNK_BYTES, stop - at + 1))
+        kept.append(chunk[max(start - at, 0) : stop - at])
+        at += len(chunk)
+        content = stream.unused_data if stream.eof else stream.unconsumed_tail
+        if stream.eof and content.startswith(_GZIP):  # packed in several pieces
+            stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        elif stream.eof or not chunk:
+            break
+    return b"".join(kept)
+
+
+def _voxels(header, content: bytes, start: int, volume_index: int | None) -> tuple[np.ndarray, tuple]:
+    """One volume as the file has it, float32 of three axes, and what there is to say of it."""
+    shape, count = _shape(header)
+    if not 0 <= (volume_index or 0) < count:
+        raise BadImageError(
+            f"holds {count} volume{'s' * (count > 1)}, counted from 0: --volume_index {volume_index} is not among them"
+        )
+    notes = []
+    if count > 1 and volume_index is None:
+        notes.append(f"holds {count} volumes, of which the first is taken: choose by --volume_index")
+    dtype = _dtype(header)
+    size = prod(shape) * dtype.itemsize
+    start += size * (volume_index or 0)
+    if not 0 <= start <= MAX_UNPACKED_BYTES:
+        raise BadImageError(f"claims that its voxels begin at byte {start}: is its header damaged?")
+    data = _span(content, start, start + size)
+    if len(data) < size:
+        raise BadImageError(f"is truncated: of {size} bytes of voxels it holds {len(data)}")
+    values = np.frombuffer(data, dtype)
+    slope, inter = header.get_slope_inter()
+    with np.errstate(over="ignore", invalid="ignore"):  # seen to below
+        if slope is not None and (slope, inter) != (1, 0):
+            values = values.astype(np.float32 if dtype.itemsize <= 2 else np.float64) * slope + inter
+        values = values.astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.all():
+        odd = finite.size - np.count_nonzero(finite)
+        if odd == finite.size:
+            raise BadImageError("holds not one finite number")
+        notes.append(f"holds {odd} values that are no finite numbers: they are taken as its lowest")
+        values[~finite] = values[finite].min()
+    return values.reshape(shape, order="F"), tuple(notes)
+
+
+def _shape(header) -> tuple[tuple[int, int, int], int]:
+    """The size of one volume, and how many there are; refused before any memory is taken for them."""
+    dims = tuple(int(size) for size in header.get_data_shape())
+    words = "x".join(map(str, dims))
+    while dims[-1:] == (1,):
+        dims = dims[:-1]
+    if min(dims, default=0) < 1:
+        raise BadImageError(f"claims to be {words or 'of no'} voxels: is its header damaged?")
+    if len(dims) > 4:
+        raise BadImageError(f"is {words}, of more axes than space and time: save each volume as a file")
+    if len(dims) < 3:
+        raise BadImageError(f"is {words} and no volume but a single picture: save it as 16-bit PNG")
+    if min(dims[:3]) < LEAST_SLICES:
+        raise BadImageError(f"is {words}, and a volume has {LEAST_SLICES} slices or more each way")
+    if prod(dims[:3]) > MAX_VOXELS:
+        raise BadImageError(f"is {words}, and no more than {MAX_VOXELS} voxels are read: resample it")
+    return dims[:3], dims[3] if len(dims) == 4 else 1
+
+
+def _dtype(header) -> np.dtype:
+    """That of a voxel, a real number."""
+    dtype = header.get_data_dtype()
+    if dtype.kind == "V":
+        raise BadImageError("holds colours, and a scan is grey: save it as one number a voxel")
+    if dtype.kind == "c":
+        raise BadImageError("holds complex numbers: save their magnitude")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise BadImageError(f"holds voxels of the kind {dtype}, which is not read: save it as float32")
+    return dtype
+
+
+def _affine(header, assume_orientation: str | None, shape: tuple[int, ...]) -> np.ndarray:
+    """From voxel indices to mm to the right, anterior and superior; float64 (4, 4)."""
+    for form in (header.get_sform, header.get_qform):
+        affine, code = form(coded=True)
+        if code:
+            return affine.astype(np.float64)
+    if not assume_orientation:
+        raise BadImageError(
+            "does not say how the head lies (its sform and qform codes are 0): if its axes run to the right, anterior"
+            " and superior, give --assume_orientation RAS"
+        )
+    affine = np.diag([*(float(mm) for mm in header.get_zooms()[:3]), 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2
+    return affine
