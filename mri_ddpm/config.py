@@ -58,6 +58,46 @@ class ScanOptions:
         under=1,
     )
     keep_repeats: bool = about(False, "Train on identical and near-identical copies too.")
+    contrast: str | None = about(
+        None,
+        "Contrast to train on, where there are several: t1, t1ce, t2, flair, pd, dwi.",
+        needs="train_data_dir dataset_name",
+    )
+    plane: Literal["axial", "coronal", "sagittal", "all"] = about("axial", "Plane of the slices of volumes.")
+    slices: Literal["all", "with_mask", "without_mask"] = about(
+        "all", "Which slices, by the masks beside volumes."
+    )
+    slice_range: list[float] = about(
+        [0.0, 1.0],
+        "From where to where slices of volumes are taken, as shares from left, posterior or inferior.",
+        least=0,
+        under=1.000001,
+    )
+    slice_step_mm: float | None = about(None, "Least distance of the slices of a volume.", over=0)
+    min_head: float = about(
+        0.5,
+        "Least area of head in a slice, as a share of the largest in its volume.",
+        least=0,
+        under=1.000001,
+    )
+    max_spacing_mm: float | None = about(
+        None,
+        "Leave out planes of volumes with coarser pixels, which are reformatted from thicker slices.",
+        over=0,
+    )
+    field_of_view_mm: float | None = about(
+        None, "Side of every slice of a volume, so that all heads have one scale; such as 240.", over=0
+    )
+    intensity: Literal["percentiles", "window", "full_range"] = about(
+        "percentiles",
+        "What is black and white in a volume: percentiles, its file's window, or its full range.",
+    )
+    volume_index: int | None = about(
+        None, "Which volume of files that hold several, from 0; the first when not given.", least=0
+    )
+    assume_orientation: Literal["RAS"] | None = about(
+        None, "RAS, for NIfTI files that do not say how the head lies."
+    )
     on_bad_image: Literal["error", "skip"] = about(
         "error", "What to do with files that are no readable image."
     )

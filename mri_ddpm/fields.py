@@ -64,8 +64,9 @@ def refuse_wrong_fields(options) -> None:
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, (int, float)):
                 refuse_wrong_number(f.name, number, **bounds)
-        if get_origin(f.type) is Literal and value not in get_args(f.type):
-            raise InputError(f"--{f.name} {value} is unknown; take one of: {', '.join(get_args(f.type))}.")
+        choices = [get_args(kind) for kind in (f.type, *get_args(f.type)) if get_origin(kind) is Literal]
+        if choices and value is not None and value not in choices[0]:
+            raise InputError(f"--{f.name} {value} is unknown; take one of: {', '.join(choices[0])}.")
         usual = f.default if f.default is not dataclasses.MISSING else []
         needed, (other, wanted) = f.metadata["needs"], f.metadata["part_of"] or (None, None)
         if needed and value != usual and not any(getattr(options, name) for name in needed):

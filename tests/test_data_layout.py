@@ -115,7 +115,13 @@ def test_leaks_into_a_validation_part(account):
         "test/of val.png",
         "test/of train.png",
     }
-    assert manifest["leaks"] == {"total": 3, "byte_identical": 3, "near_identical": 0, "mirrored": 0}
+    assert manifest["leaks"] == {
+        "total": 3,
+        "byte_identical": 3,
+        "near_identical": 0,
+        "mirrored": 0,
+        "of_patients": 0,
+    }
     assert manifest["repeats"]["byte_identical"]["across_parts"] == 3
     assert manifest["split"]["validation"]["total"] == 2
 

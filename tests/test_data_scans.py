@@ -21,7 +21,7 @@ from PIL import Image
 
 from mri_ddpm.data import account_of, draw_phantoms, format_account, load_phantoms, load_scans
 from mri_ddpm.data.repeats import group_near_identical, picture_hash
-from mri_ddpm.data.sources import _member_name
+from mri_ddpm.data.contents import _member_name
 
 SIDE = 96
 HEADS = [np.round(head * 255).astype(np.uint8) for head in draw_phantoms(40, SIDE, seed=1)[0]]
@@ -131,7 +131,13 @@ def test_the_account_finds_what_was_planted(scans):
     }
     assert repeats["groups"] == 33
     assert repeats["label_conflicts"] == 1
-    assert manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2, "mirrored": 0}
+    assert manifest["leaks"] == {
+        "total": 5,
+        "byte_identical": 3,
+        "near_identical": 2,
+        "mirrored": 0,
+        "of_patients": 0,
+    }
     assert paths(manifest, "leak") == sorted(p for p in planted() if "leak" in p)
     assert paths(manifest, "repeat") == sorted(p for p in planted() if "/9" in p and "leak" not in p)
     assert paths(manifest, "test") == sorted(p for p in TESTING)
@@ -146,7 +152,7 @@ def test_the_account_reads_well(scans):
     for line in (
         "byte-identical copies: 6 (2 within training, 1 within testing, 3 across)",
         "near-identical copies beyond that: 6 (4 within training, 0 within testing, 2 across)",
-        "earlier part (left out): 5 (3 byte-identical, 2 near-identical, 0 mirrored)",
+        "earlier part (left out): 5 (3 byte-identical, 2 near-identical, 0 mirrored, 0 other",
         scans.manifest["content_sha256"],
     ):
         assert line in text
@@ -417,7 +423,13 @@ def test_hub_data_set_by_column_names(tmp_path, cache_dir, monkeypatch):
     (Path(folder) / "train/a/Thumbs.db").unlink()
     scans = load_scans(resolution=32, dataset_name=folder, cache_dir=cache_dir)
     assert scans.class_names == ("a", "b", "c")
-    assert scans.manifest["leaks"] == {"total": 5, "byte_identical": 3, "near_identical": 2, "mirrored": 0}
+    assert scans.manifest["leaks"] == {
+        "total": 5,
+        "byte_identical": 3,
+        "near_identical": 2,
+        "mirrored": 0,
+        "of_patients": 0,
+    }
     assert (len(scans.train) + len(scans.validation), len(scans.test)) == (24, 9)
 
     rows = {"scan": [encoded(head) for head in HEADS[:12]], "kind": ["ill", "well"] * 6}

@@ -41,7 +41,7 @@ def data(args: argparse.Namespace) -> None:
         )
     args.train_data_dir = args.train_data_dir or args.folder
     manifest, paths = account_of(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ScanOptions)})
-    print(format_account(manifest))
+    print(format_account(manifest, paths=paths))
     with writing_to(args.output.parent, "name another file.", "--output "):
         write_json(args.output, manifest)
         print(f"written: {args.output}")

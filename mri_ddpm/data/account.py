@@ -36,6 +36,7 @@ def make_manifest(
     class_names: tuple[str, ...],
     options: ScanOptions,
     findings: tuple[Finding, ...] = (),
+    volumes: list[dict] | None = None,
     grouped: bool = True,
     decoded: bool = True,
 ) -> tuple[dict, dict[str, str]]:
@@ -45,7 +46,7 @@ def make_manifest(
     known patient is called `patient 3/0007` in the manifest, and no other word of that person is in it.
 
     `content_sha256` identifies files, classes, patients and split; it depends neither on where the source lies nor on
-    the resolution. `grouped` is False for scans among which nobody looked for repeats (the phantom), `decoded` for an account
+    the resolution. `volumes` are the facts of each, see `volume_cache.DecodedVolume`. `grouped` is False for scans among which nobody looked for repeats (the phantom), `decoded` for an account
     without pixels.
     """
     numbers = _number_patients(records)
@@ -63,6 +64,7 @@ def make_manifest(
             "split": record.split,
         }
         | ({"patient": numbers[record.patient]} if record.patient in numbers else {})
+        | _place(record)
         for record, name in zip(records, names, strict=True)
     ]
     identity = json.dumps([class_names, files], sort_keys=True)
@@ -76,6 +78,9 @@ def make_manifest(
         "intensity_scale": {kind: list(ends) for kind, ends in scale.items()},
         "class_names": list(class_names),
         "patients": _patients(records),
+        "volumes": _volumes(volumes, sum(record.plane is not None for record in records))
+        if volumes
+        else None,
         "parts": _count_by_class(
             records,
             class_names,
@@ -124,16 +129,61 @@ def _number_patients(records: list[ScanRecord]) -> dict[str, int]:
 
 
 def _names(records: list[ScanRecord], numbers: dict[str, int]) -> list[str]:
-    """What each record is called in the manifest: its path, or that of a known patient its number and a counter."""
-    counts: Counter = Counter()
+    """What each record is called in the manifest: its path, or for a known patient `patient 3/0007`, of volumes `patient 3/t1/axial 042`."""
+    order: dict[tuple, dict] = defaultdict(
+        dict
+    )  # of a patient's pictures, and of the volumes of one contrast
     names = []
     for record in records:
         if record.patient is None:
             names.append(record.path)
+            continue
+        patient, what = f"patient {numbers[record.patient]}", record.contrast or "volume"
+        is_slice = record.plane is not None
+        there = order[record.patient, what if is_slice else None]
+        number = there.setdefault(record.path.rpartition("/")[0] if is_slice else len(there), len(there) + 1)
+        if is_slice:
+            names.append(
+                f"{patient}/{what}{f' {number}' if number > 1 else ''}/{record.plane} {record.index:03d}"
+            )
         else:
-            counts[record.patient] += 1
-            names.append(f"patient {numbers[record.patient]}/{counts[record.patient]:04d}")
+            names.append(f"{patient}/{number:04d}")
     return names
+
+
+def _place(record: ScanRecord) -> dict:
+    """Of a slice of a volume, where it lies."""
+    if record.plane is None:
+        return {} if record.contrast is None else {"contrast": record.contrast}
+    return {
+        "volume": record.volume,
+        "contrast": record.contrast,
+        "plane": record.plane,
+        "position_mm": record.position_mm,
+    }
+
+
+def _volumes(facts: list[dict], kept: int) -> dict:
+    """What the volumes have in common, and in what they differ."""
+    left_out: Counter = Counter()
+    notes: Counter = Counter()
+    for row in facts:
+        left_out.update(row["left_out"])
+        notes.update(row["notes"])
+    spacings = [mm for row in facts for mm in row["spacing_mm"]]
+    fields = [max(row["extent_mm"]) for row in facts]
+    pixels = [row["pixel_mm"] for row in facts]
+    alike = all(pixels) and max(pixels) <= 1.01 * min(pixels)
+    return {
+        "total": len(facts),
+        "slices": kept,
+        "left_out": dict(left_out),
+        "notes": dict(notes),
+        "spacing_mm": [min(spacings), max(spacings)],
+        "field_of_view_mm": [min(fields), max(fields)],
+        "oblique": sum(row["oblique"] for row in facts),
+        "pixel_mm": float(np.median(pixels)) if alike else None,
+    }
 
 
 def _patients(records: list[ScanRecord]) -> dict | None:
@@ -228,21 +278,17 @@ def _repeats(records: list[ScanRecord]) -> dict:
 
 
 def _leaks(records: list[ScanRecord]) -> dict:
-    """Files of the validation and testing parts that show a picture of a part before their own.
+    """Scans that show a picture of a part or split before their own, by how exactly, or that are of a patient who is in one.
 
     "mirrored" are those that show none the same way round.
     """
-    earliest = _earliest_part(records)
-    originals = [record for record in records if record.part == earliest.get(record.group)]
-    hashes, facing = {record.sha256 for record in originals}, {record.facing for record in originals}
-    leaks = [record for record in records if record.split == "leak"]
-    exact = sum(record.sha256 in hashes for record in leaks)
-    mirrored = sum(record.facing not in facing for record in leaks)
+    kinds = Counter(record.repeat for record in records if record.split == "leak")
     return {
-        "total": len(leaks),
-        "byte_identical": exact,
-        "near_identical": len(leaks) - exact - mirrored,
-        "mirrored": mirrored,
+        "total": kinds.total(),
+        "byte_identical": kinds["byte-identical"],
+        "near_identical": kinds["near-identical"],
+        "mirrored": kinds["mirrored"],
+        "of_patients": kinds[None],
     }
 
 
@@ -251,8 +297,8 @@ def _earliest_part(records: list[ScanRecord]) -> dict:
     return {r.group: r.part for r in sorted(records, key=lambda r: PARTS.index(r.part), reverse=True)}
 
 
-def format_account(manifest: dict, most_listed: int = 10) -> str:
-    """The account as text of some 30 lines; of unreadable files the first `most_listed` are named."""
+def format_account(manifest: dict, most_listed: int = 10, paths: dict[str, str] | None = None) -> str:
+    """The account as text of some 30 lines; of unreadable files the first `most_listed` are named, by `paths` if they are given."""
     names, repeats = manifest["class_names"], manifest["repeats"]
     header = ["", *names, "total"] if names else ["", "total"]
     rows = [
@@ -265,7 +311,7 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
     patients = manifest["patients"]
     sizes = manifest["sizes"]
     lines = [
-        f"{manifest['source']}: {len(manifest['files'])} files",
+        f"{manifest['source']}: {_counted(manifest)}",
         *([format_findings(manifest)] if manifest["findings"] else []),
         "",
         *_table([header, *rows]),
@@ -286,15 +332,47 @@ def format_account(manifest: dict, most_listed: int = 10) -> str:
         ]
         leaks = manifest["leaks"]
         lines += [
-            f"validation and testing files whose picture is in an earlier part (left out): {leaks['total']}"
+            f"validation and testing scans whose picture or patient is in an earlier part (left out): {leaks['total']}"
             f" ({leaks['byte_identical']} byte-identical, {leaks['near_identical']} near-identical,"
-            f" {leaks['mirrored']} mirrored)"
+            f" {leaks['mirrored']} mirrored, {leaks['of_patients']} other scans of a patient there)"
         ]
-    bad = manifest["unreadable"]
+    if manifest["volumes"]:
+        lines += ["", *_volume_lines(manifest["volumes"], manifest["settings"])]
+    bad = [{**row, "path": (paths or {}).get(row["path"], row["path"])} for row in manifest["unreadable"]]
     lines += [f"unreadable files: {len(bad)}", *list_bad(bad, most_listed)]
     if manifest["dark"]:
         lines += [dark_warning(manifest)]
     return "\n".join([*lines, "", f"content sha256: {manifest['content_sha256']}"])
+
+
+def _volume_lines(volumes: dict, settings: dict) -> list[str]:
+    """What volumes there are, what of them is left out, and whether all heads have one scale."""
+    total = volumes["slices"] + sum(volumes["left_out"].values())
+    reasons = "".join(f", {count} {reason}" for reason, count in volumes["left_out"].items())
+    spacing, field = volumes["spacing_mm"], volumes["field_of_view_mm"]
+    lines = [
+        f"volumes: {volumes['total']}, {volumes['oblique']} oblique; {settings['plane']}: {total} slices, {volumes['slices']} kept{reasons}",
+        f"spacing: {spacing[0]:.3g} to {spacing[1]:.3g} mm; field of view: {field[0]:.4g} to {field[1]:.4g} mm",
+    ]
+    if field[1] > 1.1 * field[0] and not settings["field_of_view_mm"]:
+        side = 10 * round(field[1] / 10)
+        lines.append(
+            f"heads have several scales, as fields of view differ: give --field_of_view_mm {side} for one scale"
+        )
+    return lines + [
+        f"{count} {'volume' if count == 1 else 'volumes'}: {note}" for note, count in volumes["notes"].items()
+    ]
+
+
+def _counted(manifest: dict) -> str:
+    """How many files there are; of volumes, how many slices."""
+    volumes, files = manifest["volumes"], len(manifest["files"])
+    if not volumes:
+        return f"{files} files"
+    others = files - volumes["slices"]
+    return f"{volumes['total']} volumes, {volumes['slices']} slices" + (
+        f", {others} other files" if others else ""
+    )
 
 
 def _patient_line(patients: dict) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,17 +19,19 @@ from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
 from mri_ddpm.errors import InputError
-from mri_ddpm.files import sync
+from mri_ddpm.files import sync, whole_file
 
+from .decoding import read_picture
 from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
-from .reading import BadImageError, fit_square, read_samples
-from .repeats import picture_hash
+from .reading import BadImageError, fit_square
+from .repeats import near_pairs, picture_hash
 
-CACHE_VERSION = 4  # raise it when reading, fitting or hashing changes
+CACHE_VERSION = 5  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
 ROWS_PER_BATCH = 256
+FEW = 5000  # pictures, of which near-identical ones are found faster than a file is read
 KEEP_DAYS = 90  # that nobody has used a table for
-OURS = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.tmp|\.arrow|\.lock)")
+OURS = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.tmp|\.arrow|\.lock|\.npz)|index\.sqlite")
 
 
 def decoded(
@@ -45,28 +47,37 @@ def decoded(
     `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
     Raises `InputError` if the cache folder cannot be written.
     """
-    folder = (
-        Path(cache_dir).expanduser() if cache_dir else Path(datasets.config.HF_DATASETS_CACHE, "mri_ddpm")
-    )
+    folder = cache_folder(cache_dir)
     identity = "\n".join([f"{CACHE_VERSION} {resolution} {fit if resolution else ''}", *sorted(contents)])
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
     if (table := _whole_table(file, contents)) is not None:
         return table
+    lock = file.with_suffix(".lock")
+    with writing_cache(folder), FileLock(lock):  # of a process that dies the system lets go
+        if _whole_table(file, contents) is None:
+            _write(file, contents, resolution, fit)
+        with contextlib.suppress(OSError):  # who waits for it finds the table, whoever holds the next one
+            lock.unlink()
+    return datasets.Dataset.from_file(str(file))
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Where decoded scans are kept."""
+    return Path(cache_dir).expanduser() if cache_dir else Path(datasets.config.HF_DATASETS_CACHE, "mri_ddpm")
+
+
+@contextlib.contextmanager
+def writing_cache(folder: Path) -> Iterator[None]:
+    """Make the cache folder, delete what is old, and say in one sentence what is against writing there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_old(folder)
-        lock = file.with_suffix(".lock")
-        with FileLock(lock):  # of a process that dies the system lets go
-            if _whole_table(file, contents) is None:
-                _write(file, contents, resolution, fit)
-            with contextlib.suppress(OSError):  # who waits for it finds the table, whoever holds the next one
-                lock.unlink()
+        yield
     except (OSError, NotImplementedError) as error:  # the latter of a drive without locks
         raise InputError(
             f"The cache folder {folder} cannot be written ({getattr(error, 'strerror', None) or error}):"
             " name another by --cache_dir."
         ) from None
-    return datasets.Dataset.from_file(str(file))
 
 
 def _whole_table(file: Path, contents: dict[str, Callable[[], bytes]]) -> datasets.Dataset | None:
@@ -80,6 +91,37 @@ def _whole_table(file: Path, contents: dict[str, Callable[[], bytes]]) -> datase
                 os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
             return table
     return None
+
+
+def near_pairs_kept(
+    hashes: list[bytes], mirrored: list[bytes], owners: np.ndarray, folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """`repeats.near_pairs`, looked for once for the same pictures and owners."""
+    if len(hashes) < FEW:
+        return near_pairs(hashes, mirrored, owners)
+    digest = hashlib.sha256(b"".join([b"pairs 1", *hashes, *mirrored, owners.astype(np.int64).tobytes()]))
+    file = folder / f"{digest.hexdigest()[:32]}.npz"
+    with contextlib.suppress(Exception), np.load(file) as kept:  # a damaged file raises nearly anything
+        return kept["same"], kept["across"]
+    same, across = near_pairs(hashes, mirrored, owners)
+    with writing_cache(folder), whole_file(file) as unfinished, unfinished.open("wb") as out:
+        np.savez(out, same=same, across=across)
+    return same, across
+
+
+def prune_cache(cache_dir: str | None) -> tuple[int, int]:
+    """Delete all that the cache holds of ours. Returns how many files that was, and their bytes.
+
+    Raises `InputError` for a folder that cannot be written.
+    """
+    count = size = 0
+    folder = cache_folder(cache_dir)
+    with writing_cache(folder):
+        for file in folder.iterdir():
+            if OURS.fullmatch(file.name):
+                count, size = count + 1, size + file.stat().st_size
+                file.unlink()
+    return count, size
 
 
 def _remove_old(folder: Path) -> None:
@@ -147,7 +189,7 @@ def _row(read: Callable[[], bytes], resolution: int | None, fit: str, scale: Sca
     row |= {"picture_hash": b"", "mirrored_hash": b"", "kind": None, "lowest": 0.0, "highest": 0.0}
     pixels = np.zeros((resolution or 0, resolution or 0), dtype=np.uint16)
     try:
-        samples = read_samples(read())
+        samples = read_picture(read())
         kind, lowest, highest = samples.extent
         unit = np.clip(from_samples(samples, scale), 0, 1)
         if resolution:

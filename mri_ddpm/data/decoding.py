@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import decoder_program
-from .dicom import DicomHeader, read_header
+from .dicom import DicomHeader, is_dicom, read_header
 from .dicom_tags import in_words, numbers, open_dataset, pydicom_quiet, values_of_frame
 from .intensity import Samples
-from .reading import BadImageError, luma
+from .reading import BadImageError, luma, only_picture, read_samples
 
 PLAIN = (
     "",
@@ -194,6 +194,14 @@ def read_frames(content: bytes, decoder: Decoder) -> list[Samples]:
     Raises `BadImageError`.
     """
     return [_samples(picture) for picture in Pictures(content, decoder)]
+
+
+def read_picture(content: bytes) -> Samples:
+    """The one picture of a file, DICOM or of any kind that `reading.read_samples` takes; raises as that does."""
+    if not is_dicom(content):
+        return read_samples(content)
+    with Decoder() as decoder:
+        return only_picture(read_frames(content, decoder))
 
 
 def _samples(picture: Picture) -> Samples:

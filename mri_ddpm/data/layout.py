@@ -6,21 +6,24 @@ A file's class is the folder it lies in, its part "training", "validation" or "t
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
+from .contents import Content
 from .metadata import USUAL_LABEL, Metadata
 from .patients import folder_of_patients, named_like_patients, patients_by_name, patients_by_pattern
+from .volume_files import VolumeFile
 
 PARTS = ("training", "validation", "testing")  # a picture of one is a leak in those after it
 _PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
 _PART_OF |= {part: part for part in PARTS}
+_PART_OF |= {"imagestr": "training", "imagests": "testing"}  # of Decathlon and nnU-Net
 _PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
-_MASKS = {"mask", "masks", "seg", "segmentation", "segmentations"}
+_MASKS = {"mask", "masks", "seg", "dseg", "segmentation", "segmentations", "labelstr", "labelsts"}
 
 
 NO_PATIENTS = "no patient is known, so scans of one patient may be in both train and validation, and numbers on validation too good"
@@ -28,14 +31,16 @@ NO_PATIENTS = "no patient is known, so scans of one patient may be in both train
 
 @dataclass(frozen=True)
 class ScanFile:
-    """One file of a source, not yet read. `read` returns its bytes or raises `BadImageError` or `OSError`."""
+    """One picture or volume of a source, not yet read."""
 
     path: str  # relative to the source, with forward slashes
     part: str  # of PARTS
     class_name: str | None
-    read: Callable[[], bytes]
+    content: Content | VolumeFile
     flaw: str | None = None  # why it cannot be used, where its place already says so
     patient: str | None = None  # as the table or the names have it
+    contrast: str | None = None
+    mask: VolumeFile | None = None  # of a volume
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Finding:
 
 
 def arrange(
-    readers: dict[PurePosixPath, Callable[[], bytes]],
+    contents: dict[PurePosixPath, Content | VolumeFile],
     may_be_class: bool,
     metadata: Metadata,
     options: ScanOptions,
@@ -58,15 +63,16 @@ def arrange(
     may_be_class: whether a single folder is a class, and not one that encloses all.
     Raises `InputError` for a `--label_column` that no table has, a split that is no part, and a class called as a patient is.
     """
-    masks = sorted(filter(_is_mask, readers), key=str)
-    paths = sorted(readers.keys() - set(masks), key=str)
+    masks = sorted(filter(_is_mask, contents), key=str)
+    paths = sorted(contents.keys() - set(masks), key=str)
     top = _enclosing_folder([path.parts[:-1] for path in paths], may_be_class)
     inner = {path: path.parts[len(top) :] for path in paths}
     depth = _depth_of_parts([names[:-1] for names in inner.values()])
     places = {path: _place(names[:-1], depth) for path, names in inner.items()}
     parts = {path: _part(path, places[path][0], depth, metadata) for path in paths}
     folders = {path: folder for path, (_, folder) in places.items()}
-    patients, source = _patients(inner, depth, metadata, options)
+    scans = {path: contents[path] for path in paths}
+    patients, source = _patients(scans, inner, depth, metadata, options)
     labels, kind = _labels(folders, patients, metadata, options)
     class_names = {label for label in labels.values() if label}
     if named := class_names & set(patients.values()):
@@ -82,10 +88,11 @@ def arrange(
             flaw = f"has no line in {metadata.names[0]}"
         elif class_names and labels[path] is None:
             flaw = f"has no {options.label_column}" if kind != "folders" else "lies outside the class folders"
-        name = "/".join(inner[path])
-        files.append(
-            ScanFile(name, parts[path] or "training", labels[path], readers[path], flaw, patients.get(path))
-        )
+        patient, content = patients.get(path), contents[path]
+        contrast = metadata.value(str(path), patient, "contrast") or getattr(content, "contrast", None)
+        name, part = "/".join(inner[path]), parts[path] or "training"
+        mask = contents.get(_mask_of(path, masks)) if isinstance(content, VolumeFile) else None
+        files.append(ScanFile(name, part, labels[path], content, flaw, patient, contrast, mask))
     counts = Counter(f"{folder}/" for folder, _ in places.values() if folder)
     findings = [*parts_found(counts), classes_found(class_names, kind), patients_found(patients, source)]
     if masks:
@@ -123,13 +130,20 @@ def _labels(
         )
         raise InputError(f"--label_column {column} is in no table of the scans; the columns are: {there}.")
     names = {name for name in folders.values() if name}
-    are_patients = named_like_patients(names) or not names.isdisjoint(patients.values())
-    if column == "" or are_patients:
+    if column == "" or named_like_patients(names) or _are_patients(folders, patients):
         return dict.fromkeys(folders), "folders"
     return folders, "folders"
 
 
+def _are_patients(folders: dict[PurePosixPath, str | None], patients: dict[PurePosixPath, str]) -> bool:
+    """Whether folders bear the names of patients, or each holds all scans of one: a class holds several."""
+    pairs = {(folder, patients.get(path)) for path, folder in folders.items()}
+    names, who = {folder for folder, _ in pairs}, {patient for _, patient in pairs}
+    return None not in who and (not names.isdisjoint(who) or len(pairs) == len(names) == len(who) > 1)
+
+
 def _patients(
+    contents: dict[PurePosixPath, Content | VolumeFile],
     inner: dict[PurePosixPath, tuple[str, ...]],
     depth: int | None,
     metadata: Metadata,
@@ -150,12 +164,16 @@ def _patients(
     if options.patient_pattern:
         found = patients_by_pattern(names.values(), options.patient_pattern)
         return {path: found[name] for path, name in names.items()}, "--patient_pattern"
+    tags = {path: getattr(content, "patient", None) for path, content in contents.items()}
+    if all(tags.values()):
+        return tags, "DICOM tags"
     if known := patients_by_name(names.values()):
         return {path: known[0][name] for path, name in names.items()}, known[1]
     at = folder_of_patients({path: _without_part(parts[:-1], depth) for path, parts in inner.items()})
-    if at is None:
-        return {}, None
-    return {path: _without_part(parts[:-1], depth)[at] for path, parts in inner.items()}, "folders"
+    if at is not None:
+        return {path: _without_part(parts[:-1], depth)[at] for path, parts in inner.items()}, "folders"
+    volumes = {path: str(path) for path, content in contents.items() if isinstance(content, VolumeFile)}
+    return volumes, (VOLUME_EACH if volumes else None)
 
 
 def part_of(name: str) -> str | None:
@@ -180,11 +198,45 @@ def classes_found(names: Collection[str], kind: str) -> Finding:
     return Finding(f"classes: {len(names)} {kind}" if names else "classes: none")
 
 
+VOLUME_EACH = "the volumes, of each of which a patient is taken for granted, as nothing says whose they are"
+
+
 def patients_found(patients: dict, source: str | None) -> Finding:
     """What to say of the patients, {path: patient}, and plainly where nobody knows them."""
     if patients:
         return Finding(f"patients: {len(set(patients.values()))} by {source}")
     return Finding(NO_PATIENTS)
+
+
+def choose_contrast(
+    files: tuple[ScanFile, ...], contrast: str | None, name: str
+) -> tuple[tuple[ScanFile, ...], tuple[Finding, ...]]:
+    """Those of the contrast that is asked for, or all if there is one alone; and what to say of it.
+
+    Raises `InputError` where several are there and none is asked for, and where the one that is asked for is not there.
+    """
+    of_file = {
+        file.path: getattr(file.content, "channels", ())[1:] and file.content.channels or (file.contrast,)
+        for file in files
+    }
+    counts = Counter(found for contrasts in of_file.values() for found in contrasts)
+    words = ", ".join(f"{counts[c]} {c or 'of unknown contrast'}" for c in sorted(counts, key=str))
+    if contrast is None:
+        if len(counts) > 1:
+            raise InputError(f"{name} holds {words}: choose by --contrast.")
+        return files, (Finding(f"contrast: {words}"),) if any(counts) else ()
+    if contrast not in counts:
+        raise InputError(f"--contrast {contrast} is not in {name}, which holds {words}.")
+    chosen = []
+    for file in files:
+        if contrast in of_file[file.path]:
+            content = (
+                replace(file.content, contrast=contrast)
+                if isinstance(file.content, VolumeFile)
+                else file.content
+            )
+            chosen.append(replace(file, content=content, contrast=contrast))
+    return tuple(chosen), (Finding(f"contrast: {contrast} chosen, of {words}"),)
 
 
 def _words(name: str) -> list[str]:
@@ -194,9 +246,21 @@ def _words(name: str) -> list[str]:
 def _is_mask(path: PurePosixPath) -> bool:
     """A segmentation: the last word of its name says so, as in `7_mask.png`, or a folder of it, as `train_masks`."""
     folders = (set(_words(folder)) - _PLAIN - _PART_OF.keys() for folder in path.parts[:-1])
-    return not _MASKS.isdisjoint(_words(path.stem)[-1:]) or any(
-        words and words <= _MASKS for words in folders
-    )
+    name = _stem(path) if _stem(path) != path.name else path.stem
+    return not _MASKS.isdisjoint(_words(name)[-1:]) or any(words and words <= _MASKS for words in folders)
+
+
+def _mask_of(path: PurePosixPath, masks: list[PurePosixPath]) -> PurePosixPath | None:
+    """The mask of a volume: the only one in its folder, or the one in a folder of masks that is called as it is."""
+    beside = [mask for mask in masks if mask.parent == path.parent]
+    stem = re.sub(r"_\d{4}$", "", _stem(path))  # which nnU-Net gives each channel
+    named = [mask for mask in masks if _stem(mask) == stem and mask.parent.parent == path.parent.parent]
+    found = named or beside
+    return found[0] if len(found) == 1 else None
+
+
+def _stem(path: PurePosixPath) -> str:
+    return re.sub(r"\.(nii|hdr|img)(\.gz)?$", "", path.name)
 
 
 def _depth_of_parts(folders: list[tuple[str, ...]]) -> int | None:

@@ -8,11 +8,12 @@ import csv
 import io
 import json
 import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from mri_ddpm.errors import InputError
+
+from .contents import Content, Contents
 
 TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 PARTICIPANTS = "participants.tsv"
@@ -55,15 +56,15 @@ class Metadata:
         return self.of_file.get(path, {}).get(column, of_patient.get(column))
 
 
-def read_metadata(readers: dict[PurePosixPath, Callable[[], bytes]]) -> Metadata:
+def read_metadata(contents: Contents) -> Metadata:
     """Read all tables among the files of a source.
 
     Raises `InputError`, naming the table and the line, for one that cannot be read or has no column that it needs.
     """
     names, of_file, of_patient = [], {}, {}
-    for path in sorted(readers, key=str):
+    for path in sorted(contents, key=str):
         if path.name in TABLES:
-            for line, row in _rows(path, readers[path]):
+            for line, row in _rows(path, contents[path]):
                 if not row.get(FILE):
                     raise InputError(
                         f"{path}, line {line}, has no {FILE}; give each line the file that it is about."
@@ -74,7 +75,7 @@ def read_metadata(readers: dict[PurePosixPath, Callable[[], bytes]]) -> Metadata
                         f"{path}, line {line}, says something else of {row[FILE]} than a line before; keep one."
                     )
         elif path.name == PARTICIPANTS:
-            for line, row in _rows(path, readers[path]):
+            for line, row in _rows(path, contents[path]):
                 if not row.get("participant_id"):
                     raise InputError(
                         f"{path}, line {line}, has no participant_id; give it one, or take the table out."
@@ -86,10 +87,10 @@ def read_metadata(readers: dict[PurePosixPath, Callable[[], bytes]]) -> Metadata
     return Metadata(tuple(names), of_file, of_patient)
 
 
-def _rows(path: PurePosixPath, read: Callable[[], bytes]) -> list[tuple[int, dict[str, str]]]:
+def _rows(path: PurePosixPath, content: Content) -> list[tuple[int, dict[str, str]]]:
     """The lines of a table with their numbers; empty values are left out."""
     try:
-        text = read().decode("utf-8-sig")
+        text = content.read().decode("utf-8-sig")
         if path.suffix == ".jsonl":
             found = [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
             if not all(isinstance(row, dict) for _, row in found):

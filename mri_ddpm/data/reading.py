@@ -31,9 +31,7 @@ TURNED = {
 }
 # Where in a file of another kind something stands that no image has there, what it is, and the way out
 OTHERS = (
-    (128, b"DICM", "is a DICOM file, which is not read: save its slices as 16-bit PNG"),
-    (344, b"n+1\0", "is a NIfTI volume, which is not read: save its slices as 16-bit PNG"),
-    (0, b"\x1f\x8b", "is compressed (a .nii.gz?), which is not read: save its slices as 16-bit PNG"),
+    (0, b"\x1f\x8b", "is compressed, and no .nii.gz, which alone is read: unpack it"),
     (0, b"PAR1", "is a parquet table: give the folder it lies in by --dataset_name"),
     (0, b"ARROW1", "is an Arrow table: give the folder it lies in by --dataset_name"),
     (0, b"\xff\xff\xff\xff", "is an Arrow table: give the folder it lies in by --dataset_name"),
@@ -101,7 +99,7 @@ def read_samples(content: bytes) -> Samples:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            samples = _only_picture(_tiff_pages(content) if is_tiff(content) else _frames(content))
+            samples = only_picture(_tiff_pages(content) if is_tiff(content) else _frames(content))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
@@ -116,7 +114,7 @@ def read_samples(content: bytes) -> Samples:
     return samples
 
 
-def _only_picture(frames: Iterable[Samples]) -> Samples:
+def only_picture(frames: Iterable[Samples]) -> Samples:
     """The one that is not blank, or the first of blank ones."""
     first = only = None
     for frame in frames:

@@ -4,25 +4,42 @@ Files of one content are decoded once and share a row of the cached table; which
 anew at every start, from that table.
 """
 
+import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import datasets
 import numpy as np
+from datasets.table import concat_tables
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .account import make_manifest
-from .cache import DEPTH, decoded
+from .cache import DEPTH, cache_folder, decoded, near_pairs_kept
 from .dataset import ScanDataset
-from .layout import PARTS
+from .index import Index
+from .layout import PARTS, ScanFile
 from .phantom import CLASS_NAMES, draw_phantoms
 from .reading import BadImageError
 from .sources import Source, find_source
 from .split import ScanRecord, assign_split, group_records
+from .volume_cache import CUTTING, DecodedVolume, decoded_volumes
+from .volume_files import VolumeFile
 
-FACTS = ["sha256", "flaw", "width", "height", "brightest", "kind", "lowest", "highest"]
+FACTS = [
+    "sha256",
+    "flaw",
+    "width",
+    "height",
+    "brightest",
+    "kind",
+    "lowest",
+    "highest",
+    "picture_hash",
+    "mirrored_hash",
+]
 _MOST_NAMED = 10
 
 
@@ -45,6 +62,22 @@ class Scans:
     paths: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What was found of scans: a record each, and the row of the table that has its pixels (-1 where there are none).
+
+    hashes: {sha256: the `picture_hash` of the picture and of its mirror image}.
+    volumes: the facts of each, see `volume_cache.DecodedVolume`.
+    """
+
+    records: list[ScanRecord]
+    rows: np.ndarray
+    hashes: dict[str, tuple[bytes, bytes]]
+    table: datasets.Dataset | None
+    volume: dict | None = None
+    volumes: list[dict] = field(default_factory=list)
+
+
 def load_scans(**options) -> Scans:
     """Load the scans of a folder, a .zip or a Hub data set as (resolution, resolution) images.
 
@@ -54,7 +87,8 @@ def load_scans(**options) -> Scans:
     """
     options = ScanOptions(**options)
     source = find_source(options)
-    table, records = _examine(source, options.resolution, options)
+    examined = _examine(source, options.resolution, options)
+    records = examined.records
     bad = [record for record in records if record.flaw]
     if bad and options.on_bad_image == "error":
         named = "; ".join(f"{record.path} {record.flaw}" for record in bad[:_MOST_NAMED])
@@ -63,10 +97,12 @@ def load_scans(**options) -> Scans:
             f"{len(bad)} of {len(records)} files in {source.name} cannot be used: {named}{more}"
             " (mend or remove them, or leave them out by --on_bad_image skip)."
         )
-    class_names = _split(source, table, records, options)
+    class_names = _split(source, examined, options)
     _refuse_empty_classes(source, records, class_names)
-    manifest, paths = make_manifest(source.name, records, class_names, options, source.findings)
-    return _scans(table, records, class_names, manifest, paths)
+    manifest, paths = make_manifest(
+        source.name, records, class_names, options, source.findings, examined.volumes
+    )
+    return _scans(examined.table, records, class_names, manifest, paths, examined.rows)
 
 
 def account_of(train_data_dir: str | None = None, **options) -> tuple[dict, dict]:
@@ -76,9 +112,11 @@ def account_of(train_data_dir: str | None = None, **options) -> tuple[dict, dict
     """
     options = ScanOptions(train_data_dir=train_data_dir, **options)
     source = find_source(options)
-    table, records = _examine(source, None, options)
-    class_names = _split(source, table, records, options)
-    return make_manifest(source.name, records, class_names, options, source.findings, decoded=False)
+    examined = _examine(source, None, options)
+    class_names = _split(source, examined, options)
+    return make_manifest(
+        source.name, examined.records, class_names, options, source.findings, examined.volumes, decoded=False
+    )
 
 
 def load_phantoms(*, num_images: int, resolution: int, validation_share: float = 0.1, seed: int = 0) -> Scans:
@@ -104,26 +142,54 @@ def load_phantoms(*, num_images: int, resolution: int, validation_share: float =
     ]
     assign_split(records, validation_share, keep_repeats=False, seed=seed)
     manifest, paths = make_manifest("phantom", records, tuple(CLASS_NAMES), options, grouped=False)
-    return _scans(table, records, tuple(CLASS_NAMES), manifest, paths, rows=np.arange(num_images))
+    return _scans(table, records, tuple(CLASS_NAMES), manifest, paths, np.arange(num_images))
 
 
-def _examine(
-    source: Source, resolution: int | None, options: ScanOptions
-) -> tuple[datasets.Dataset, list[ScanRecord]]:
-    """Hash every file, decode every content, and note what is known of each; raises if none is an image."""
+def _examine(source: Source, resolution: int | None, options: ScanOptions) -> Examined:
+    """Hash every file, decode every content, and note what is known of each scan; raises if none can be used."""
+    volumes = [file for file in source.files if isinstance(file.content, VolumeFile)]
+    _refuse_options_of_volumes(source, options, bool(volumes))
+    pictures = _examine_pictures([f for f in source.files if f not in volumes], resolution, options)
+    found = [pictures, *_examine_volumes(volumes, source.index, resolution, options)]
+    records = [record for part in found for record in part.records]
+    if all(record.flaw for record in records):
+        raise InputError(
+            f"{source.name} holds no scans that can be used: {records[0].path} {records[0].flaw}, and so on"
+            f" for all {len(source.files)} files: give --train_data_dir or --dataset_name with scans."
+        )
+    starts = np.cumsum([0, *(0 if part.table is None else len(part.table) for part in found)])
+    rows = [
+        np.where(part.rows < 0, -1, part.rows + start) for part, start in zip(found, starts, strict=False)
+    ]
+    tables = [part.table.data for part in found if part.table is not None and resolution]
+    return Examined(
+        records,
+        np.concatenate(rows),
+        {sha256: pair for part in found for sha256, pair in part.hashes.items()},
+        datasets.Dataset(concat_tables(tables)) if tables else None,
+        volumes=[part.volume for part in found if part.volume],
+    )
+
+
+def _examine_pictures(files: list[ScanFile], resolution: int | None, options: ScanOptions) -> Examined:
+    """Pictures, of which those of one content share a row of one table."""
     records, readers = [], {}
-    for file in source.files:
+    for file in files:
         sha256, flaw = None, file.flaw
         try:
-            content = file.read()
+            content = file.content.read()
             sha256 = hashlib.sha256(content).hexdigest()
         except BadImageError as error:
             flaw = flaw or str(error)
         except OSError as error:
             flaw = flaw or f"cannot be read ({error.strerror or error})"
-        records.append(ScanRecord(file.path, file.part, file.class_name, sha256, flaw, file.patient))
+        records.append(
+            ScanRecord(file.path, file.part, file.class_name, sha256, flaw, file.patient, file.contrast)
+        )
         if not flaw:
-            readers[sha256] = file.read
+            readers[sha256] = file.content.read
+    if not readers:
+        return Examined(records, np.full(len(records), -1), {}, None)
     table = decoded(readers, resolution, options.fit, options.cache_dir)
     known = {row["sha256"]: row for row in table.select_columns(FACTS).to_list()}
     for record in records:
@@ -132,21 +198,100 @@ def _examine(
             record.flaw, record.width, record.height = row["flaw"], row["width"], row["height"]
             record.brightest = row["brightest"]
             record.extent = row["kind"], row["lowest"], row["highest"]
-    if all(record.flaw for record in records):
-        raise InputError(
-            f"{source.name} holds no images that can be used: {records[0].path} {records[0].flaw}, and so on"
-            f" for all {len(records)} files: give --train_data_dir or --dataset_name with scans."
+    place = {sha256: number for number, sha256 in enumerate(known)}
+    rows = np.array([-1 if record.flaw else place[record.sha256] for record in records])
+    hashes = {
+        s: (row["picture_hash"], row["mirrored_hash"]) for s, row in known.items() if row["flaw"] is None
+    }
+    return Examined(records, rows, hashes, table.select_columns(["pixels"]) if resolution else None)
+
+
+def _examine_volumes(
+    files: list[ScanFile], index: Index | None, resolution: int | None, options: ScanOptions
+) -> list[Examined]:
+    """Volumes, each with a table of its own; one that cannot be used is one record."""
+    index = index or Index(cache_folder(options.cache_dir))
+    usable, hashes, masks, flaws = [], [], [], {}
+    for file in files:
+        try:
+            if file.flaw:
+                raise BadImageError(file.flaw)
+            sha256 = file.content.sha256(index)
+            mask = (file.mask, file.mask.sha256(index)) if file.mask and options.slices != "all" else None
+        except BadImageError as error:
+            flaws[file.path] = str(error)
+        except OSError as error:
+            flaws[file.path] = f"cannot be read ({error.strerror or error})"
+        else:
+            usable.append(file)
+            hashes.append(sha256)
+            masks.append(mask)
+    index.save()
+    volumes = decoded_volumes([file.content for file in usable], hashes, masks, options, resolution)
+    found = {file.path: volume for file, volume in zip(usable, volumes, strict=True)}
+    return [_examine_volume(file, found.get(file.path), flaws.get(file.path), resolution) for file in files]
+
+
+def _examine_volume(
+    file: ScanFile, volume: DecodedVolume | None, flaw: str | None, resolution: int | None
+) -> Examined:
+    """The slices of one volume, which are known by the hash of its voxels and their place."""
+    who = {"patient": file.patient, "contrast": file.contrast}
+    if volume is None or volume.facts["flaw"]:
+        flaw = flaw or volume.facts["flaw"]
+        return Examined(
+            [ScanRecord(file.path, file.part, file.class_name, None, flaw, **who)], np.array([-1]), {}, None
         )
-    return table, records
+    records, hashes = [], {}
+    for row in volume.table.select(
+        ["plane", "index", "position_mm", "width", "height", "brightest", "picture_hash", "mirrored_hash"]
+    ).to_pylist():
+        of_slice = f"{volume.facts['sha256']} {row['plane']} {row['index']}"
+        record = ScanRecord(
+            f"{file.path}/{row['plane']} {row['index']:03d}",
+            file.part,
+            file.class_name,
+            hashlib.sha256(of_slice.encode()).hexdigest(),
+            None,
+            **who,
+            volume=volume.facts["sha256"],
+            plane=row["plane"],
+            index=row["index"],
+            position_mm=round(row["position_mm"], 2),
+            width=row["width"],
+            height=row["height"],
+            brightest=row["brightest"],
+        )
+        records.append(record)
+        hashes[record.sha256] = row["picture_hash"], row["mirrored_hash"]
+    table = datasets.Dataset(volume.table.select(["pixels"])) if resolution else None
+    return Examined(records, np.arange(len(records)), hashes, table, volume.facts)
+
+
+def _refuse_options_of_volumes(source: Source, options: ScanOptions, has_volumes: bool) -> None:
+    """What is asked of volumes does nothing to pictures, and masks are needed to go by them."""
+    asked = [f.name for f in dataclasses.fields(ScanOptions) if f.name in CUTTING]
+    asked = [name for name in asked if getattr(options, name) != getattr(ScanOptions(), name)]
+    if asked and not has_volumes:
+        raise InputError(f"--{asked[0]} is for volumes, and {source.name} holds none: leave it out.")
+    if options.slices != "all":
+        without = [
+            file.path for file in source.files if isinstance(file.content, VolumeFile) and not file.mask
+        ]
+        if without:
+            raise InputError(
+                f"--slices {options.slices} needs a mask for each volume, and {without[0]} has none: put it beside the volume, as"
+                " NAME_seg.nii.gz, or take --slices all."
+            )
 
 
 def _split(
     source: Source,
-    table: datasets.Dataset,
-    records: list[ScanRecord],
+    examined: Examined,
     options: ScanOptions,
 ) -> tuple[str, ...]:
     """Group the usable records, send each where it goes, and return the class names."""
+    records = examined.records
     good = [record for record in records if not record.flaw]
     class_names = {part: {r.class_name for r in good if r.part == part} for part in PARTS}
     if not class_names["training"]:
@@ -159,11 +304,9 @@ def _split(
                 f"In {source.name} the class {strangers[0]} has images in the {part} part only: add some to the"
                 " training part, or take the class out."
             )
-    rows = table.select_columns(["sha256", "flaw", "picture_hash", "mirrored_hash"]).to_list()
-    hashes = {
-        row["sha256"]: (row["picture_hash"], row["mirrored_hash"]) for row in rows if row["flaw"] is None
-    }
-    near = group_records(records, hashes)
+    near = group_records(
+        records, examined.hashes, partial(near_pairs_kept, folder=cache_folder(options.cache_dir))
+    )
     assign_split(records, options.validation_share, options.keep_repeats, options.seed, near)
     return tuple(sorted(class_names["training"] - {None}))
 
@@ -188,12 +331,9 @@ def _scans(
     class_names: tuple[str, ...],
     manifest: dict,
     paths: dict[str, str],
-    rows: np.ndarray | None = None,
+    rows: np.ndarray,
 ) -> Scans:
-    """The data sets of each split; `rows`: where each record's pixels are, by default found by its sha256."""
-    if rows is None:
-        row_of = {sha256: row for row, sha256 in enumerate(table["sha256"])}
-        rows = np.array([row_of.get(record.sha256, -1) for record in records])
+    """The data sets of each split; `rows`: where each record's pixels are."""
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of.get(record.class_name, 0) for record in records])
     where = {

@@ -6,7 +6,7 @@ patient, and of every patient that shares pictures with one. It never straddles 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,11 @@ class ScanRecord:
     sha256: str | None  # of the file; None where it could not be read
     flaw: str | None  # why it cannot be used
     patient: str | None = None  # as the table or the names have it
+    contrast: str | None = None
+    volume: str | None = None  # hash of the voxels, where it is a slice of a volume
+    plane: str | None = None
+    index: int | None = None  # along the plane's axis
+    position_mm: float | None = None
     width: int = 0
     height: int = 0
     brightest: float = 1.0  # of 0..1, before any resizing
@@ -41,10 +46,13 @@ class ScanRecord:
     split: str = "bad"  # "train", "validation", "test", "repeat", "leak" or "bad"
 
 
-def group_records(records: list[ScanRecord], hashes: dict[str, tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+def group_records(
+    records: list[ScanRecord], hashes: dict[str, tuple[bytes, bytes]], find_pairs: Callable = near_pairs
+) -> list[tuple[str, str]]:
     """Set `group`, `facing` and `unit` of every record without a flaw, in place.
 
     hashes: {sha256: the `picture_hash` of the picture and of its mirror image}.
+    find_pairs: as `repeats.near_pairs`.
 
     Near-identical pictures are of one group. Of a patient's own pictures only byte-identical ones are, for its neighbouring
     slices look alike. Two patients are joined by one byte-identical file, or where near-identical pictures are half or more
@@ -56,7 +64,7 @@ def group_records(records: list[ScanRecord], hashes: dict[str, tuple[bytes, byte
     rows = np.array([row_of[record.sha256] for record in good])
     owners = _owners(good, rows, len(contents))
     pictures, mirrored = zip(*hashes.values(), strict=True)
-    same, across = near_pairs(list(pictures), list(mirrored), owners)
+    same, across = find_pairs(list(pictures), list(mirrored), owners)
     sure = [_is_sure(pairs, owners, same, across) for pairs in (same, across)]
     joined = np.concatenate([same[:, sure[0]], across[:, sure[1]]], axis=1)
     facing = components(same[:, sure[0]], len(contents))[rows]
@@ -187,7 +195,7 @@ def _mark_leaks(records: list[ScanRecord], near: Iterable[tuple[str, str]]) -> N
         first = min((ORDER.index(record.split) for record in there), default=0)
         for record in there:
             if ORDER.index(record.split) > first:
-                record.split = "leak"
+                record.split, record.repeat = "leak", "near-identical"
 
 
 def _validation_units(units: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:

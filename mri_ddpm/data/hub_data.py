@@ -1,0 +1,125 @@
+"""Data sets of the Hub, and those on disk that the datasets library wrote."""
+
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+
+from mri_ddpm.config import ScanOptions
+from mri_ddpm.errors import InputError
+
+from .contents import HubCell
+from .layout import PARTS, Finding, ScanFile, classes_found, part_of, parts_found, patients_found
+from .metadata import PATIENTS
+from .patients import named_like_patients
+from .volume_files import VolumeFile
+
+
+def open_hub(options: ScanOptions) -> tuple[tuple[ScanFile, ...], tuple[Finding, ...]]:
+    """A data set that `datasets.load_dataset` opens: its train split, and those for validation and testing if it has them."""
+    name, config = options.dataset_name, options.dataset_config_name
+    if options.patient_pattern:
+        raise InputError(
+            "--patient_pattern is for files in folders; of --dataset_name the column patient_id says the patients."
+        )
+    try:
+        splits = _load_splits(name, config)
+    except Exception as error:  # not found, no network, gated, no such configuration, a broken file within
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        if lines[0].startswith("Config name is missing"):
+            raise InputError(
+                f"--dataset_name {name} has several configurations: choose one by --dataset_config_name"
+                f" ({', '.join(datasets.get_dataset_config_names(name))})."
+            ) from None
+        reason = lines[0]
+        raise InputError(
+            f"--dataset_name {name} cannot be loaded ({reason}): check the name, --dataset_config_name, the login, the net."
+        ) from None
+    used = sorted(filter(part_of, splits), key=lambda split: PARTS.index(part_of(split)))
+    if "training" not in map(part_of, used):
+        raise InputError(
+            f'--dataset_name {name} has no "train" split, only {", ".join(splits)}: it cannot be used.'
+        )
+    files: list[ScanFile] = []
+    for split in used:
+        files += _hub_files(options, split, part_of(split), splits[split])
+    if not files:
+        raise InputError(f"--dataset_name {name} holds no images: give one that does.")
+    labels = {file.class_name for file in files} - {None}
+    patients, source = {file.path: file.patient for file in files if file.patient}, "the column of patients"
+    if named_like_patients(labels):  # which are no classes
+        patients, source = {file.path: file.class_name for file in files if file.class_name}, "labels"
+        files = [replace(file, class_name=None, flaw=None, patient=file.class_name) for file in files]
+        labels = set()
+    findings = parts_found({split: len(splits[split]) for split in used})
+    findings.append(classes_found(labels, f"labels in the column {options.label_column}"))
+    findings.append(patients_found(patients, source))
+    if others := [f"{split}: {len(splits[split])}" for split in splits if split not in used]:
+        findings.append(Finding("left out: splits that are no part by their names", ", ".join(others)))
+    return tuple(files), tuple(findings)
+
+
+def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
+    """By `load_dataset`, or what `save_to_disk` wrote, which that refuses."""
+    if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+        saved = datasets.load_from_disk(name)
+        return saved if isinstance(saved, dict) else {"train": saved}
+    return datasets.load_dataset(name, config)
+
+
+def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Dataset) -> list[ScanFile]:
+    name, image_column, label_column = options.dataset_name, options.image_column, options.label_column
+    columns = ", ".join(rows.column_names)
+    if image_column not in rows.column_names:
+        raise InputError(f"--image_column {image_column} is not a column of {name}, which has: {columns}.")
+    if label_column and label_column not in rows.column_names:
+        raise InputError(
+            f"--label_column {label_column} is not a column of {name}, which has: {columns}"
+            ' (give --label_column "" for scans without classes).'
+        )
+    are_volumes = isinstance(rows.features[image_column], getattr(datasets, "Nifti", ()))  # of newer versions
+    kind = datasets.Nifti if are_volumes else datasets.Image
+    try:
+        images = rows.select_columns([image_column]).cast_column(image_column, kind(decode=False))
+    except Exception:
+        raise InputError(
+            f"--image_column {image_column} of {name} does not hold images: {columns} are there."
+        ) from None
+    if label_column and not isinstance(rows.features[label_column], (datasets.ClassLabel, datasets.Value)):
+        raise InputError(
+            f"--label_column {label_column} of {name} holds a {type(rows.features[label_column]).__name__} and no single label"
+            ' a scan: name another column, or give --label_column "" for scans without classes.'
+        )
+    labels = _hub_labels(rows, label_column) if label_column else [None] * len(rows)
+    flaws = ["has no label" if label_column and label is None else None for label in labels]
+    of_patients = next((column for column in PATIENTS if column in rows.column_names), None)
+    patients, contrasts = (
+        [None if value is None else str(value) for value in rows[column]]
+        if column in rows.column_names
+        else [None] * len(rows)
+        for column in (of_patients, "contrast")
+    )
+    width = len(str(len(rows)))  # so that names sort as the rows do
+    return [
+        ScanFile(
+            f"{split}/{row:0{width}d}",
+            part,
+            labels[row],
+            VolumeFile((HubCell(images, row, image_column),))
+            if are_volumes
+            else HubCell(images, row, image_column),
+            flaws[row],
+            patients[row],
+            contrasts[row],
+        )
+        for row in range(len(rows))
+    ]
+
+
+def _hub_labels(rows: datasets.Dataset, label_column: str) -> list[str | None]:
+    """Labels as names; None where there is none (a hidden test split has -1)."""
+    feature, labels = rows.features[label_column], rows[label_column][:]
+    if isinstance(feature, datasets.ClassLabel):
+        labels = [feature.int2str(label) if label is not None and label >= 0 else None for label in labels]
+    return [unicodedata.normalize("NFC", str(label)) if label is not None else None for label in labels]

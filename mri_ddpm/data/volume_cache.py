@@ -1,0 +1,228 @@
+"""Volumes decoded once: for every volume and setting an Arrow file, with a row for each slice that was chosen.
+
+A new volume is decoded alone, and an interrupted pass is resumed. One volume a thread is in memory at a time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets.table import MemoryMappedTable
+from filelock import FileLock
+
+from mri_ddpm.config import ScanOptions
+from mri_ddpm.errors import InputError
+from mri_ddpm.files import sync
+
+from .cache import DEPTH, cache_folder, writing_cache
+from .reading import BadImageError, fit_square
+from .repeats import picture_hash
+from .volume_files import VolumeFile
+from .volumes import SAME_MM, Volume, slices
+
+CACHE_VERSION = 1  # raise it when reading, slicing, fitting or hashing changes
+MOST_THREADS = 8  # each holds a volume of some hundred megabytes
+# Of the options, those that the slices of a volume depend on
+CUTTING = (
+    "plane", "slices", "slice_range", "slice_step_mm", "min_head", "max_spacing_mm", "field_of_view_mm", "intensity",
+    "volume_index", "assume_orientation",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DecodedVolume:
+    """The slices of a volume, and what is known of it.
+
+    table: columns plane, index, position_mm, width, height (pixels, of squares in the plane), brightest (0..1), picture_hash,
+        mirrored_hash (bytes) and, unless they were not asked for, pixels: uint16 (resolution**2,), 0..65535.
+    facts: flaw (None if usable), notes, sha256 (of the voxels), left_out ({reason: slices}), spacing_mm, extent_mm (three each), oblique,
+        pixel_mm (of the pixels of the table; None where they differ).
+    """
+
+    table: MemoryMappedTable
+    facts: dict
+
+
+def decoded_volumes(
+    files: Sequence[VolumeFile],
+    hashes: Sequence[str],
+    masks: Sequence[tuple[VolumeFile, str] | None],
+    options: ScanOptions,
+    resolution: int | None,
+) -> list[DecodedVolume]:
+    """The slices of all volumes, decoded now unless the cache has them.
+
+    Of processes that ask for it at once one decodes, and the others wait for its files however long that takes.
+
+    Args:
+        files: what to decode.
+        hashes: of the contents of each.
+        masks: with the hash, of those that have one.
+        options: how they are cut; `cache_dir` says where they are kept.
+        resolution: pixels a side, or None for an account without pixels.
+
+    Raises `InputError` if the cache folder cannot be written, or a file went away.
+    """
+    folder = cache_folder(options.cache_dir)
+    cutting = {name: value for name, value in asdict(options).items() if name in CUTTING}
+    settings = json.dumps(
+        [CACHE_VERSION, resolution, options.fit if resolution else None, cutting], sort_keys=True
+    )
+    kept = []
+    for file, sha256, mask in zip(files, hashes, masks, strict=True):
+        identity = f"{settings}\n{sha256}\n{file.contrast if file.channels else ''}\n{mask and mask[1]}"
+        kept.append(folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow")
+    found = [_opened(path) for path in kept]
+    if any(volume is None for volume in found):
+        lock = (
+            folder / f"{hashlib.sha256(' '.join(path.name for path in kept).encode()).hexdigest()[:32]}.lock"
+        )
+        with writing_cache(folder), FileLock(lock):
+            _write_missing(kept, files, masks, options, resolution)
+            with contextlib.suppress(OSError):
+                lock.unlink()
+        found = [volume or _opened(path) for volume, path in zip(found, kept, strict=True)]
+    return found
+
+
+def _opened(path: Path) -> DecodedVolume | None:
+    """What the cache has of a volume; None where it has nothing, or a damaged file."""
+    if not path.is_file():
+        return None
+    with contextlib.suppress(Exception):  # a damaged file makes its reader raise nearly anything
+        table = MemoryMappedTable.from_file(str(path))
+        facts = json.loads(table.schema.metadata[b"facts"])
+        if table.num_rows == facts["rows"]:
+            with contextlib.suppress(OSError):  # another's file
+                os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+            return DecodedVolume(table, facts)
+    return None
+
+
+def _write_missing(
+    kept: Sequence[Path],
+    files: Sequence[VolumeFile],
+    masks: Sequence[tuple[VolumeFile, str] | None],
+    options: ScanOptions,
+    resolution: int | None,
+) -> None:
+    """Decode what is missing, on all cores: the libraries that unpack, sort and resize let other threads run."""
+    tasks = {
+        path: (path, file, mask and mask[0], options, resolution)
+        for path, file, mask in zip(kept, files, masks, strict=True)
+        if _opened(path) is None
+    }
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        results = [pool.submit(_write, *task) for task in tasks.values()]
+        try:
+            for result in datasets.utils.tqdm(results, desc="Decoding volumes", unit="volume"):
+                result.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write(
+    path: Path, file: VolumeFile, mask: VolumeFile | None, options: ScanOptions, resolution: int | None
+) -> None:
+    """Decode a volume beside its place in the cache and move it there: whole or not at all."""
+    rows, facts = [], {"flaw": None, "notes": [], "sha256": None, "left_out": {}}
+    facts |= {"spacing_mm": None, "extent_mm": None, "oblique": False, "pixel_mm": None}
+    try:
+        volume = file.open(options)
+        chosen = slices(volume, mask=mask and mask.open(options), **_cutting(options))
+        facts |= _facts(volume) | {"left_out": chosen.left_out}
+        sides = []
+        for cut in chosen:
+            rows.append(_row(cut, resolution, options.fit))
+            side = {"pad": max, "crop": min}.get(options.fit, max)(cut.image.shape)
+            sides.append(cut.spacing_mm * side)
+        if not rows:
+            counts = ", ".join(f"{count} {reason}" for reason, count in chosen.left_out.items())
+            raise BadImageError(f"has no slice that is asked for: {counts}")
+        if resolution and max(sides) - min(sides) < SAME_MM:
+            facts["pixel_mm"] = sides[0] / resolution
+    except BadImageError as error:
+        rows, facts["flaw"] = [], str(error)
+    except OSError as error:  # it could be read a moment ago, for its hash
+        raise InputError(
+            f"{error.filename} went away while it was read ({error.strerror}): start again."
+        ) from None
+    fields = {
+        "plane": pa.string(),
+        "index": pa.int32(),
+        "position_mm": pa.float32(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+    }
+    fields |= {"brightest": pa.float32(), "picture_hash": pa.binary(), "mirrored_hash": pa.binary()}
+    if resolution:
+        fields["pixels"] = pa.list_(pa.uint16(), resolution**2)
+    schema = pa.schema(fields, metadata={"facts": json.dumps(facts | {"rows": len(rows)})})
+    columns = {name: [row[name] for row in rows] for name in fields if name != "pixels"}
+    if resolution:
+        pixels = np.concatenate([row["pixels"] for row in rows]) if rows else np.zeros(0, np.uint16)
+        columns["pixels"] = pa.FixedSizeListArray.from_arrays(pa.array(pixels), resolution**2)
+    draft = path.with_suffix(f".{uuid4().hex}.tmp")
+    try:
+        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_table(pa.table(columns, schema=schema))
+        sync(draft)
+        os.replace(draft, path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def _cutting(options: ScanOptions) -> dict:
+    """The options as the names of `slices`."""
+    apart = ("volume_index", "assume_orientation")
+    return {name: getattr(options, name) for name in CUTTING if name not in apart}
+
+
+def _facts(volume: Volume) -> dict:
+    """What is known of a volume as a whole."""
+    digest = hashlib.sha256(np.ascontiguousarray(volume.voxels))
+    digest.update(repr(volume.voxels.shape).encode())
+    spacing = volume.spacing_mm
+    directions = np.abs(volume.affine[:3, :3] / spacing)
+    return {
+        "notes": list(volume.notes),
+        "sha256": digest.hexdigest(),
+        "spacing_mm": [round(mm, 4) for mm in spacing],
+        "extent_mm": [round(mm * size, 3) for mm, size in zip(spacing, volume.voxels.shape, strict=True)],
+        "oblique": bool(directions.max(axis=0).min() < np.cos(np.radians(1))),  # by more than a degree
+    }
+
+
+def _row(cut, resolution: int | None, fit: str) -> dict:
+    """One slice's facts and, if there is a resolution, pixels."""
+    unit = cut.image
+    height, width = unit.shape
+    row = {
+        "plane": cut.plane,
+        "index": cut.index,
+        "position_mm": cut.position_mm,
+        "width": width,
+        "height": height,
+    }
+    row |= {
+        "brightest": float(unit.max()),
+        "picture_hash": picture_hash(unit),
+        "mirrored_hash": picture_hash(unit[:, ::-1]),
+    }
+    if resolution:
+        row["pixels"] = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16).reshape(-1)
+    return row
