@@ -1,8 +1,10 @@
 """The one error a person is meant to read, and how a command ends on it."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 
 class InputError(ValueError):
@@ -23,3 +25,17 @@ def exit_on_input_error() -> Iterator[None]:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def import_extra(name: str, extra: str) -> ModuleType:
+    """Import a package that only an extra of this one brings.
+
+    Raises:
+        InputError: when it is missing, or broken.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f'{name} cannot be imported ({error}); pip install "mri-ddpm[{extra}]" brings it.'
+        ) from error

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -326,6 +327,11 @@ def test_sample_leaves_copies_out_and_says_how_many(run, tmp_path, capsys):
     assert f"{24 - len(kept)} of 24 images came too close to a training scan" in capsys.readouterr().out
     assert not kept & learned  # all that it had learned were left out
     assert len(kept) >= 3  # and most of the quarter that it had not, kept
+
+    if find_spec("pydicom"):
+        dicom = ["--format", "dicom", "--output_dir", str(tmp_path / "dicom")]
+        commands.main(["sample", str(copycat), *flags, *rejecting, *dicom])
+        assert {f"{path.stem}.png" for path in (tmp_path / "dicom").glob("*.dcm")} == kept
 
 
 # Scans of a data set of `datasets`

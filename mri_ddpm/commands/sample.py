@@ -1,4 +1,4 @@
-"""``mri-ddpm sample PIPELINE``: images to PNG files."""
+"""``mri-ddpm sample PIPELINE``: images to PNG, NIfTI or DICOM files."""
 
 import argparse
 from hashlib import sha256
@@ -12,7 +12,7 @@ from mri_ddpm.commands import parser_of
 from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
 from mri_ddpm.data.intensity import Scale, scale_of_manifest
 from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import InputError, import_extra
 from mri_ddpm.files import writing_to
 from mri_ddpm.pipelines.pipeline_mri_ddpm import (
     MRIDDPMBasePipeline,
@@ -23,6 +23,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import (
 )
 from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
+from mri_ddpm.sampling.formats import FORMATS, geometry_of_manifest
 from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 
@@ -37,7 +38,13 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--num_images", type=int, default=16)
     add_sampling(parser)
     parser.add_argument("--device", default=DEVICE)
-    parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, default=8, help="of the PNG files")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="png",
+        help="of the files; nifti and dicom hold one slice of 16 bits each, and are marked as synthetic in their headers",
+    )
+    parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, help="of PNG files; 8 when not given")
     parser.add_argument(
         "--image",
         type=Path,
@@ -72,7 +79,7 @@ def main(args: list[str] | None = None) -> None:
         "--output_dir",
         type=Path,
         required=True,
-        help="folder for the PNG files: new, empty, or of a matching interrupted run, which is resumed",
+        help="folder for the images: new, empty, or of a matching interrupted run, which is resumed",
     )
     sample(parser.parse_args(args))
 
@@ -81,6 +88,7 @@ def sample(args: argparse.Namespace) -> None:
     """Sample ``--num_images`` images in batches and write each as soon as it is there."""
     if args.output_dir.is_file():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
+    bit_depth = bit_depth_of(args)
     pipeline = load_pipeline(args.pipeline, args.device)
     if args.noise_strip:
         show_noise(args, pipeline)
@@ -96,12 +104,14 @@ def sample(args: argparse.Namespace) -> None:
     options.prepare(pipeline, args.num_images, names[0] if names else None)
 
     facts = {**provenance(pipeline), **options.facts(pipeline), "strength": args.strength}
-    asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": args.bit_depth}
+    geometry = geometry_of_manifest(load_record(args.pipeline).manifest) if args.format != "png" else {}
+    asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": bit_depth, **geometry}
     if edit:  # a given scan is the larger part of what comes out
         facts["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
         files = {name: edit[name] for name in ("image", "mask_image") if name in edit}
         facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
-    folder = SampleFolder(args.output_dir, {**facts, **asked, "reject_copies": args.reject_copies})
+    request = {**facts, **asked, "reject_copies": args.reject_copies}
+    folder = SampleFolder(args.output_dir, request, args.format)
     films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
     if args.film and any(film.exists() for film in films):
         raise InputError(f"--film would write {films[0]} and {films[1]}, of which one exists; remove it.")
@@ -114,10 +124,8 @@ def sample(args: argparse.Namespace) -> None:
         def copies(images: list[Image.Image]) -> np.ndarray:
             return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
 
-    output_type = BIT_DEPTHS[args.bit_depth]
-    folder.fill(
-        pipeline, labels, args.num_images, options, facts=facts, copies=copies, output_type=output_type
-    )
+    how = {"facts": facts, "copies": copies, "output_type": BIT_DEPTHS[bit_depth], **geometry}
+    folder.fill(pipeline, labels, args.num_images, options, **how)
     kept = [i for i in range(args.num_images) if i not in folder.rejected]
     print(f"written: {len(kept)} images in {args.output_dir}")
     if args.film and kept:
@@ -127,6 +135,16 @@ def sample(args: argparse.Namespace) -> None:
         print(
             f"{len(folder.rejected)} of {args.num_images} images came too close to a training scan and were left out."
         )
+
+
+def bit_depth_of(args: argparse.Namespace) -> int:
+    """``--bit_depth``, of which only PNG has a choice; a format that cannot be written is refused before any work."""
+    if args.format == "png":
+        return args.bit_depth or 8
+    if args.bit_depth:
+        raise InputError(f"--bit_depth is of PNG files; --format {args.format} has 16 bits, so leave it out.")
+    import_extra(FORMATS[args.format].package, "volumes")
+    return 16
 
 
 def with_edit(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> tuple[MRIDDPMBasePipeline, dict]:

@@ -31,6 +31,11 @@ def to_unit_range(x: Intensities) -> Intensities:
     return (x + 1) / 2
 
 
+def to_uint16(unit: np.ndarray) -> np.ndarray:
+    """Round intensities of any shape in [0, 1] to the 65536 levels of uint16; values that came from them stay what they were."""
+    return np.round(np.clip(unit, 0, 1) * 65535).astype(np.uint16)
+
+
 @dataclass(frozen=True)
 class Samples:
     """The grey values of one picture, (H, W), as its file holds them.

@@ -13,8 +13,8 @@ from mri_ddpm.fields import AUTO
 from mri_ddpm.files import whole_file, write_json, writing_to
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline
 from mri_ddpm.sampling.batches import batch_size_that_fits, sample_batches
+from mri_ddpm.sampling.formats import FORMATS
 from mri_ddpm.sampling.options import SamplingOptions
-from mri_ddpm.sampling.provenance import png_text
 
 REQUEST_FILE = ".sampling.json"  # hidden, so that the folder is one of images alone, to train on or to load
 # Of a folder that cannot be written: the way out, and the flag that names it
@@ -22,20 +22,22 @@ REFUSAL = ("name another folder.", "--output_dir ")
 
 
 class SampleFolder:
-    """PNG files by number and class, and ``.sampling.json``: the request, and the numbers of rejected images.
+    """Files by number and class, and ``.sampling.json``: the request, and the numbers of rejected images.
 
     Each file is whole or not there.
 
     Args:
         path: new, empty, or with images of the same request. More images may be asked for than before.
         request: everything that the images depend on, except how many there are; JSON values.
+        format: of the files, a name in ``FORMATS``.
 
     Raises:
         InputError: when the folder holds anything else.
     """
 
-    def __init__(self, path: Path, request: dict):
-        self.path, self.request = path, request
+    def __init__(self, path: Path, request: dict, format: str = "png"):
+        self.path, self.format = path, FORMATS[format]
+        self.request = request = {"format": format, **request}
         self.rejected: set[int] = set()
         # That "auto" found, by device: the same batches give the same bits
         self.batch_size: dict[str, int] = {}
@@ -62,6 +64,7 @@ class SampleFolder:
         facts: dict,
         copies: Callable[[list[Image.Image]], Sequence[bool]] | None = None,
         output_type: str = "pil",
+        **geometry: float | str,
     ) -> None:
         """Sample the images that are missing, and write each batch as soon as it is sampled.
 
@@ -73,6 +76,7 @@ class SampleFolder:
             facts: text that is written into every image.
             copies: decides for each image whether it is rejected.
             output_type: ``"pil"`` for 8 bits, ``"pil16"`` for 16.
+            geometry: ``spacing_mm`` and ``plane``, as far as known, for formats that have fields for them.
         """
         self.save_request()  # first: a folder that cannot be written is known before anything is sampled
         if options.batch_size == AUTO:
@@ -92,8 +96,9 @@ class SampleFolder:
             self.rejected |= {i for i, flag in zip(numbers, left_out, strict=True) if flag}
             for i, image in zip(numbers, images, strict=True):
                 if i not in done and i not in self.rejected:
-                    text = {**facts, "class": labels[i] if labels else None, "seed": options.seed + i}
-                    self.save(image, files[i], text)
+                    label = labels[i] if labels else None
+                    text = {**facts, "class": label, "seed": options.seed + i, "index": i}
+                    self.save(image, files[i], text, **geometry)
             if self.rejected:
                 self.save_request()
 
@@ -101,12 +106,12 @@ class SampleFolder:
         """The file of each image, by number and class, whether it exists or not."""
         # A class's name comes with the model, and must not lead out of the folder
         prefixes = ["" if label is None else re.sub(r"[^\w.-]", "_", f"{label}-") for label in labels]
-        return [self.path / f"{prefix}{i:05d}.png" for i, prefix in enumerate(prefixes)]
+        return [self.path / f"{prefix}{i:05d}{self.format.suffix}" for i, prefix in enumerate(prefixes)]
 
-    def save(self, image: Image.Image, file: Path, text: dict) -> None:
+    def save(self, image: Image.Image, file: Path, text: dict, **geometry: float | str) -> None:
         """Write one image under a temporary name and rename it."""
         with writing_to(self.path, *REFUSAL), whole_file(file) as unfinished:
-            image.save(unfinished, format="PNG", pnginfo=png_text(text))
+            self.format.save(unfinished, image, text, **geometry)
 
     def save_request(self) -> None:
         """Write ``.sampling.json``."""
@@ -128,7 +133,7 @@ def read_request(path: Path) -> dict:
     try:
         found = json.loads((path / REQUEST_FILE).read_text(encoding="utf-8"))
         return {
-            "request": dict(found["request"]),
+            "request": {"format": "png", **found["request"]},  # older folders do not name it
             "batch_size": {device: max(1, int(size)) for device, size in found["batch_size"].items()},
             "rejected": [int(number) for number in found["rejected"]],
         }

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -62,3 +63,8 @@ def png_text(facts: dict) -> PngInfo:
         if value is not None:
             info.add_text(key, str(value))
     return info
+
+
+def json_text(facts: dict) -> str:
+    """Facts as ASCII text, for fields that hold one; facts that are ``None`` are left out."""
+    return json.dumps({key: value for key, value in facts.items() if value is not None}, default=str)
