@@ -27,6 +27,9 @@ from mri_ddpm.errors import InputError
 AFFINES = {
     "axial": made.affine(),
     "descending": made.affine(flips=(1, 1, -1)),
+    "from below": made.affine(
+        flips=(1, -1, 1)
+    ),  # rows and columns are counted so that the normal points down
     "sagittal": made.affine(order="jki", flips=(-1, -1, 1)),
     "coronal": made.affine(order="ikj", flips=(-1, -1, -1)),
     "oblique": made.affine(turns=(20, -12, 8), flips=(-1, -1, 1)),
@@ -102,7 +105,7 @@ def test_black_and_white_the_other_way_round_is_said_and_not_undone():
     assert volume.white_is_zero
 
 
-@pytest.mark.parametrize("plane", ["oblique", "descending"])
+@pytest.mark.parametrize("plane", ["oblique", "descending", "from below"])
 def test_gaps_are_kept_as_positions(plane):
     voxels, affine = made.head((6, 8, 12)), AFFINES[plane]
     gone = (3, 4, 8)
