@@ -3,6 +3,7 @@
 The file format: https://nifti.nimh.nih.gov/nifti-1
 """
 
+import logging
 import zlib
 from dataclasses import replace
 from math import prod
@@ -22,6 +23,7 @@ MAX_UNPACKED_BYTES = 2**33  # that are passed over in a .nii.gz, on the way to a
 LEAST_SLICES = 4  # of a volume; fewer are localizers and test pictures
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 2**26
+_SILENT = logging.Logger("nibabel", logging.CRITICAL + 1)  # for nibabel names small faults that it mends
 # The class of nibabel, the bytes of a header, and whether voxels follow it, by where its magic stands and what it is
 _MAGIC = {
     (344, b"n+1\0"): ("Nifti1Header", 348, True),
@@ -97,9 +99,9 @@ def read_nifti(
         kind, size, is_whole = magic
         if not is_whole and image is None:
             raise BadImageError("is a header alone: put its .img beside it")
-        with nibabel.imageglobals.LoggingOutputSuppressor():  # which names small faults that it mends
-            header = getattr(nibabel, kind)(_span(content, 0, size))
-        start = max(header.get_data_offset(), size) if is_whole else header.get_data_offset()
+        header = getattr(nibabel, kind)(_span(content, 0, size), check=False)
+        header.check_fix(_SILENT)
+        start = max(header.get_data_offset(), size + 4) if is_whole else header.get_data_offset()
         voxels, notes = _voxels(header, content if is_whole else image, start, volume_index)
         affine = _affine(header, assume_orientation, voxels.shape)
         turn = nibabel.io_orientation(affine)
