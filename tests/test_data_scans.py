@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from mri_ddpm.data import account_of, draw_phantoms, format_account, load_phantoms, load_scans
-from mri_ddpm.data.repeats import group_near_identical, picture_hash
 from mri_ddpm.data.contents import _member_name
+from mri_ddpm.data.repeats import group_near_identical, picture_hash
 
 SIDE = 96
 HEADS = [np.round(head * 255).astype(np.uint8) for head in draw_phantoms(40, SIDE, seed=1)[0]]
@@ -462,13 +462,12 @@ def test_phantoms_are_split_and_named_phantoms(cache_dir):
     assert "40 files" in format_account(scans.manifest)
 
 
-def test_grouping_does_not_depend_on_the_block():
+def test_copies_cut_or_mirrored_are_grouped_with_their_pictures():
     units = [head.astype(np.float32) / 255 for head in HEADS]
     units += [head[4:].astype(np.float32) / 300 for head in HEADS[::4]]
     units += [unit[:, ::-1] for unit in units[:40:5]]
     hashes = [picture_hash(unit) for unit in units], [picture_hash(unit[:, ::-1]) for unit in units]
-    whole, blocks = group_near_identical(*hashes), group_near_identical(*hashes, block=7)
-    np.testing.assert_array_equal(whole, blocks)
+    whole = group_near_identical(*hashes)
     for facing_or_group in whole:
         assert len(set(facing_or_group[:40])) == 40
         np.testing.assert_array_equal(facing_or_group[40:50], facing_or_group[:40:4])

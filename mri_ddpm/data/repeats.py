@@ -3,6 +3,8 @@
 N: number of distinct pictures.
 """
 
+from collections.abc import Iterator
+
 import imagehash
 import numpy as np
 from PIL import Image
@@ -40,53 +42,80 @@ def _within_margins(picture: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def near_pairs(
-    hashes: list[bytes], mirrored: list[bytes], owners: np.ndarray | None = None, block: int = 1024
+    hashes: list[bytes], mirrored: list[bytes], owners: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of near-identical pictures by `picture_hash`, of each as it is and of its mirror image.
+    """All pairs of near-identical pictures, by `picture_hash` of each as it is and of its mirror image.
 
-    owners: int (N,), among whose own pictures no pairs are looked for; below 0 for those of nobody.
-    Returns same, across: int (2, pairs) each, i < j; in `across` the picture i is near to the mirror image of j.
-    Compares all pairs, `block` rows at a time, so memory grows with N and not with its square.
+    Returns same, across: int (2, pairs), in rising order. In `same`, i < j are near-identical as they are. In
+    `across`, i is near-identical to the mirror image of j. Owners (N,), such as patients, leave out the pairs of
+    one owner; by default each picture is its own. Memory grows with N and with the pairs, not with N squared.
     """
-    if not hashes:
-        return np.zeros((2, 0), dtype=int), np.zeros((2, 0), dtype=int)
-    signs = _signs(hashes)
-    found = []
-    for others in (signs, _signs(mirrored)):
-        i, j = _near_pairs(signs, others, block)
-        keep = i < j
-        if owners is not None:
-            keep &= (owners[i] != owners[j]) | (owners[i] < 0)
-        found.append(np.stack([i[keep], j[keep]]))
-    return found[0], found[1]
+    count = len(hashes)
+    owners = np.tile(np.arange(count) if owners is None else owners, 2)  # of the mirror images too
+    found = np.zeros(0, dtype=np.int64)  # 2 N i + j, where N + j stands for the mirror image of j
+    for half in range(2):
+        words = _dealt_words([*hashes, *mirrored], half)  # (2N, 16)
+        wide = words.view(np.uint64)  # (2N, 8)
+        for word in range(words.shape[1]):
+            near = [found]
+            for i, j in _nearly_equal(words[:, word], count):
+                others = owners[i] != owners[j]
+                i, j = i[others], j[others]
+                differing = np.bitwise_count(wide[i] ^ wide[j]).sum(axis=1, dtype=np.uint16)
+                near.append((i * (2 * count) + j)[differing <= MAX_DIFFERING_BITS])
+            found = np.sort(np.concatenate(near))  # np.unique of numpy 2.3 is slow on numbers like these
+            found = found[np.diff(found, prepend=-1) > 0]
+    i, j = np.divmod(found, max(2 * count, 1))
+    return np.stack([i, j])[:, j < count], np.stack([i, j - count])[:, j >= count]
 
 
-def group_near_identical(
-    hashes: list[bytes], mirrored: list[bytes], block: int = 1024
-) -> tuple[np.ndarray, np.ndarray]:
+def _dealt_words(hashes: list[bytes], half: int) -> np.ndarray:
+    """The bits of whole pictures (0) or within their margins (1), in another order: uint32 (N, 16).
+
+    Bits side by side depend on one another, and black margins leave whole runs of them at 0. So bits are dealt out
+    to the words by how evenly they part these pictures, and each word, and each byte of it, tells as many apart.
+    """
+    packed = np.frombuffer(bytearray().join(hashes), dtype=np.uint8).reshape(len(hashes), 2, 64)[:, half]
+    bits = np.unpackbits(packed, axis=1)  # (N, 512)
+    uneven = np.abs(2 * bits.sum(axis=0, dtype=np.int64) - len(bits))
+    order = np.argsort(uneven, kind="stable").reshape(8, 4, 16).T.ravel()
+    return np.packbits(np.take(bits, order, axis=1), axis=1).view(np.uint32)
+
+
+def _nearly_equal(word: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All rows i < `count` and j > i whose words, uint32 (M,), agree in three of four bytes; at most M at a time.
+
+    Words that differ in one bit do. Of near-identical pictures one in 16 words does not differ in more, as all
+    differ in 30 bits at most (the pigeonhole principle; Norouzi et al. 2012, "Fast Search in Hamming Space with
+    Multi-Index Hashing"). So to look at these pairs is to look at all.
+    """
+    rows = np.arange(len(word), dtype=np.uint64)
+    for byte in range(4):
+        key = word & np.uint32(0xFFFFFFFF ^ 0xFF << 8 * byte)
+        entries = np.sort(key.astype(np.uint64) << 32 | rows)  # equal keys stand side by side, rows rising
+        key, row, step = entries >> 32, (entries & 0xFFFFFFFF).astype(np.int64), 1
+        first = np.flatnonzero((key[:-1] == key[1:]) & (row[:-1] < count))
+        while len(first):
+            yield row[first], row[first + step]
+            step += 1
+            first = first[: np.searchsorted(first, len(key) - step)]
+            first = first[key[first] == key[first + step]]
+
+
+def group_near_identical(hashes: list[bytes], mirrored: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Group pictures by `picture_hash`, of each as it is and of its mirror image.
 
     Returns facing, groups: int (N,) each, equal where a chain of near-identical pictures joins two; in `groups`
     a picture is also joined to the mirror image of another, so what faces the same way is a part of a group.
     """
-    same, across = near_pairs(hashes, mirrored, block=block)
-    return components(same, len(hashes)), components(np.concatenate([same, across], axis=1), len(hashes))
-
-
-def _signs(hashes: list[bytes]) -> np.ndarray:
-    """The bits as -1 and 1: float32 (2, N, 512), of whole pictures and within their margins."""
-    bits = np.unpackbits(np.frombuffer(b"".join(hashes), dtype=np.uint8)).reshape(len(hashes), 2, -1)
-    return np.moveaxis(bits.astype(np.float32) * 2 - 1, 1, 0)
-
-
-def _near_pairs(signs: np.ndarray, others: np.ndarray, block: int) -> np.ndarray:
-    """Which of one are near-identical to which of the others: int (2, pairs)."""
-    enough = signs.shape[2] - 2 * MAX_DIFFERING_BITS  # of a dot product, which is bits that agree less others
-    pairs = []
-    for start in range(0, signs.shape[1], block):
-        near = [a[start : start + block] @ b.T >= enough for a, b in zip(signs, others, strict=True)]
-        pairs.append(np.stack(np.nonzero(near[0] | near[1])) + [[start], [0]])
-    return np.concatenate(pairs, axis=1)
+    rows: dict[tuple[bytes, bytes], int] = {}
+    first = [rows.setdefault(pair, row) for row, pair in enumerate(zip(hashes, mirrored, strict=True))]
+    distinct = np.array([*rows.values()], dtype=int)  # equal ones, of blank slices say, are joined beforehand
+    pairs = near_pairs([hashes[row] for row in distinct], [mirrored[row] for row in distinct])
+    same, across = (distinct[found] for found in pairs)
+    same = np.concatenate([[np.arange(len(first)), np.array(first, dtype=int)], same], axis=1)
+    either = np.concatenate([same, across], axis=1)
+    return components(same, len(first)), components(either, len(first))
 
 
 def components(pairs: np.ndarray, count: int) -> np.ndarray:

@@ -87,12 +87,12 @@ def group_records(
 
 
 def _owners(records: list[ScanRecord], rows: np.ndarray, count: int) -> np.ndarray:
-    """The patient of each content as a number, int (count,); -1 where there is none, or several."""
+    """The patient of each content as a number, int (count,); where there is none, or several, a number below 0 of its own."""
     patients: dict[int, set] = defaultdict(set)
     for record, row in zip(records, rows.tolist(), strict=True):
         patients[row].add(record.patient)
     numbers: dict[str, int] = {}
-    owners = np.full(count, -1)
+    owners = -1 - np.arange(count)
     for row, names in patients.items():
         if len(names) == 1 and (name := next(iter(names))) is not None:
             owners[row] = numbers.setdefault(name, len(numbers))
