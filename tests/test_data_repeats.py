@@ -113,10 +113,16 @@ def test_the_account_says_what_is_joined_by_mirroring_alone(folder, tmp_path):
     }
     assert repeats["near_identical"]["total"] == 1  # one mirrored leak is a near copy of the one before it
     # ... but of the training part both are mirrored
-    assert manifest["leaks"] == {"total": 11, "byte_identical": 0, "near_identical": 0, "mirrored": 11}
+    assert manifest["leaks"] == {
+        "total": 11,
+        "byte_identical": 0,
+        "near_identical": 0,
+        "mirrored": 11,
+        "of_patients": 0,
+    }
     kinds = {row["path"]: row["repeat"] for row in manifest["files"]}
     assert kinds["Training/a/m00.png"] == "mirrored"
     assert kinds["Training/a/00.png"] is None
     text = format_account(manifest)
     assert "mirrored copies beyond that: 22 (12 within training, 0 within testing, 10 across)" in text
-    assert "11 (0 byte-identical, 0 near-identical, 11 mirrored)" in text
+    assert "11 (0 byte-identical, 0 near-identical, 11 mirrored, 0 other" in text

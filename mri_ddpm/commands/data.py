@@ -7,6 +7,7 @@ from pathlib import Path
 from mri_ddpm.commands import COMMANDS
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import account_of, format_account, write_sources
+from mri_ddpm.data.cache import cache_folder, prune_cache
 from mri_ddpm.errors import InputError
 from mri_ddpm.fields import FlagParser
 from mri_ddpm.files import write_json, writing_to
@@ -26,7 +27,17 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("manifest.json"), help="JSON file for the whole account"
     )
-    data(parser.parse_args(args))
+    parser.add_argument(
+        "--prune_cache",
+        action="store_true",
+        help="delete all decoded scans that are kept, and say how many bytes that was",
+    )
+    args = parser.parse_args(args)
+    if args.prune_cache:
+        count, size = prune_cache(args.cache_dir)
+        print(f"deleted: {count} files of {size / 1e6:.1f} MB in {cache_folder(args.cache_dir)}")
+    if args.folder or args.train_data_dir or args.dataset_name or not args.prune_cache:
+        data(args)
 
 
 def data(args: argparse.Namespace) -> None:

@@ -70,6 +70,9 @@ def make_manifest(
     identity = json.dumps([class_names, files], sort_keys=True)
     good = [record for record in records if record.flaw is None]
     scale = common_scale(record.extent for record in good)
+    about_volumes = (
+        _volumes(volumes, sum(record.plane is not None for record in records)) if volumes else None
+    )
     manifest = {
         "manifest_version": MANIFEST_VERSION,
         "source": source,
@@ -78,9 +81,10 @@ def make_manifest(
         "intensity_scale": {kind: list(ends) for kind, ends in scale.items()},
         "class_names": list(class_names),
         "patients": _patients(records),
-        "volumes": _volumes(volumes, sum(record.plane is not None for record in records))
-        if volumes
-        else None,
+        "plane": options.plane if volumes and options.plane != "all" else None,
+        "spacing_mm": about_volumes
+        and about_volumes["pixel_mm"],  # of the model's pixels, where all have one
+        "volumes": about_volumes,
         "parts": _count_by_class(
             records,
             class_names,
@@ -282,14 +286,22 @@ def _leaks(records: list[ScanRecord]) -> dict:
 
     "mirrored" are those that show none the same way round.
     """
-    kinds = Counter(record.repeat for record in records if record.split == "leak")
-    return {
-        "total": kinds.total(),
-        "byte_identical": kinds["byte-identical"],
-        "near_identical": kinds["near-identical"],
-        "mirrored": kinds["mirrored"],
-        "of_patients": kinds[None],
-    }
+    earliest = _earliest_part(records)
+    originals = [record for record in records if record.part == earliest.get(record.group)]
+    hashes, facing = {record.sha256 for record in originals}, {record.facing for record in originals}
+    kinds: Counter = Counter()
+    for record in records:
+        if record.split == "leak" and record.repeat is None:
+            kinds["of_patients"] += 1
+        elif (
+            record.split == "leak" and record.part == earliest[record.group]
+        ):  # of a patient with whom it shares little else
+            kinds["near_identical"] += 1
+        elif record.split == "leak":
+            seen = "near_identical" if record.facing in facing else "mirrored"
+            kinds["byte_identical" if record.sha256 in hashes else seen] += 1
+    names = ("byte_identical", "near_identical", "mirrored", "of_patients")
+    return {"total": kinds.total(), **{name: kinds[name] for name in names}}
 
 
 def _earliest_part(records: list[ScanRecord]) -> dict:
