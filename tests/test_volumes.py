@@ -337,6 +337,7 @@ def test_affines_that_no_scanner_has_are_refused(spacing):
         noise(affine=affine_of(spacing))
 
 
+@pytest.mark.filterwarnings("error")
 def test_extreme_values_stay_finite():
     values = RNG.normal(size=(8, 8, 8)).astype(np.float32)
     for extreme in (9e29, -9e29):
