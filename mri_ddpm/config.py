@@ -80,10 +80,8 @@ class ScanOptions:
         least=0,
         under=1.000001,
     )
-    max_spacing_mm: float | None = about(
-        None,
-        "Leave out planes of volumes with coarser pixels, which are reformatted from thicker slices.",
-        over=0,
+    max_spacing_mm: float = about(
+        3.0, "Coarsest pixels of a plane that was not acquired, but reformatted from thicker slices.", over=0
     )
     field_of_view_mm: float | None = about(
         None, "Side of every slice of a volume, so that all heads have one scale; such as 240.", over=0
