@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny, train_alone
 from huggingface_hub import ModelCard
+from nibabel import Nifti1Image
 from PIL import Image
 
 from mri_ddpm import commands
@@ -435,6 +436,10 @@ def test_refuses_images_that_cannot_be_measured(scans_and_images, run, tmp_path,
     )
     (other / "cyst" / "0.png").write_bytes(b"no image")
     assert "cyst/0.png" in message("--images", other, *there)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    Nifti1Image(np.ones((4, 4, 4)), np.eye(4)).to_filename(volume / "v.nii")
+    assert "v.nii is a volume; give its slices, one a file" in message("--images", volume, *there)
     assert not (tmp_path / "eval").exists()
 
 

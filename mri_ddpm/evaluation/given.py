@@ -12,6 +12,7 @@ from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import format_findings
 from mri_ddpm.data.reading import BadImageError, read_scan
 from mri_ddpm.data.sources import find_source
+from mri_ddpm.data.volume_files import VolumeFile
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.lazy import LazyImages
 
@@ -35,8 +36,10 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
     files, names, side = source.files, [], None
     for file in tqdm(files, desc="Reading images", unit="image"):
         where = f"--images {folder}: {file.path}"
+        if isinstance(file.content, VolumeFile):
+            raise InputError(f"{where} is a volume; give its slices, one a file.")
         try:
-            height, width = read_scan(file.read()).shape
+            height, width = read_scan(file.content.read()).shape
         except (OSError, BadImageError) as error:
             raise InputError(f"{where} {error}; mend or remove it.") from error
         side = side or height
@@ -47,7 +50,7 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
         names.append(file.class_name or class_in_text(folder / file.path))
     if len(files) < FEWEST:
         raise InputError(f"--images {folder} holds {len(files)} images; give {FEWEST} or more.")
-    return images_of_files([file.read for file in files], side), names
+    return images_of_files([file.content.read for file in files], side), names
 
 
 def images_of_files(readers: Sequence[Callable[[], bytes]], side: int) -> LazyImages:
