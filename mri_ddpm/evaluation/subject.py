@@ -1,5 +1,6 @@
 """What is evaluated: a pipeline, the scans it was trained on, and those that it never saw."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +19,16 @@ HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_colum
 
 @dataclass(frozen=True)
 class RealScans:
-    """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part."""
+    """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part.
+
+    ``scans`` are the data sets of the first two, by the same names, from which `batch` takes them with their conditions.
+    """
 
     training: Labelled
     validation: Labelled
     test: Labelled | None
     class_names: tuple[str, ...]
+    scans: dict[str, ScanDataset]
 
     @property
     def unseen(self) -> dict[str, Labelled]:
@@ -31,11 +36,17 @@ class RealScans:
         parts = {"validation": self.validation, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None and len(part[1])}
 
+    def batch(self, part: str, rows: Sequence[int], device: torch.device | str) -> dict[str, torch.Tensor]:
+        """Scans of "training" or "validation" as a batch of the training; without classes where there are none."""
+        batch = self.scans[part].batch(rows)
+        names = batch.keys() - (() if self.class_names else {"class_labels"})
+        return {name: batch[name].to(device) for name in names}
+
     def without_classes(self) -> "RealScans":
         """The same as one class, for a model that knows none: its images have no class to be compared by."""
         parts = {"training": self.training, "validation": self.validation, "test": self.test}
         merged = {name: part and (part[0], np.zeros_like(part[1])) for name, part in parts.items()}
-        return RealScans(**merged, class_names=())
+        return RealScans(**merged, class_names=(), scans=self.scans)
 
 
 def load_real_scans(
@@ -81,7 +92,8 @@ def real_scans(scans: Scans) -> RealScans:
     """The parts of a data set as arrays."""
     parts = {"training": scans.train, "validation": scans.validation, "test": scans.test}
     arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
-    return RealScans(**arrays, class_names=scans.class_names)
+    batches = {"training": scans.train, "validation": scans.validation}
+    return RealScans(**arrays, class_names=scans.class_names, scans=batches)
 
 
 def where_scans_are(record: Record, where: dict[str, str | None]) -> dict[str, str]:
