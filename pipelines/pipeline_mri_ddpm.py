@@ -389,7 +389,7 @@ class MRIDDPMBasePipeline(Opener):
         *,
         calls: Sequence[int] | None = None,
         scan: torch.Tensor | None = None,
-        redrawn: torch.Tensor | None = None,
+        resampled: torch.Tensor | None = None,
     ) -> MRIDDPMPipelineOutput | tuple:
         """Run the reverse process (algorithm 2), from x_t to images in the form that the request asks for.
 
@@ -397,8 +397,8 @@ class MRIDDPMBasePipeline(Opener):
             chain: as ``begin`` made it.
             x_t: at the first call, ``(B, C, H, W)``.
             calls: the chain's own when ``None``. Where a call is not later than the last, the process goes back to it.
-            scan: in [0, 1], ``(B, C, H, W)``; it stays as it is outside of ``redrawn``.
-            redrawn: a mask of the same shape, of what is sampled anew.
+            scan: in [0, 1], ``(B, C, H, W)``; it stays as it is outside of ``resampled``.
+            resampled: a mask of the same shape, of what is sampled anew.
 
         Raises:
             ValueError: when a prediction is not finite.
@@ -413,11 +413,11 @@ class MRIDDPMBasePipeline(Opener):
         x_ts, x_0s, finite = [], [], torch.tensor(True, device=chain.device)
         for step, i in enumerate(self.progress_bar(calls)):
             t = timesteps[i]
-            if step and i <= calls[step - 1]:  # back over the stretch just drawn: q(x_t | x_s) for s < t
+            if step and i <= calls[step - 1]:  # back over the stretch just sampled: q(x_t | x_s) for s < t
                 kept = alpha_bars[i] / [*alpha_bars, 1.0][calls[step - 1] + 1]
                 x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * chain.draw_noise()
-            if redrawn is not None:  # what is known gets the noise of each step
-                x_t = torch.where(redrawn, x_t, chain.noised(scan, i))
+            if resampled is not None:  # what is known gets the noise of each step
+                x_t = torch.where(resampled, x_t, chain.noised(scan, i))
             model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
             inside = request.guidance_start * total <= total - 1 - float(t) < request.guidance_end * total
             scale = request.guidance_scale if inside else 1.0
@@ -442,8 +442,8 @@ class MRIDDPMBasePipeline(Opener):
                 "float32, or a lower guidance_scale."
             )
         unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
-        if redrawn is not None:
-            unit = torch.where(redrawn, unit, scan)
+        if resampled is not None:
+            unit = torch.where(resampled, unit, scan)
         output = MRIDDPMPipelineOutput(images=to_images(unit, request.output_type))
         if request.output_trajectory:
             output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)
@@ -594,12 +594,12 @@ class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
     ) -> Request:
         request, name = super().check_inputs(**arguments), type(self.scheduler).__name__
         check_image(image, strength, self.shape(request))
-        redrawn = as_images(mask_image, "mask_image", self.shape(request)) >= 0.5
+        resampled = as_images(mask_image, "mask_image", self.shape(request)) >= 0.5
         repeats = 1 if jump_n_sample is None else jump_n_sample
         refuse(
-            (not redrawn.any(),
-             "mask_image has no white pixel, of half its range or more, so nothing would be drawn; paint white what is to "
-             "be drawn anew (of a mask of 0 and 1 in 8 bits, multiply by 255)."),
+            (not resampled.any(),
+             "mask_image has no white pixel, of half its range or more, so nothing would change; paint white what is to "
+             "be sampled anew (of a mask of 0 and 1 in 8 bits, multiply by 255)."),
             (min(jump_length, repeats) < 1,
              f"jump_length is {jump_length} and jump_n_sample {jump_n_sample}; take 1 or more."),
             (repeats > 1 and not is_ancestral(self.scheduler),
@@ -633,12 +633,12 @@ class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
         )  # fmt: skip
         chain = self.begin(request, strength)
         scan = as_images(image, "image", chain.shape).to(chain.device)
-        redrawn = as_images(mask_image, "mask_image", chain.shape).to(chain.device) >= 0.5
+        resampled = as_images(mask_image, "mask_image", chain.shape).to(chain.device) >= 0.5
         first, ancestral = chain.calls[0], is_ancestral(chain.scheduler)
         # Nothing of what the mask covers may show through x_T
         x_t = self.draw_start(chain) if self.knows_moments and first == 0 else chain.noised(scan, first)
         calls = with_jumps(chain.calls, jump_length, jump_n_sample or (10 if ancestral else 1))
-        return self.denoise(chain, x_t, calls=calls, scan=scan, redrawn=redrawn)
+        return self.denoise(chain, x_t, calls=calls, scan=scan, resampled=resampled)
 
 
 def refuse(*cases: tuple[bool, str]) -> None:
@@ -670,7 +670,7 @@ def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) ->
         (pixels.ndim < 3 or coloured,
          f"{name} of shape {arrays[0].shape} is not grey; give (H, W), (B, H, W) or (B, 1, H, W)."),
         (size != (height, width),
-         f"{name} is {size[-1]}x{size[0]} pixels, but {width}x{height} are drawn; resize it to that first."),
+         f"{name} is {size[-1]}x{size[0]} pixels, but the model samples {width}x{height}; resize it to that first."),
     )  # fmt: skip
     pixels = pixels.reshape(-1, channels, height, width)
     inside = ((pixels >= 0) & (pixels <= 1)).all()

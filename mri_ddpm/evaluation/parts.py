@@ -59,7 +59,7 @@ def measure(
         output_dir: where numbers, report and pictures go; it is there.
         settings: what the images come from, for the report.
         metrics: what is asked for, of ``CHOICES``.
-        denoise: gives the losses and the likelihood of the network that drew the images; ``None`` where there is none.
+        denoise: gives the losses and the likelihood of the network that made the images; ``None`` where there is none.
         seconds: what earlier steps took.
 
     Returns:

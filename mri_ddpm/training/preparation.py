@@ -43,7 +43,7 @@ def check_tracker(config: TrainingConfig) -> None:
 
 
 def load_training_scans(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
-    """Load the scans, or draw phantoms where there are none; one process fills the cache for the others."""
+    """Load the scans, or make phantoms where there are none; one process fills the cache for the others."""
     if config.train_data_dir or config.dataset_name:
         same_names = ("train_data_dir", "dataset_name", "dataset_config_name", "image_column", "label_column",
                       "resolution", "fit", "validation_share", "keep_repeats", "on_bad_image", "seed",
