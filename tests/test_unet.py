@@ -354,7 +354,7 @@ def test_channels_last_stays_channels_last(make_unet, block_type):
     assert len(strayed["plain"]) > 10  # so the hooks can tell
 
 
-@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+@pytest.mark.parametrize("block_type", ["resnet", pytest.param("convnext", marks=pytest.mark.slow)])
 def test_compiles_into_one_graph(make_unet, block_type):
     unet = make_unet(block_type=block_type, num_class_embeds=2)
     torch._dynamo.reset()
