@@ -232,7 +232,7 @@ class TrainingConfig(ScanOptions):
     )
     validation_steps: int = about(500, "Optimizer steps between validations.", least=1)
     sample_epochs: list[int] = about(
-        [], "Epochs at whose end grids of raw and EMA samples are drawn; 0 is before training."
+        [], "Epochs at whose end grids of raw and EMA samples are made; 0 is before training."
     )
     evaluate_epochs: list[int] = about(
         [], "Epochs at whose end KID and the share of copied scans are measured on EMA samples."
