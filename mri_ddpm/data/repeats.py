@@ -133,4 +133,4 @@ def group_near_identical(hashes: list[bytes], mirrored: list[bytes]) -> tuple[np
 def components(pairs: np.ndarray, count: int) -> np.ndarray:
     """Number the sets that pairs, int (2, pairs), join `count` things into: int (count,)."""
     graph = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(count, count))
-    return connectedcomponents(graph, directed=False)[1]
+    return connected_components(graph, directed=False)[1]
