@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
+from benchmarks.near_copies import make_hashes
 from mri_ddpm.data.repeats import MAX_DIFFERING_BITS, group_near_identical, near_pairs
 
 
@@ -63,6 +64,14 @@ def test_finds_what_comparing_every_pair_finds(seed):
     kept, _ = assert_all_found(hashes, mirrored, owners)
     assert 0 < kept.shape[1] < same.shape[1]
     assert_all_found(hashes, mirrored, np.array(["a", "b", "c"])[owners])
+
+
+def test_finds_all_pairs_in_runs_of_slices():
+    """Hashes with the skew of real ones: of phantoms in wide and narrow margins, with their neighbours and copies."""
+    hashes, mirrored, heads = make_hashes(400, seed=0)
+    same, across = assert_all_found(hashes, mirrored, heads)
+    assert min(same.shape[1], across.shape[1]) > 5
+    assert assert_all_found(hashes, mirrored)[0].shape[1] > 1000
 
 
 @pytest.mark.parametrize("seed", range(3))
