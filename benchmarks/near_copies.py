@@ -34,8 +34,8 @@ def make_hashes(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.
     rng = np.random.default_rng(seed)
     heads = draw_phantoms(-(-num_images // SLICES), 48, seed)[0]
     heads = [np.pad(head, 20 * (i % 2)) for i, head in enumerate(heads)]
-    first = np.stack([[picture_hash(head), picture_hash(head[:, ::-1])] for head in heads])
-    first = np.frombuffer(first.tobytes(), dtype=np.uint8).reshape(-1, 1, 2, 128)
+    first = b"".join(picture_hash(turned) for head in heads for turned in (head, head[:, ::-1]))
+    first = np.frombuffer(first, dtype=np.uint8).reshape(-1, 1, 2, 128)
     steps = rng.random((len(heads), SLICES, 2, 1024), dtype=np.float32) < STEP_BITS / 1024
     hashes = first ^ np.bitwise_xor.accumulate(np.packbits(steps, axis=-1), axis=1)
     hashes = hashes.reshape(-1, 2, 128)[:num_images]

@@ -21,7 +21,7 @@ HASH_SIZE = 16  # 256 bits each for the perceptual (DCT) and the difference hash
 # and the mirror image of another: copies mirrored and changed in these ways differ in at most 16. Brains are
 # nearly symmetric, but these hashes go by what is not: the nearest two of the set differ in 74 bits and show
 # different slices, and a scan differs from its own mirror image in at least 135.
-MAX_DIFFERING_BITS = 30
+MAX_DIFFERING_BITS = 30  # no more than 31, or `_nearly_equal` misses pairs
 
 
 def picture_hash(unit: np.ndarray) -> bytes:
