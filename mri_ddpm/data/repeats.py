@@ -9,6 +9,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 HASH_SIZE = 16  # 256 bits each for the perceptual (DCT) and the difference hash
 
