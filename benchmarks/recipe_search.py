@@ -1,6 +1,6 @@
-"""Which recipe draws the best scans at an equal, small budget, and sampled in which way?
+"""Which recipe gives the best samples at an equal, small budget, and sampled in which way?
 
-Trains each recipe of `RECIPES` on real scans with the quickstart's network and the same steps of the same batches, draws
+Trains each recipe of `RECIPES` on real scans with the quickstart's network and the same steps of the same batches, makes
 as many samples in each way of `SAMPLERS`, and compares them with the training scans by the yardstick that sees anatomy.
 One JSON line for each recipe and sampler goes to ``results.jsonl``; what is there already is not made again.
 

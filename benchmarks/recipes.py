@@ -50,7 +50,7 @@ class Recipe(ABC):
         """Bring the averaged weights up to date, in a recipe that has them."""
 
     def drawing_weights(self) -> dict[str, torch.Tensor]:
-        """The network's state to draw with."""
+        """The network's state to sample with."""
         return self.network.state_dict()
 
     @abstractmethod
@@ -85,8 +85,10 @@ class OfDiffusers(Recipe):
     def sample(self, n):
         pipeline = DDIMPipeline(self.network, DDIMScheduler.from_config(self.noise_scheduler.config))
         pipeline.set_progress_bar_config(disable=True)
-        drawn = pipeline(n, num_inference_steps=NUM_INFERENCE_STEPS, output_type="np").images  # (n, H, W, 1)
-        return torch.from_numpy(drawn).permute(0, 3, 1, 2)
+        sampled = pipeline(
+            n, num_inference_steps=NUM_INFERENCE_STEPS, output_type="np"
+        ).images  # (n, H, W, 1)
+        return torch.from_numpy(sampled).permute(0, 3, 1, 2)
 
 
 class OfLucidrains(Recipe):

@@ -1,4 +1,4 @@
-"""How many images a second does each scheduler draw, beside diffusers' and lucidrains' pipelines as wide?
+"""How many images a second does each scheduler make, beside diffusers' and lucidrains' pipelines as wide?
 
 Times all of them in turn in one run, with random weights and no classes, and prints images/s and their ratio
 to the peers' whole chain of 300 steps.
@@ -57,7 +57,7 @@ PEER_CHAINS = [("ddpm", T), ("ddim", 50)]
 
 @dataclass
 class Family:
-    """A network and what draws with it: ``sampler(solver, steps)`` makes a ``sample(n, generator)``."""
+    """A network and what samples with it: ``sampler(solver, steps)`` makes a ``sample(n, generator)``."""
 
     network: nn.Module
     sampler: Callable[[str, int], Callable]
@@ -121,8 +121,8 @@ def make_families(args: argparse.Namespace) -> dict[str, Family]:
     return families
 
 
-def draw(family: Family, sample: Callable, args: argparse.Namespace) -> float:
-    """Draw all images in batches; returns the seconds. The generator is on the device: no noise is copied."""
+def sample_all(family: Family, sample: Callable, args: argparse.Namespace) -> float:
+    """Sample all images in batches; returns the seconds. The generator is on the device: no noise is copied."""
     generator = torch.Generator(args.device).manual_seed(0)
     batches = args.num_images // args.batch_size
     with torch.no_grad(), torch.autocast(args.device, torch.bfloat16, enabled=family.bfloat16):
@@ -152,7 +152,7 @@ def choose_format(family: Family, args: argparse.Namespace) -> None:
 
     def seconds(name):
         family.network.to(memory_format=FORMATS[name])
-        return min(draw(family, lambda *_: family.network(image, t), args) for _ in range(2))
+        return min(sample_all(family, lambda *_: family.network(image, t), args) for _ in range(2))
 
     tried = least_seconds(FORMATS, seconds, rounds=3)
     family.mode = min(tried, key=tried.get)
@@ -166,11 +166,11 @@ def time_chains(families: dict[str, Family], args: argparse.Namespace) -> dict[t
         for solver, steps in family.chains:
             timed = min(steps, args.timed_steps)
             samples[name, solver, timed] = family.sampler(solver, timed)
-            draw(family, family.sampler(solver, min(2, timed)), args)  # warm up
+            sample_all(family, family.sampler(solver, min(2, timed)), args)  # warm up
     seconds = {key: [] for key in samples}
     for repeat in range(args.repeats):
         for key, sample in samples.items():
-            seconds[key].append(draw(families[key[0]], sample, args))
+            seconds[key].append(sample_all(families[key[0]], sample, args))
         total = sum(times[-1] for times in seconds.values())
         print(f"repeat {repeat + 1} of {args.repeats}: {total:.0f} s", file=sys.stderr, flush=True)
     return seconds

@@ -1,12 +1,12 @@
 """How few steps are enough, by which scheduler, and how much guidance does a class need?
 
-Draws the same number of images from the same noise by every scheduler and step count with a model of real scans, and
-compares each set in wavelet features with the training scans, and with the whole ancestral chain's images. Then draws by several
+Samples the same number of images from the same noise by every scheduler and step count with a model of real scans, and
+compares each set in wavelet features with the training scans, and with the whole ancestral chain's images. Then samples by several
 guidance scales, and asks a classifier that was trained on real scans whether it sees the class that was asked for.
 
     python benchmarks/solvers.py --pipeline runs/c --train_data_dir DIR --output_dir runs/solvers
 
-What is there is not drawn again, so that several processes can share the drawing: --schedulers ddpm in one, the others in
+What is there is not sampled again, so that several processes can share the work: --schedulers ddpm in one, the others in
 another, and the command without it for the tables at the end.
 """
 
@@ -43,7 +43,7 @@ TIMED_IMAGES = 16
 
 
 def requests(schedulers: list[str]) -> dict[str, dict]:
-    """What is drawn, by name: the solvers at their steps, and the guidance scales."""
+    """What is sampled, by name: the solvers at their steps, and the guidance scales."""
     solvers = {
         f"{name}-{steps}": {"scheduler": name, "num_inference_steps": steps}
         for name in schedulers
@@ -62,7 +62,7 @@ def requests(schedulers: list[str]) -> dict[str, dict]:
 
 
 def images_of(name: str, request: dict, pipeline, counts: np.ndarray, args) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a request and their classes: those of its file, or drawn now."""
+    """The images of a request and their classes: those of its file, or sampled now."""
     file = args.output_dir / f"{name}.npz"
     if not file.exists():
         options = SamplingOptions(**request, batch_size=args.batch_size, seed=args.seed)
@@ -124,7 +124,9 @@ def main() -> None:
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--train_data_dir", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/solvers"))
-    parser.add_argument("--schedulers", nargs="+", choices=[*SCHEDULERS, "guidance"], help="only draw these")
+    parser.add_argument(
+        "--schedulers", nargs="+", choices=[*SCHEDULERS, "guidance"], help="only sample these"
+    )
     parser.add_argument("--num_images", type=int, default=800)
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
@@ -137,13 +139,13 @@ def main() -> None:
     )
     counts = class_counts(real.training[1], len(real.class_names), args.num_images)
     wanted = requests(args.schedulers or [*SCHEDULERS, "guidance"])
-    drawn = {name: images_of(name, request, pipeline, counts, args) for name, request in wanted.items()}
+    sampled = {name: images_of(name, request, pipeline, counts, args) for name, request in wanted.items()}
     if args.schedulers:
         return
 
     wavelets = WaveletFeatures.fit(real.training[0])
     reference = wavelets(real.training[0])
-    features = {name: wavelets(images) for name, (images, _) in drawn.items()}
+    features = {name: wavelets(images) for name, (images, _) in sampled.items()}
     judge = train_classifier(*real.training, len(real.class_names), seed=1, title="classifier")
 
     def quality(images: np.ndarray, embedded: np.ndarray) -> dict:
@@ -157,7 +159,7 @@ def main() -> None:
     validation = {**quality(x, wavelets(x)), "class_fidelity": share(predict(judge, x) == y).as_dict()}
     rows = {}
     for name, request in wanted.items():
-        images, labels = drawn[name]
+        images, labels = sampled[name]
         rows[name] = {
             **request,
             "network_calls": network_calls(request, pipeline.scheduler.config.num_train_timesteps),

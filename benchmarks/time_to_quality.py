@@ -1,6 +1,6 @@
-"""How soon does our recipe draw scans as good as those of the peers' own recipes?
+"""How soon does our recipe make samples as good as those of the peers' own recipes?
 
-Trains each on the same scans, as wide, with the same batch size and for the same seconds of training, and draws from it
+Trains each on the same scans, as wide, with the same batch size and for the same seconds of training, and samples from it
 at a fifth, three fifths and the whole of that time, by its own DDIM sampler with 25 calls of the network. The images are
 compared with the training scans by KID, in the features of one classifier that was trained on these scans.
 
@@ -16,11 +16,11 @@ schedule that ends at a fifth of the time. The peers' recipes, which know no cla
 
 Their learning rates (1e-4, 1e-4 and 2.5e-5) are made for many hours of a GPU. So that minutes are enough, every family
 gets one and the same peak rate, and rises to it in the first 5 % of its time, also where a recipe has no warm-up.
-Peers get the faster of two memory formats. Loading, validating, saving and drawing do not count as training.
+Peers get the faster of two memory formats. Loading, validating, saving and sampling do not count as training.
 
-All are trained before any is drawn from. What is there is not made again; a peer's training that was cut short begins
+All are trained before any is sampled from. What is there is not made again; a peer's training that was cut short begins
 anew, and ours goes on. Several processes can share the work by --families, and with none named after it there are only
-the table and the plot of what was drawn so far.
+the table and the plot of what was sampled so far.
 """
 
 import argparse
@@ -59,11 +59,11 @@ from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
 
 OURS = {"ours": 1.0, "ours-in-a-fifth": 0.2}  # the share of the time at which the schedule ends
-SHARES = (0.2, 0.6, 1.0)  # of the time, where images are drawn
+SHARES = (0.2, 0.6, 1.0)  # of the time, where images are sampled
 WARMUP = 0.05  # share of a schedule
 DRAWING_ORDER = (100, 20, 60)  # percent of the time: what the question is about comes first
 TIMED_STEPS = 12  # of ours, to know how many fit into the time
-DRAWN_AT_ONCE = 32
+SAMPLED_AT_ONCE = 32
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -99,7 +99,7 @@ def faster_format(name: str, images: torch.Tensor, args: argparse.Namespace) -> 
 
 
 def train_peer(name: str, images: np.ndarray, folder: Path, args: argparse.Namespace) -> dict:
-    """Train for the whole time, leaving the weights to draw with at each of `SHARES`; returns what is to be known."""
+    """Train for the whole time, leaving the weights to sample with at each of `SHARES`; returns what is to be known."""
     images = torch.from_numpy(images)  # (N, 1, H, W) in [0, 1]
     mode = faster_format(name, images[: max(1, args.train_batch_size // 4)], args)
     torch.manual_seed(args.seed)
@@ -197,18 +197,18 @@ def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def draw_peer(name: str, training: dict, weights: Path, args: argparse.Namespace) -> np.ndarray:
+def sample_peer(name: str, training: dict, weights: Path, args: argparse.Namespace) -> np.ndarray:
     recipe = PEERS[name](args, FORMATS[training["memory_format"]])
     recipe.network.load_state_dict(load_file(weights))
     recipe.network.eval()
     torch.manual_seed(args.seed)
-    starts = tqdm(range(0, args.num_images, DRAWN_AT_ONCE), desc=f"{name}, {weights.stem}", unit="batch")
+    starts = tqdm(range(0, args.num_images, SAMPLED_AT_ONCE), desc=f"{name}, {weights.stem}", unit="batch")
     with torch.no_grad():
-        drawn = [recipe.sample(min(DRAWN_AT_ONCE, args.num_images - start)) for start in starts]
-    return torch.cat(drawn).clamp(0, 1).numpy()
+        sampled = [recipe.sample(min(SAMPLED_AT_ONCE, args.num_images - start)) for start in starts]
+    return torch.cat(sampled).clamp(0, 1).numpy()
 
 
-def draw_ours(run_dir: Path, step: int, class_labels: np.ndarray, args: argparse.Namespace) -> np.ndarray:
+def sample_ours(run_dir: Path, step: int, class_labels: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     """Images of the averaged weights in a checkpoint, in the classes' proportions and without guidance."""
     pipeline = load_pipeline(str(run_dir), "cpu")
     checkpoint = run_dir / "checkpoints" / f"step-{step:06d}"
@@ -216,7 +216,7 @@ def draw_ours(run_dir: Path, step: int, class_labels: np.ndarray, args: argparse
     names = [name for name, _ in pipeline.unet.named_parameters()]
     pipeline.unet.load_state_dict(dict(zip(names, averaged, strict=True)))
     options = SamplingOptions(
-        "ddim", num_inference_steps=NUM_INFERENCE_STEPS, seed=args.seed, batch_size=DRAWN_AT_ONCE
+        "ddim", num_inference_steps=NUM_INFERENCE_STEPS, seed=args.seed, batch_size=SAMPLED_AT_ONCE
     )
     options.prepare(pipeline, args.num_images, 0 if pipeline.class_names else None)
     counts = class_counts(class_labels, max(1, len(pipeline.class_names)), args.num_images)
@@ -233,7 +233,7 @@ def train_family(name: str, images: np.ndarray, args: argparse.Namespace) -> Non
 
 
 def draw_family(name: str, percent: int, class_labels: np.ndarray, args: argparse.Namespace) -> None:
-    """Draw a family's images at one point, and a grid of 64 of them, unless they are there."""
+    """Sample a family's images at one point, and a grid of 64 of them, unless they are there."""
     folder = args.output_dir / name
     training = json.loads((folder / "training.json").read_text())
     file = folder / f"images-{percent}.npz"
@@ -241,16 +241,16 @@ def draw_family(name: str, percent: int, class_labels: np.ndarray, args: argpars
     if row is None or file.exists():
         return
     if name in OURS:
-        drawn = draw_ours(folder / "run", row["steps"], class_labels, args)
+        sampled = sample_ours(folder / "run", row["steps"], class_labels, args)
     else:
-        drawn = draw_peer(name, training, folder / f"weights-{percent}.safetensors", args)
-    spread = np.linspace(0, len(drawn) - 1, 64).round().astype(int)  # over all classes
-    sheet(drawn[spread].reshape(8, 8, *drawn.shape[1:]), [""] * 8).save(file.with_suffix(".png"))
-    np.savez_compressed(file, images=np.round(drawn * 255).astype(np.uint8))
+        sampled = sample_peer(name, training, folder / f"weights-{percent}.safetensors", args)
+    spread = np.linspace(0, len(sampled) - 1, 64).round().astype(int)  # over all classes
+    sheet(sampled[spread].reshape(8, 8, *sampled.shape[1:]), [""] * 8).save(file.with_suffix(".png"))
+    np.savez_compressed(file, images=np.round(sampled * 255).astype(np.uint8))
 
 
 def score(scans, args: argparse.Namespace) -> dict:
-    """KID of all that was drawn so far, in this process or in others, and of the validation scans."""
+    """KID of all that was sampled so far, in this process or in others, and of the validation scans."""
     training = as_arrays(scans.train)
     extractor = make_extractor("in_domain", *training, scans.class_names)
     reference, families = extractor(training[0][extractor.reference]), {}
@@ -342,7 +342,7 @@ def parse_args() -> argparse.Namespace:
     add("--block_out_channels", nargs="+", default=[32, 64, 96], help="channels of each level (32 64 96)")
     add("--train_batch_size", default=32, help="scans a step (32)")
     add("--learning_rate", type=float, default=1e-3, help="peak rate of all (1e-3)")
-    add("--num_images", default=256, help="images drawn at each point (256)")
+    add("--num_images", default=256, help="images sampled at each point (256)")
     add("--threads", help="threads of torch (its own choice)")
     add("--seed", default=0)
     add("--families", type=str, nargs="*", choices=FAMILIES, default=FAMILIES, help="only these")

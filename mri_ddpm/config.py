@@ -71,19 +71,17 @@ class ScanOptions:
         [0.0, 1.0],
         "From where to where slices of volumes are taken, as shares from left, posterior or inferior.",
         least=0,
-        under=1.000001,
+        most=1,
     )
     slice_step_mm: float | None = about(None, "Least distance of the slices of a volume.", over=0)
     min_head: float = about(
         0.5,
         "Least area of head in a slice, as a share of the largest in its volume.",
         least=0,
-        under=1.000001,
+        most=1,
     )
-    max_spacing_mm: float | None = about(
-        None,
-        "Leave out planes of volumes with coarser pixels, which are reformatted from thicker slices.",
-        over=0,
+    max_spacing_mm: float = about(
+        3.0, "Coarsest pixels of a plane that was not acquired, but reformatted from thicker slices.", over=0
     )
     field_of_view_mm: float | None = about(
         None, "Side of every slice of a volume, so that all heads have one scale; such as 240.", over=0
@@ -110,6 +108,9 @@ class ScanOptions:
         refuse_wrong_fields(self)
         if self.train_data_dir and self.dataset_name:
             raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
+        if len(self.slice_range) != 2 or self.slice_range[0] >= self.slice_range[1]:
+            words = " ".join(map(str, self.slice_range))
+            raise InputError(f"--slice_range is {words}; take two numbers, the lower first, such as 0.3 0.8.")
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed is {self.seed}; take at most {LARGEST_SEED}.")
         if len(self.slice_range) != 2 or self.slice_range[0] >= self.slice_range[1]:
@@ -236,7 +237,7 @@ class TrainingConfig(ScanOptions):
     )
     validation_steps: int = about(500, "Optimizer steps between validations.", least=1)
     sample_epochs: list[int] = about(
-        [], "Epochs at whose end grids of raw and EMA samples are drawn; 0 is before training."
+        [], "Epochs at whose end grids of raw and EMA samples are made; 0 is before training."
     )
     evaluate_epochs: list[int] = about(
         [], "Epochs at whose end KID and the share of copied scans are measured on EMA samples."

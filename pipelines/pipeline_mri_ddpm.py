@@ -43,11 +43,10 @@ DDIM_AS_DPM_SOLVER = {
 # Few steps are best spent where details are decided, at low noise: 10 spaced so sample as well as 30 even ones
 SPACING = 1.5
 OF_OTHERS = {  # arguments of other pipelines
-    "mask_image": "MRIDDPMInpaintPipeline.from_pipe(pipeline) does",
-    "jump_length": "MRIDDPMInpaintPipeline.from_pipe(pipeline) does",
-    "jump_n_sample": "MRIDDPMInpaintPipeline.from_pipe(pipeline) does",
-    "image": "MRIDDPMImg2ImgPipeline.from_pipe(pipeline) does",
-    "strength": "MRIDDPMImg2ImgPipeline.from_pipe(pipeline) does",
+    **dict.fromkeys(
+        ("mask_image", "jump_length", "jump_n_sample"), "MRIDDPMInpaintPipeline.from_pipe(pipeline) does"
+    ),
+    **dict.fromkeys(("image", "strength"), "MRIDDPMImg2ImgPipeline.from_pipe(pipeline) does"),
     "batch_size": "here it is num_images",
     "num_images_per_prompt": "here it is num_images",
     "prompt": "here it is class_labels",
@@ -80,7 +79,7 @@ class MRIDDPMPipelineOutput(BaseOutput):
 
 @dataclass
 class Request:
-    """What one call asks for: the arguments of all three pipelines, which ``MRIDDPMPipeline`` describes.
+    """What one call asks for: the arguments of all three pipelines, which their ``__call__`` describe.
 
     Raises:
         ValueError: for a value that no model accepts.
@@ -101,6 +100,11 @@ class Request:
     output_trajectory: bool = False
     callback_on_step_end: Callable[..., dict] | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t",)
+    image: GivenImage | None = None
+    strength: float = 1.0
+    mask_image: GivenImage | None = None
+    jump_length: int = 10
+    jump_n_sample: int = 1
 
     def __post_init__(self):
         if isinstance(self.generator, tuple):  # diffusers takes lists alone
@@ -125,12 +129,18 @@ class Request:
             (self.output_type not in OUTPUT_TYPES,
              f"output_type {self.output_type!r} is unknown; take one of {', '.join(map(repr, OUTPUT_TYPES))}."),
             (unknown, f"callback_on_step_end_tensor_inputs names {unknown and unknown[0]!r}; there are {', '.join(TENSOR_INPUTS)}."),
+            (not 0 < self.strength <= 1, f"strength is {self.strength}; take a share of the chain over 0 and up to 1."),
+            (min(self.jump_length, self.jump_n_sample) < 1,
+             f"jump_length is {self.jump_length} and jump_n_sample {self.jump_n_sample}; take 1 or more."),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The reverse chain of a request: classes ``(B,)``, shape ``(B, C, H, W)``, and the calls of the network."""
+    """The reverse chain of a request: classes ``(B,)``, shape ``(B, C, H, W)``, and the calls of the network.
+
+    Where a call is not later than the one before, the process goes back to it.
+    """
 
     request: Request
     labels: torch.Tensor | None
@@ -138,7 +148,7 @@ class Chain:
     device: torch.device
     dtype: torch.dtype
     scheduler: SchedulerMixin
-    calls: range
+    calls: Sequence[int]
 
     def draw_noise(self) -> torch.Tensor:
         """Draw standard normal noise of the chain's shape."""
@@ -154,6 +164,7 @@ class Chain:
 class MRIDDPMBasePipeline(Opener):
     """What the three pipelines share: a network, a scheduler, the checks of a request, and the denoising loop."""
 
+    edits: tuple[str, ...] = ()  # the arguments beside those of `MRIDDPMPipeline`
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = list(TENSOR_INPUTS)
 
@@ -224,13 +235,14 @@ class MRIDDPMBasePipeline(Opener):
         return tuple(self.unet.config.class_names or ())
 
     def check_inputs(self, **arguments) -> Request:
-        """Refuse what cannot be sampled, in a sentence that names the argument and its possible values.
+        """The request, its image and mask as tensors ``(B, C, H, W)``.
 
         Raises:
             TypeError: for an unknown argument.
-            ValueError: for a value with which this model cannot sample.
+            ValueError: for what cannot be sampled; the sentence names the argument and its possible values.
         """
-        unknown = arguments.keys() - {field.name for field in fields(Request)}
+        taken = {field.name for field in fields(Request)} - OF_OTHERS.keys() | {*self.edits}
+        unknown = arguments.keys() - taken
         for name in sorted(unknown, key=[*OF_OTHERS, *unknown].index):
             hint = f"; {OF_OTHERS[name]}" if name in OF_OTHERS else ""
             raise TypeError(f"{type(self).__name__} takes no {name}{hint}.")
@@ -256,8 +268,22 @@ class MRIDDPMBasePipeline(Opener):
             ((scale != 1.0 or labels is None) and not config.get("null_class", True),
              "the model was trained with the class of every scan (class_dropout_prob 0) and has no null class, which "
              "guidance and images without a class need; give class_labels, and leave guidance_scale at 1."),
+            (request.jump_n_sample > 1 and not is_ancestral(self.scheduler),
+             f"jump_n_sample is {request.jump_n_sample}, but a {scheduler_class.__name__} cannot go back; take 1, or a "
+             "DDPMScheduler."),
         )  # fmt: skip
         self.class_indices(labels, request.num_images)
+        for name in self.edits:
+            if name in ("image", "mask_image"):
+                images = as_images(getattr(request, name), name, self.shape(request))
+                setattr(request, name, images.to(self._execution_device))
+        if request.mask_image is not None:
+            request.mask_image = request.mask_image >= 0.5
+            refuse(
+                (not request.mask_image.any(),
+                 "mask_image has no white pixel, of half its range or more, so nothing would change; paint white what is to "
+                 "be sampled anew (of a mask of 0 and 1 in 8 bits, multiply by 255)."),
+            )  # fmt: skip
         return request
 
     def class_indices(self, class_labels, num_images: int) -> torch.Tensor | None:
@@ -299,14 +325,15 @@ class MRIDDPMBasePipeline(Opener):
         height, width = (size if n is None else n for n in (request.height, request.width))
         return request.num_images, self.unet.config.out_channels, height, width
 
-    def begin(self, request: Request, strength: float = 1.0) -> Chain:
-        """The chain of a request; ``strength`` is the share of the timesteps that is run."""
+    def begin(self, request: Request) -> Chain:
+        """The chain of a request: the last steps of all, as many as its strength says."""
         total = self.scheduler.config.num_train_timesteps
         scheduler = self.set_timesteps(request.num_inference_steps or total)
         step_ends = scheduler.timesteps[:: scheduler.order] + 1
-        start = int((step_ends - strength * total).abs().argmin()) * scheduler.order
+        start = int((step_ends - request.strength * total).abs().argmin()) * scheduler.order
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
+        calls = range(start, len(scheduler.timesteps))
         return Chain(
             request=request,
             labels=self.class_indices(request.class_labels, request.num_images),
@@ -315,7 +342,7 @@ class MRIDDPMBasePipeline(Opener):
             # bf16 steps would add noise of their own
             dtype=torch.promote_types(self.unet.dtype, torch.float32),
             scheduler=scheduler,
-            calls=range(start, len(scheduler.timesteps)),
+            calls=with_jumps(calls, request.jump_length, request.jump_n_sample),
         )
 
     def set_timesteps(self, num_inference_steps: int) -> SchedulerMixin:
@@ -357,53 +384,34 @@ class MRIDDPMBasePipeline(Opener):
         return getattr(self.unet, "x_0_mean", None) is not None
 
     def draw_start(self, chain: Chain) -> torch.Tensor:
-        """Draw x_T ``(B, C, H, W)``: where the forward process ends if the model knows the moments, else from N(0, I)."""
-        scheduler, noise = chain.scheduler, chain.draw_noise()
-        if self.knows_moments:
-            x_0 = self.draw_by_moments(chain.labels, noise, chain.request.generator)
-            return scheduler.add_noise(x_0, noise, scheduler.timesteps[:1])
-        # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
-        return noise * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars_of(scheduler)[0] ** -0.5)
-
-    def draw_by_moments(self, labels: torch.Tensor | None, like: torch.Tensor, generator) -> torch.Tensor:
-        """Draw x_0 from the Gaussian with the training scans' moments. Noised, it is where the forward process ends.
+        """Draw x_T ``(B, C, H, W)``: where the forward process ends if the model knows the moments, else from N(0, I).
 
         q(x_T) has the mean sqrt(alpha_bar_T) E[x_0], and the covariance alpha_bar_T Cov[x_0] + (1 - alpha_bar_T) I
-        (Ho et al. 2020, equation 4). N(0, I) is neither, unless the schedule leaves nothing of the scan.
-
-        Args:
-            labels: ``(B,)``, or ``None`` for the moments over all classes.
-            like: of the shape wanted, ``(B, C, H, W)``.
-            generator: one for all images, or a list with one for each.
+        (Ho et al. 2020, equation 4). N(0, I) is neither, unless the schedule leaves nothing of the scan. So x_0 is drawn
+        from the Gaussian with the training scans' moments, of the class or of all, and noised.
         """
-        mean, components = (x.to(like) for x in self.unet.x_0_moments(*like.shape[-2:]))
-        x_0 = mean[-1:].expand_as(like) if labels is None else mean[labels]  # (B, C, H, W)
-        shape = (len(like), len(components))
-        weights = randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)  # (B, K)
-        return x_0 + torch.einsum("bk,kchw->bchw", weights, components)
+        scheduler, noise = chain.scheduler, chain.draw_noise()
+        if not self.knows_moments:
+            # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
+            return noise * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars_of(scheduler)[0] ** -0.5)
+        mean, components = (x.to(noise) for x in self.unet.x_0_moments(*chain.shape[-2:]))
+        x_0 = mean[-1:] if chain.labels is None else mean[chain.labels]  # (1 or B, C, H, W)
+        shape, kind = (len(noise), len(components)), {"device": noise.device, "dtype": noise.dtype}
+        weights = randn_tensor(shape, generator=chain.request.generator, **kind)  # (B, K)
+        x_0 = x_0 + torch.einsum("bk,kchw->bchw", weights, components)
+        return scheduler.add_noise(x_0, noise, scheduler.timesteps[:1])
 
-    def denoise(
-        self,
-        chain: Chain,
-        x_t: torch.Tensor,
-        *,
-        calls: Sequence[int] | None = None,
-        scan: torch.Tensor | None = None,
-        redrawn: torch.Tensor | None = None,
-    ) -> MRIDDPMPipelineOutput | tuple:
+    def denoise(self, chain: Chain, x_t: torch.Tensor) -> MRIDDPMPipelineOutput | tuple:
         """Run the reverse process (algorithm 2), from x_t to images in the form that the request asks for.
 
         Args:
             chain: as ``begin`` made it.
-            x_t: at the first call, ``(B, C, H, W)``.
-            calls: the chain's own when ``None``. Where a call is not later than the last, the process goes back to it.
-            scan: in [0, 1], ``(B, C, H, W)``; it stays as it is outside of ``redrawn``.
-            redrawn: a mask of the same shape, of what is sampled anew.
+            x_t: at the first call, ``(B, C, H, W)``. Of a request with a mask, what it leaves black stays as in the image.
 
         Raises:
             ValueError: when a prediction is not finite.
         """
-        request, scheduler, calls = chain.request, chain.scheduler, calls or chain.calls
+        request, scheduler, calls = chain.request, chain.scheduler, chain.calls
         # Timesteps stay on the CPU, where schedulers look them up in every step; the network has its own
         timesteps, on_device = scheduler.timesteps, scheduler.timesteps.to(chain.device)
         alpha_bars, total = alpha_bars_of(scheduler), scheduler.config.num_train_timesteps
@@ -413,11 +421,11 @@ class MRIDDPMBasePipeline(Opener):
         x_ts, x_0s, finite = [], [], torch.tensor(True, device=chain.device)
         for step, i in enumerate(self.progress_bar(calls)):
             t = timesteps[i]
-            if step and i <= calls[step - 1]:  # back over the stretch just drawn: q(x_t | x_s) for s < t
+            if step and i <= calls[step - 1]:  # back over the stretch just sampled: q(x_t | x_s) for s < t
                 kept = alpha_bars[i] / [*alpha_bars, 1.0][calls[step - 1] + 1]
                 x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * chain.draw_noise()
-            if redrawn is not None:  # what is known gets the noise of each step
-                x_t = torch.where(redrawn, x_t, chain.noised(scan, i))
+            if request.mask_image is not None:  # what is known gets the noise of each step
+                x_t = torch.where(request.mask_image, x_t, chain.noised(request.image, i))
             model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
             inside = request.guidance_start * total <= total - 1 - float(t) < request.guidance_end * total
             scale = request.guidance_scale if inside else 1.0
@@ -442,12 +450,12 @@ class MRIDDPMBasePipeline(Opener):
                 "float32, or a lower guidance_scale."
             )
         unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
-        if redrawn is not None:
-            unit = torch.where(redrawn, unit, scan)
+        if request.mask_image is not None:
+            unit = torch.where(request.mask_image, unit, request.image)
         output = MRIDDPMPipelineOutput(images=to_images(unit, request.output_type))
         if request.output_trajectory:
             output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)
-            output["timesteps"] = timesteps[list(calls)]
+            output["timesteps"] = timesteps[calls]
         self.maybe_free_model_hooks()
         return output if request.return_dict else output.to_tuple()
 
@@ -558,10 +566,7 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
 class MRIDDPMImg2ImgPipeline(MRIDDPMBasePipeline):
     """Sample variations of a given scan: it is noised for a part of the chain and denoised from there (SDEdit)."""
 
-    def check_inputs(self, *, image: GivenImage, strength: float = 0.2, **arguments) -> Request:
-        request = super().check_inputs(**arguments)
-        check_image(image, strength, self.shape(request))
-        return request
+    edits = ("image", "strength")
 
     @torch.no_grad()
     def __call__(
@@ -575,37 +580,17 @@ class MRIDDPMImg2ImgPipeline(MRIDDPMBasePipeline):
                 ``(B, 1, H, W)`` in [0, 1].
             strength: share of the timesteps that is run from the noised ``image`` (SDEdit, arXiv:2108.01073). It is over
                 0 and up to 1. At 32 to 64 pixels 0.2 keeps the head's outline and changes its inside.
-            arguments: all others of ``MRIDDPMPipeline``.
-
-        Raises:
-            TypeError, ValueError: as ``MRIDDPMPipeline``.
+            arguments: all others of ``MRIDDPMPipeline``, whose errors it raises.
         """
         request = self.check_inputs(class_labels=class_labels, image=image, strength=strength, **arguments)
-        chain = self.begin(request, strength)
-        scan = as_images(image, "image", chain.shape).to(chain.device)
-        return self.denoise(chain, chain.noised(scan, chain.calls[0]))
+        chain = self.begin(request)
+        return self.denoise(chain, chain.noised(request.image, chain.calls[0]))
 
 
 class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
     """Sample a part of a given scan anew, and leave every other pixel as it is (RePaint)."""
 
-    def check_inputs(
-        self, *, image, mask_image, strength=1.0, jump_length=10, jump_n_sample=None, **arguments
-    ) -> Request:
-        request, name = super().check_inputs(**arguments), type(self.scheduler).__name__
-        check_image(image, strength, self.shape(request))
-        redrawn = as_images(mask_image, "mask_image", self.shape(request)) >= 0.5
-        repeats = 1 if jump_n_sample is None else jump_n_sample
-        refuse(
-            (not redrawn.any(),
-             "mask_image has no white pixel, of half its range or more, so nothing would be drawn; paint white what is to "
-             "be drawn anew (of a mask of 0 and 1 in 8 bits, multiply by 255)."),
-            (min(jump_length, repeats) < 1,
-             f"jump_length is {jump_length} and jump_n_sample {jump_n_sample}; take 1 or more."),
-            (repeats > 1 and not is_ancestral(self.scheduler),
-             f"jump_n_sample is {jump_n_sample}, but a {name} cannot go back; take 1, or a DDPMScheduler."),
-        )  # fmt: skip
-        return request
+    edits = ("image", "mask_image", "strength", "jump_length", "jump_n_sample")
 
     @torch.no_grad()
     def __call__(
@@ -622,23 +607,19 @@ class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
             jump_length: number of steps that are repeated, after going back to the noise before them.
             jump_n_sample: how often each such stretch is run, so that both sides of the mask's edge agree (RePaint,
                 arXiv:2201.09865, section 4.2). ``None`` is 10 with a ``DDPMScheduler``; other schedulers cannot go back.
-            arguments: all others of ``MRIDDPMPipeline``.
-
-        Raises:
-            TypeError, ValueError: as ``MRIDDPMPipeline``.
+            arguments: all others of ``MRIDDPMPipeline``, whose errors it raises.
         """
+        if jump_n_sample is None:
+            jump_n_sample = 10 if is_ancestral(self.scheduler) else 1
         request = self.check_inputs(
             class_labels=class_labels, image=image, mask_image=mask_image, strength=strength,
             jump_length=jump_length, jump_n_sample=jump_n_sample, **arguments,
         )  # fmt: skip
-        chain = self.begin(request, strength)
-        scan = as_images(image, "image", chain.shape).to(chain.device)
-        redrawn = as_images(mask_image, "mask_image", chain.shape).to(chain.device) >= 0.5
-        first, ancestral = chain.calls[0], is_ancestral(chain.scheduler)
+        chain = self.begin(request)
         # Nothing of what the mask covers may show through x_T
-        x_t = self.draw_start(chain) if self.knows_moments and first == 0 else chain.noised(scan, first)
-        calls = with_jumps(chain.calls, jump_length, jump_n_sample or (10 if ancestral else 1))
-        return self.denoise(chain, x_t, calls=calls, scan=scan, redrawn=redrawn)
+        starts_in_noise = self.knows_moments and chain.calls[0] == 0
+        x_t = self.draw_start(chain) if starts_in_noise else chain.noised(request.image, chain.calls[0])
+        return self.denoise(chain, x_t)
 
 
 def refuse(*cases: tuple[bool, str]) -> None:
@@ -646,12 +627,6 @@ def refuse(*cases: tuple[bool, str]) -> None:
     for holds, sentence in cases:
         if holds:
             raise ValueError(sentence)
-
-
-def check_image(image: GivenImage, strength: float, shape: tuple[int, int, int, int]) -> None:
-    """Refuse an image that is no scan or not of the size of ``shape``, and a strength that is no share."""
-    as_images(image, "image", shape)
-    refuse((not 0 < strength <= 1, f"strength is {strength}; take a share of the chain over 0 and up to 1."))
 
 
 def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
@@ -670,7 +645,7 @@ def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) ->
         (pixels.ndim < 3 or coloured,
          f"{name} of shape {arrays[0].shape} is not grey; give (H, W), (B, H, W) or (B, 1, H, W)."),
         (size != (height, width),
-         f"{name} is {size[-1]}x{size[0]} pixels, but {width}x{height} are drawn; resize it to that first."),
+         f"{name} is {size[-1]}x{size[0]} pixels, but the model samples {width}x{height}; resize it to that first."),
     )  # fmt: skip
     pixels = pixels.reshape(-1, channels, height, width)
     inside = ((pixels >= 0) & (pixels <= 1)).all()

@@ -29,7 +29,7 @@ from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans, draw_phantoms, load_scans
 from mri_ddpm.files import read_json_lines
-from mri_ddpm.training import train
+from mri_ddpm.training import loop, train
 
 # Networks this small lose more by sharing out their work than they win: five times the time on two busy cores.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -138,6 +138,25 @@ def assert_same_to_the_bit(a, b):
             assert_same_to_the_bit(x, y)
     else:
         assert a == b
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Return a function that has something done after a number of steps."""
+
+    def plan(steps, action):
+        take_step = loop.take_step
+
+        def step(state, batches):
+            result = take_step(state, batches)
+            if state.progress.step + 1 == steps:
+                action()
+            return result
+
+        monkeypatch.setattr(loop, "take_step", step)
+        return lambda: monkeypatch.setattr(loop, "take_step", take_step)
+
+    return plan
 
 
 @pytest.fixture(scope="session")

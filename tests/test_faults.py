@@ -25,7 +25,6 @@ from mri_ddpm.data import draw_phantoms
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import write_json
 from mri_ddpm.runs import RunFolder
-from mri_ddpm.training import loop
 from mri_ddpm.training.restarts import launcher
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -35,7 +34,7 @@ TWO = {"ACCELERATE_USE_CPU": "true"}  # processes, of 4 scans each
 # Killed
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_resumed_equals_unbroken_to_the_bit(tmp_path, kills):
     """``killer.py`` looks at what each kill leaves; here the end is held against the unbroken run's."""
     run_dir, killer = tmp_path / "killed", Path(__file__).with_name("killer.py")
@@ -100,25 +99,6 @@ def test_who_goes_back_takes_the_later_steps_anew_and_keeps_the_old_ones(tmp_pat
 
 
 @pytest.fixture
-def at_step(monkeypatch):
-    """Return a function that has something done after a number of steps."""
-
-    def plan(steps, action):
-        take_step = loop.take_step
-
-        def step(state, batches):
-            result = take_step(state, batches)
-            if state.progress.step + 1 == steps:
-                action()
-            return result
-
-        monkeypatch.setattr(loop, "take_step", step)
-        return lambda: monkeypatch.setattr(loop, "take_step", take_step)
-
-    return plan
-
-
-@pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own, of 16 MB; only root may mount one."""
     disk = tmp_path / "disk"
@@ -148,7 +128,9 @@ def check_fault(unbroken: Path, run_dir: Path, at_step, fault, mend, words: str)
 
 
 # Of metrics.jsonl, of weights, of Adam's state
-@pytest.mark.parametrize("largest", [2_000, 100_000, 300_000])
+@pytest.mark.parametrize(
+    "largest", [2_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (100_000, 300_000))]
+)
 def test_a_file_too_large(unbroken, tmp_path, at_step, largest):
     """The system's own limit, which any user may set, fails each writer the way a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -166,7 +148,7 @@ def test_a_file_too_large(unbroken, tmp_path, at_step, largest):
     )
 
 
-@pytest.mark.parametrize("room", [0, 300_000])
+@pytest.mark.parametrize("room", [pytest.param(0, marks=pytest.mark.slow), 300_000])
 def test_a_full_disk(unbroken, small_disk, at_step, room):
     filler = small_disk / "filler"
 
@@ -177,6 +159,7 @@ def test_a_full_disk(unbroken, small_disk, at_step, room):
     check_fault(unbroken, small_disk / "run", at_step, fill, filler.unlink, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only(unbroken, small_disk, at_step):
     def remount(how):
         subprocess.run(["mount", "-o", f"remount,{how}", small_disk], check=True)
@@ -224,12 +207,14 @@ def test_a_file_where_the_checkpoints_were(unbroken, tmp_path, at_step):
     assert_same_to_the_bit(state_of(unbroken), state_of(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_checkpoints_taken_away_are_not_missed(unbroken, tmp_path, at_step):
     at_step(13, lambda: shutil.rmtree(tmp_path / "run" / "checkpoints"))
     train_alone(tiny(tmp_path / "run"))
     assert_same_to_the_bit(state_of(unbroken), state_of(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_scans_and_cache_that_vanish_are_not_missed(tmp_path, at_step):
     """They were read at the start: what is mapped from the cache's file stays there while the run lasts."""
     images, labels = draw_phantoms(64, 32, seed=0)

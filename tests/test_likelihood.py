@@ -65,7 +65,7 @@ class Denoiser:
     def __init__(self, scheduler: DDPMScheduler, estimate):
         self.scheduler, self.estimate = scheduler, estimate
 
-    def __call__(self, x_t, t, class_labels=None):
+    def __call__(self, x_t, t):
         x_0 = self.estimate(x_t.double(), t)
         a = self.scheduler.alphas_cumprod.to(x_t)[t].reshape(-1, 1, 1, 1)
         eps = (x_t - a.sqrt() * x_0) / (1 - a).sqrt()
@@ -264,7 +264,7 @@ def gaussian_curves(num_timesteps: int, num_images: int, images_per_timestep: in
         gaussian_denoiser(scheduler),
         scheduler,
         scans,
-        None,
+        {},
         images_per_timestep=images_per_timestep,
         loss_type="l2",
         batch_size=1000,
@@ -337,16 +337,17 @@ def test_the_prediction_type_changes_the_loss_and_nothing_else(prediction_type, 
     scheduler = scaled_scheduler(30, prediction_type)
     scans, best, seen = gaussian_scans(10), gaussian_denoiser(scheduler), []
 
-    def unet(x_t, t, class_labels=None):
+    def unet(x_t, t, class_labels, mask):  # one condition that the package knows, and one that it does not
         prediction = best(x_t, t).sample
-        seen.append((x_t, t, prediction, class_labels))
+        seen.append((x_t, t, prediction, class_labels, mask))
         return SimpleNamespace(sample=prediction)
 
     settings = {"images_per_timestep": 5, "loss_type": loss_type, "huber_delta": 0.5}
-    labels = torch.arange(10)
-    curves = denoising_curves(unet, scheduler, scans, labels, **settings)
-    x_t, t, prediction, told = (torch.cat(x) for x in zip(*seen, strict=True))
-    assert np.array_equal(told, curves.scans.ravel())
+    conditioning = {"class_labels": torch.arange(10), "mask": scans > 0}
+    curves = denoising_curves(unet, scheduler, scans, conditioning, **settings)
+    x_t, t, prediction, labels, mask = (torch.cat(x) for x in zip(*seen, strict=True))
+    assert np.array_equal(labels, curves.scans.ravel())
+    assert torch.equal(mask, scans[curves.scans.ravel()] > 0)
     x_0, a = scans[curves.scans.ravel()], torch.from_numpy(alpha_bars(scheduler))[t][:, None, None, None]
     assert torch.equal(t, torch.arange(30).repeat_interleave(5))
     target = training_target(scheduler, x_0, (x_t - a.sqrt() * x_0) / (1 - a).sqrt(), t)
@@ -354,7 +355,7 @@ def test_the_prediction_type_changes_the_loss_and_nothing_else(prediction_type, 
     np.testing.assert_allclose(curves.loss.ravel(), losses.numpy(), rtol=1e-6)
 
     same = denoising_curves(
-        gaussian_denoiser(scaled_scheduler(30)), scaled_scheduler(30), scans, None, **settings
+        gaussian_denoiser(scaled_scheduler(30)), scaled_scheduler(30), scans, {}, **settings
     )
     np.testing.assert_allclose(curves.bound, same.bound, rtol=1e-6)
     np.testing.assert_allclose(curves.squared_error, same.squared_error, rtol=1e-6)
@@ -381,7 +382,7 @@ def test_a_network_with_classes_measures_the_same_in_any_batch_and_not_by_anothe
 
     def curves(seed=0, batch_size=64):
         settings = {"images_per_timestep": 3, "loss_type": "huber", "seed": seed, "batch_size": batch_size}
-        return denoising_curves(unet, scheduler, x_0, labels, **settings)
+        return denoising_curves(unet, scheduler, x_0, {"class_labels": labels}, **settings)
 
     first, again, other_batches = curves(), curves(), curves(batch_size=7)
     for name in ("scans", "loss", "bound", "squared_error", "prior"):
@@ -404,7 +405,7 @@ def test_scans_between_the_levels_are_rounded_to_them():
     between = scans + 0.49 * BIN * torch.tensor([1, -1]).repeat(10)[:, None, None, None]
     settings = {"images_per_timestep": 4, "loss_type": "l2"}
     on, off, single = (
-        denoising_curves(gaussian_denoiser(scheduler), scheduler, x, None, **settings)
+        denoising_curves(gaussian_denoiser(scheduler), scheduler, x, {}, **settings)
         for x in (scans, between, scans.float())
     )
     np.testing.assert_allclose(off.bound, on.bound, rtol=1e-9)
@@ -414,16 +415,16 @@ def test_scans_between_the_levels_are_rounded_to_them():
 def test_progressive_estimates_are_the_denoisers_and_blur_with_noise():
     scheduler, scans = scaled_scheduler(100), gaussian_scans(200)
     unet, timesteps = gaussian_denoiser(scheduler), (0, 20, 60, 99)
-    estimates = progressive_estimates(unet, scheduler, scans, None, timesteps, seed=3)
+    estimates = progressive_estimates(unet, scheduler, scans, {}, timesteps, seed=3)
     assert estimates.shape == (4, 200, 1, 2, 2)
     errors = (estimates - scans).square().flatten(1).mean(1).numpy()
     np.testing.assert_allclose(
         errors, gaussian_squared_error(alpha_bars(scheduler))[list(timesteps)], rtol=0.3
     )
-    few = progressive_estimates(unet, scheduler, scans[:2], None, timesteps[1:], seed=3)
+    few = progressive_estimates(unet, scheduler, scans[:2], {}, timesteps[1:], seed=3)
     torch.testing.assert_close(few, estimates[1:, :2])
     assert not torch.isclose(
-        estimates, progressive_estimates(unet, scheduler, scans, None, timesteps, seed=4)
+        estimates, progressive_estimates(unet, scheduler, scans, {}, timesteps, seed=4)
     ).all()
 
 
@@ -434,35 +435,35 @@ def test_progressive_estimates_are_the_denoisers_and_blur_with_noise():
 def test_predictions_that_are_not_finite_are_refused_with_their_timestep(value):
     scheduler = scaled_scheduler(30)
 
-    def unet(x_t, t, class_labels=None):
+    def unet(x_t, t):
         return SimpleNamespace(sample=torch.where((t == 17)[:, None, None, None], value, x_t))
 
     with pytest.raises(InputError, match="prediction at timestep 17 is not finite"):
-        denoising_curves(unet, scheduler, gaussian_scans(4), None, images_per_timestep=2, loss_type="l2")
+        denoising_curves(unet, scheduler, gaussian_scans(4), {}, images_per_timestep=2, loss_type="l2")
     with pytest.raises(InputError, match="prediction at timestep 17 is not finite"):
-        progressive_estimates(unet, scheduler, gaussian_scans(4), None, (5, 17))
+        progressive_estimates(unet, scheduler, gaussian_scans(4), {}, (5, 17))
 
 
 @pytest.mark.parametrize(
-    ("x_0", "labels", "images_per_timestep", "message"),
+    ("x_0", "conditioning", "images_per_timestep", "message"),
     [
-        (torch.zeros(0, 1, 2, 2), None, 2, r"shape \(0, 1, 2, 2\): give"),
-        (torch.zeros(1, 1, 2, 2), None, 2, "N at least 2"),
-        (torch.zeros(4, 2, 2), None, 2, "shape"),
-        (torch.full((4, 1, 2, 2), 1.01), None, 2, "from 1.01 to 1.01: give them in"),
-        (torch.full((4, 1, 2, 2), torch.nan), None, 2, "from nan to nan"),
-        (torch.zeros(4, 1, 2, 2), torch.zeros(3).long(), 2, "3 labels were given for 4 scans"),
-        (torch.zeros(4, 1, 2, 2), None, 1, "images_per_timestep is 1: give at least 2"),
+        (torch.zeros(0, 1, 2, 2), {}, 2, r"shape \(0, 1, 2, 2\): give"),
+        (torch.zeros(1, 1, 2, 2), {}, 2, "N at least 2"),
+        (torch.zeros(4, 2, 2), {}, 2, "shape"),
+        (torch.full((4, 1, 2, 2), 1.01), {}, 2, "from 1.01 to 1.01: give them in"),
+        (torch.full((4, 1, 2, 2), torch.nan), {}, 2, "from nan to nan"),
+        (torch.zeros(4, 1, 2, 2), {"mask": torch.zeros(3)}, 2, "mask has 3 rows for 4 scans"),
+        (torch.zeros(4, 1, 2, 2), {}, 1, "images_per_timestep is 1: give at least 2"),
     ],
 )
-def test_scans_and_counts_that_cannot_be_used_are_refused(x_0, labels, images_per_timestep, message):
+def test_scans_and_counts_that_cannot_be_used_are_refused(x_0, conditioning, images_per_timestep, message):
     scheduler = scaled_scheduler(30)
     settings = {"images_per_timestep": images_per_timestep, "loss_type": "l2"}
     with pytest.raises(InputError, match=message):
-        denoising_curves(gaussian_denoiser(scheduler), scheduler, x_0, labels, **settings)
+        denoising_curves(gaussian_denoiser(scheduler), scheduler, x_0, conditioning, **settings)
 
 
 def test_a_timestep_that_is_none_is_refused():
     scheduler = scaled_scheduler(30)
     with pytest.raises(InputError, match="no timestep 30: the model's are 0 to 29"):
-        progressive_estimates(gaussian_denoiser(scheduler), scheduler, gaussian_scans(4), None, (0, 30))
+        progressive_estimates(gaussian_denoiser(scheduler), scheduler, gaussian_scans(4), {}, (0, 30))

@@ -191,7 +191,7 @@ def test_a_network_of_16_bits_starts_there_too(pipeline, dtype):
 
 
 def test_a_variation_starts_from_its_scan_and_a_mask_from_the_mean(pipeline):
-    """What a mask covers is drawn anew: nothing of it may show through x_T. A scan without a mask is to show through."""
+    """What a mask covers is sampled anew: nothing of it may show through x_T. A scan without a mask is to show through."""
     scan = np.ones((16, 16), np.float32)
     mask = np.zeros((16, 16), np.float32)
     mask[:8] = 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import connected_components
 
+from benchmarks.near_copies import make_hashes
 from mri_ddpm.data.repeats import MAX_DIFFERING_BITS, group_near_identical, near_pairs
 
 
@@ -65,6 +66,14 @@ def test_finds_what_comparing_every_pair_finds(seed):
     assert_all_found(hashes, mirrored, np.array(["a", "b", "c"])[owners])
 
 
+def test_finds_all_pairs_in_runs_of_slices():
+    """Hashes with the skew of real ones: of phantoms in wide and narrow margins, with their neighbours and copies."""
+    hashes, mirrored, heads = make_hashes(400, seed=0)
+    same, across = assert_all_found(hashes, mirrored, heads)
+    assert min(same.shape[1], across.shape[1]) > 5
+    assert assert_all_found(hashes, mirrored)[0].shape[1] > 1000
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_groups_are_the_chains_of_these_pairs(seed):
     hashes, mirrored = clustered(200, seed)
@@ -92,6 +101,28 @@ def test_no_way_to_spread_30_differing_bits_hides_a_pair(spread):
             assert same.shape[1] == (400 if count == MAX_DIFFERING_BITS else 0)
             np.testing.assert_array_equal(same[0] + 400, same[1])
             assert across.shape[1] == 0
+
+
+def test_every_word_and_byte_is_looked_at():
+    """30 bits that leave one word equal, or two words with a bit each in one byte: no other key finds these pairs."""
+    word, byte = np.arange(512) % 16, np.arange(512) // 16 % 4  # as bits are dealt that part evenly alike
+    two_each = (np.arange(512) < 32).astype(np.uint8)
+    spared = [two_each * (word != w) for w in range(16)]
+    for b in range(4):
+        for pair in ((0, 1), (7, 12)):
+            first = (np.arange(512) // 64 == 0) & (byte == b) & np.isin(word, pair)
+            spared.append(np.where(np.isin(word, pair), first, two_each))
+    flips = np.packbits(np.array(spared, dtype=np.uint8), axis=1)
+    assert (np.unpackbits(flips, axis=1).sum(axis=1) == MAX_DIFFERING_BITS).all()
+    for half in range(2):
+        base = random_hashes(len(flips))
+        copies = random_hashes(len(flips), seed=1)
+        part = slice(64 * half, 64 * half + 64)
+        copies[:, part] = base[:, part] ^ flips
+        hashes = np.concatenate([base, copies, ~base, ~copies])  # with their opposites, all bits part evenly
+        same, _ = near_pairs(*as_bytes(hashes, hashes))
+        assert same.shape[1] == 2 * len(flips)
+        np.testing.assert_array_equal(same[1] - same[0], len(flips))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

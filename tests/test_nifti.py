@@ -234,7 +234,8 @@ def test_the_window_of_the_header():
 
 
 def test_small_faults_are_mended_silently(caplog):
-    """Which nibabel does, but not silently."""
+    """Which nibabel does, but not silently; and no place of the voxels means right after the header."""
+    np.testing.assert_array_equal(read_nifti(with_header(encoded(), vox_offset=0)).voxels, VALUES)
     content = with_header(encoded(), sizeof_hdr=349, pixdim=[0, 1, 1, 2, 0, 0, 0, 0])
     np.testing.assert_array_equal(read_nifti(content).voxels, VALUES)
     assert caplog.text == ""

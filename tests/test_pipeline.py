@@ -347,7 +347,7 @@ def test_a_fresh_process_draws_the_same_images_to_the_bit(make_pipeline, run_fre
         ({"height": 15}, r"\(15, 16\) pixels is too small; the least is 16"),
     ],
 )
-def test_refuses_what_cannot_be_drawn(make_pipeline, arguments, sentence):
+def test_refuses_what_cannot_be_sampled(make_pipeline, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_pipeline()(**{"num_inference_steps": 2, **arguments})
 

@@ -94,7 +94,7 @@ def test_every_item_is_reported_twice_with_pictures_code_command_seed_machine_an
     assert html.count("<table>") == markdown.count("|---|\n")
     assert 'src="http' not in html
     assert markdown.count("- **Paper:** ") == markdown.count("- **Ours:** ") == len(TITLES)
-    made = r"^Code: `(?:benchmarks|mri_ddpm)\..*(?:minutes of training|drawn in seconds)"
+    made = r"^Code: `(?:benchmarks|mri_ddpm)\..*(?:minutes of training|made in seconds)"
     assert len(re.findall(made, markdown, re.MULTILINE)) == len(TITLES)
     assert markdown.count("accelerate launch train_ddpm.py") >= 20
     assert "{{" not in markdown

@@ -13,7 +13,7 @@ from PIL import Image
 from mri_ddpm import MRIDDPMInpaintPipeline, MRIDDPMPipeline, commands
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.sampling import SCHEDULERS, SamplingOptions, sample_batches, set_scheduler
-from mri_ddpm.sampling.batches import activation_bytes, batch_size_that_fits
+from mri_ddpm.sampling.batches import LARGEST_BATCH, activation_bytes, batch_size_that_fits
 
 NAMES = ("glioma_tumor", "no_tumor")
 CLASS = ("--class_label", "no_tumor")
@@ -76,7 +76,7 @@ def test_a_drawing_that_was_killed_goes_on_where_it_stopped(saved, tmp_path):
     whole = pictures(tmp_path / "whole")
     assert len(whole) == 24
     assert pictures(tmp_path / "out") == whole  # to the bit, texts included
-    # Of whole batches: not drawn again
+    # Of whole batches: not sampled again
     finished = [f"no_tumor-{i:05d}.png" for i in range(len(before) // 4 * 4)]
     assert finished
     for name in finished:
@@ -162,13 +162,14 @@ def test_auto_takes_the_batch_that_half_of_the_memory_holds(pipeline, monkeypatc
     assert batch_size_that_fits(inpaint, [0, 1], 100, SamplingOptions(edit=edit)) == 10
 
 
-def test_auto_halves_nothing_less_than_what_fails(pipeline):
-    """A network that cannot take more than 6 images runs out of memory as torch does; fewer are drawn instead."""
+def test_auto_halves_nothing_less_than_what_fails(pipeline, monkeypatch):
+    """A network that cannot take more than 6 images runs out of memory as torch does; fewer are sampled instead."""
 
     def limit(module, inputs):
         if len(inputs[0]) > 6:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
+    monkeypatch.setitem(LARGEST_BATCH, "cpu", 8)
     pipeline.unet.register_forward_pre_hook(limit)
     options = SamplingOptions(batch_size="auto", num_inference_steps=1)
     sizes = [len(numbers) for numbers, _ in sample_batches(pipeline, [0] * 13, 13, options)]
@@ -226,7 +227,7 @@ def test_a_scheduler_takes_nothing_over_from_the_one_before(pipeline):
     def draw(name):
         set_scheduler(pipeline, name)
         generator = torch.Generator().manual_seed(0)
-        return pipeline(0, 1, 7, generator=generator, output_type="np").images
+        return pipeline(0, 1, 4, generator=generator, output_type="np").images
 
     fresh = {name: draw(name) for name in ("ddim", *SCHEDULERS)}
     for before in SCHEDULERS:
@@ -325,10 +326,13 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
             ["--image", "nowhere.png", *CLASS],
             "--image nowhere.png: No such file or directory; name an image file.",
         ),
-        (["--image", "BIG", *CLASS], "image is 20x20 pixels, but 16x16 are drawn; resize it to that first."),
+        (
+            ["--image", "BIG", *CLASS],
+            "image is 20x20 pixels, but the model samples 16x16; resize it to that first.",
+        ),
         (
             ["--image", "GOOD", "--mask_image", "BIG", *CLASS],
-            "mask_image is 20x20 pixels, but 16x16 are drawn",
+            "mask_image is 20x20 pixels, but the model samples 16x16",
         ),
         (
             ["--image", "GOOD", "--strength", "1.5", *CLASS],

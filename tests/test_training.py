@@ -3,7 +3,6 @@
 Tests run ``train`` in this process, or the front door as a user starts it, in a subprocess.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -100,22 +99,15 @@ def test_resumed_equals_unbroken_to_the_bit(unbroken, tmp_path):
     """Stopped in the middle of an epoch (7 batches) and of a logging interval, with dropout and flips drawn too."""
     extra = {"dropout": 0.1, "random_flip": True, "checkpointing_steps": 9}
     whole = train_alone(tiny(tmp_path / "whole", **extra))
-    broken = tiny(tmp_path / "broken", **extra)
-    train_alone(broken)
-    newest = broken_dir = Path(broken.output_dir)
-    newest = broken_dir / "checkpoints" / "step-000020"
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()  # as if killed after step 18
-    assert "dropout" in (broken_dir / "config.json").read_text()
-    train_alone(dataclasses.replace(broken, resume_from_checkpoint="latest"))
-    assert_same_to_the_bit(state_of(whole), state_of(broken_dir))
-    assert losses(whole) == losses(broken_dir)
+    broken = shutil.copytree(whole, tmp_path / "broken")
+    shutil.rmtree(broken / "checkpoints" / "step-000020")  # as if killed after step 18
+    train_alone(tiny(broken, resume_from_checkpoint="latest", **extra))
+    assert_same_to_the_bit(state_of(whole), state_of(broken))
+    assert losses(whole) == losses(broken)
     assert losses(whole) != losses(unbroken)
 
 
-@pytest.mark.slow
-def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
+def test_launched_as_a_user_does(tmp_path):
     run_dir = tmp_path / "run"
     launched = start("--output_dir", run_dir)
     output, errors = launched.communicate(timeout=300)
@@ -124,6 +116,12 @@ def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
     assert "--train_data_dir DIR" in output
     assert "images_per_s=" in errors  # the progress bar
     assert "loss=" in errors
+    assert len(losses(run_dir)) == 20
+
+
+@pytest.mark.slow
+def test_opened_by_a_fresh_process_and_resumed_by_the_front_door(unbroken, tmp_path, run_fresh):
+    run_dir = shutil.copytree(unbroken, tmp_path / "run")
     run_fresh(
         "import sys, torch; from mri_ddpm import MRIDDPMPipeline\n"
         "pipeline = MRIDDPMPipeline.from_pretrained(sys.argv[1])\n"
@@ -140,11 +138,24 @@ def test_launched_as_a_user_does_then_opened_then_resumed(tmp_path, run_fresh):
     assert len(losses(run_dir)) == 25
 
 
-@pytest.mark.parametrize(
-    ("signum", "exit_code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
-def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, signum, exit_code):
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_after_its_step(tmp_path, at_step, capsys, signum, exit_code):
     """Ctrl-C, and the notice before a machine is taken away."""
+    at_step(3, lambda: signal.raise_signal(signum))
+    before = signal.getsignal(signum)
+    with pytest.raises(SystemExit) as end:
+        train_alone(tiny(tmp_path / "run", logging_steps=1))
+    assert end.value.code == exit_code
+    assert "Stopped after step 3. " in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "step-000003").is_dir()
+    assert len(losses(tmp_path / "run")) == 3
+    assert signal.getsignal(signum) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, signum, exit_code):
+    """Of a process, at any moment."""
     run_dir = tmp_path / "run"
     process = start("--output_dir", run_dir, "--max_train_steps", 100_000, launcher=())
     while not (run_dir / "checkpoints" / "step-000010").exists():

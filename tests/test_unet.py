@@ -244,6 +244,23 @@ def test_attention_against_a_naive_loop_in_float64(kind):
     assert (expected - other).abs().max() > 0.1
 
 
+def test_any_condition_is_dropped_to_its_null(make_unet):
+    """The classes' null has a name; a map of pixels or a number becomes 0."""
+    unet, dropped = make_unet(num_class_embeds=3), torch.tensor([True, False])
+    batch = {"pixel_values": noise(2, 1, 16, 16), "class_labels": torch.tensor([1, 2])}
+    conditioning = unet.conditioning_of(batch) | {
+        "mask": noise(2, 1, 16, 16),
+        "age": torch.tensor([70.0, 71.0]),
+    }
+    found = unet.drop_conditioning(conditioning, dropped)
+    assert found.keys() == conditioning.keys()
+    assert found["class_labels"].tolist() == [3, 2]
+    assert found["age"].tolist() == [0.0, 71.0]
+    assert not found["mask"][0].any()
+    assert torch.equal(found["mask"][1], conditioning["mask"][1])
+    assert make_unet().conditioning_of(batch) == {}
+
+
 def test_dropout_acts_in_training_only(make_unet):
     unet, sample = make_unet(dropout=0.5), noise(1, 1, 16, 16)
     with torch.no_grad():
@@ -337,7 +354,7 @@ def test_channels_last_stays_channels_last(make_unet, block_type):
     assert len(strayed["plain"]) > 10  # so the hooks can tell
 
 
-@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+@pytest.mark.parametrize("block_type", ["resnet", pytest.param("convnext", marks=pytest.mark.slow)])
 def test_compiles_into_one_graph(make_unet, block_type):
     unet = make_unet(block_type=block_type, num_class_embeds=2)
     torch._dynamo.reset()

@@ -63,7 +63,7 @@ def open_and_draw(folder: Path) -> None:
 @pytest.mark.parametrize("name", PIPELINE_FILES)
 def test_damaged_pipelines(pipeline_dir, tmp_path, name):
     content = (pipeline_dir / name).read_bytes()
-    for seed, damaged in random_damage(name, content, 60):
+    for seed, damaged in random_damage(name, content, 30):
         with (
             in_place_of(pipeline_dir / name, damaged),
             refused_or_fine(f"pipeline:{name} {seed}", "a-pipeline", "not finite"),
@@ -156,7 +156,7 @@ def test_damaged_papers(unbroken, tmp_path):
     run = shutil.copytree(unbroken, tmp_path / "a-run")
     for name in PAPERS:
         content = (run / name).read_bytes()
-        for seed, damaged in random_damage(name, content, 15):
+        for seed, damaged in random_damage(name, content, 8):
             with (
                 in_place_of(run / name, damaged),
                 refused_or_fine(f"papers:{name} {seed}", "a-run", kinds=InputError),
@@ -304,7 +304,7 @@ SCANS = encoded_scans()
 
 @pytest.mark.parametrize("name", SCANS)
 def test_damaged_scans(name):
-    for seed, damaged in random_damage(name, SCANS[name], 30):
+    for seed, damaged in random_damage(name, SCANS[name], 15):
         with refused_or_fine(f"scan:{name} {seed}", "", kinds=BadImageError):
             scan = fit_square(read_scan(damaged), 16, "pad")
             assert scan.shape == (16, 16)
@@ -360,7 +360,7 @@ CONFIG = {"preset": "tiny", "resolution": 44, "block_out_channels": [8, 16], "le
 def test_damaged_configurations(tmp_path, capsys, name):
     path = tmp_path / name
     content = (json.dumps(CONFIG) if name.endswith("json") else yaml.safe_dump(CONFIG)).encode()
-    cases = [(str(seed), damaged) for seed, damaged in random_damage(name, content, 60)]
+    cases = [(str(seed), damaged) for seed, damaged in random_damage(name, content, 30)]
     cases += other_contents(tmp_path / "ran").items()
     cases += [
         ("code", b"!!python/object/apply:builtins.open [" + str(tmp_path / "ran").encode() + b", w]"),

@@ -220,7 +220,9 @@ def test_planes_reformatted_from_thicker_slices_are_left_out(spacing, kept):
     found = slices(volume, "all", min_head=0, max_spacing_mm=3)
     assert {part.plane for part in found} == kept
     assert found.left_out == (
-        {"reformatted from thicker slices": 10 * (3 - len(kept))} if len(kept) < 3 else {}
+        {"reformatted from slices thicker than --max_spacing_mm": 10 * (3 - len(kept))}
+        if len(kept) < 3
+        else {}
     )
     assert len(slices(volume, "all", min_head=0)) == 30
 
@@ -337,6 +339,7 @@ def test_affines_that_no_scanner_has_are_refused(spacing):
         noise(affine=affine_of(spacing))
 
 
+@pytest.mark.filterwarnings("error")
 def test_extreme_values_stay_finite():
     values = RNG.normal(size=(8, 8, 8)).astype(np.float32)
     for extreme in (9e29, -9e29):

@@ -1,4 +1,4 @@
-"""Figure 4: the U-Net drawn from the module itself, by what its layers give out when a sample goes through.
+"""Figure 4: the U-Net shown from the module itself, by what its layers give out when a sample goes through.
 
 Nothing is computed for it: the network lives on PyTorch's "meta" device, which knows shapes alone.
 """
@@ -84,7 +84,7 @@ def words_of(layers: Sequence[nn.Module]) -> str:
 
 
 def draw_architecture(axes: Axes, architecture: Architecture, title: str) -> None:
-    """Draw the U: down on the left, up on the right, skip connections across, each box with its layers and shape."""
+    """Show the U: down on the left, up on the right, skip connections across, each box with its layers and shape."""
 
     def box(x: float, y: float, stage: Stage, colour: str) -> None:
         words = f"{stage.layers}\n{' × '.join(map(str, stage.shape))}"

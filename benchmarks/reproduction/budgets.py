@@ -45,7 +45,7 @@ class Budget:
     # Larger images by our own recipe
     large: tuple[Setting, ...]
     large_network: dict
-    # Drawn for every measurement
+    # Sampled for every measurement
     images: int
     # Image size against batch size
     ratio_epochs: int

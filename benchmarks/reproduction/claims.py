@@ -139,8 +139,8 @@ def threshold(study: Study) -> Item:
         }
         for point in points
     ]  # fmt: skip
-    draw = partial(figures.loss_against_kid, points, THRESHOLD, limit)
-    picture = {"threshold.png": ("One run over its epochs, which stand beside the points.", draw)}
+    write = partial(figures.loss_against_kid, points, THRESHOLD, limit)
+    picture = {"threshold.png": ("One run over its epochs, which stand beside the points.", write)}
     return Item("Claim 2", says, because, answer, [row], picture, [table])
 
 
@@ -167,7 +167,7 @@ def late_epochs(study: Study) -> Item:
         f"From epoch {late} to {last} KID changes by {spelled(kid)}, where training gained "
         f"{gained:.2f} until then (little is under a tenth of that, {margin:.2f}), and the share taken for "
         f"copies by {spelled(copies)} (from {before['flagged_share']:.3f}; 0.05 is expected of unseen scans). One seed; the intervals "
-        "are over the images drawn."
+        "are over the samples."
     )
     return Item("Claim 3", says, because, answer, [row], picture)
 
@@ -201,8 +201,8 @@ class Comparison:
         runs = [row for where in self.variants.values() for row in study.of(*where)]
         pictures = {}
         if self.picture and any(row["ended"] == FINISHED for row in runs if row["seed"] == 0):
-            draw = partial(figures.variant_samples, study, self.variants)
-            pictures[self.picture] = ("Synthetic, the same noise in every column, seed 0.", draw)
+            write = partial(figures.variant_samples, study, self.variants)
+            pictures[self.picture] = ("Synthetic, the same noise in every column, seed 0.", write)
         tables = [study.table({name: self.variants[name] for name in self.table})] if self.table else []
         answer, because = judged(found, self.by_likelihood), f"{self.change} {changes(found)}."
         return Item(f"Claim {self.number}", self.says, because, answer, runs, pictures, tables)

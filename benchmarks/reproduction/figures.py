@@ -1,4 +1,4 @@
-"""The paper's figures, drawn from our network and our runs, and those that the claims need. Each is written to ``path``."""
+"""The paper's figures, made from our network and our runs, and those that the claims need. Each is written to ``path``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +27,10 @@ VARIANT_IMAGES = 8  # in a column
 
 @contextmanager
 def figure(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1) -> Iterator[np.ndarray]:
-    """Panels ``(rows, columns)`` to draw into, written small enough to be kept."""
-    drawn = Figure(figsize=size, layout="constrained")
-    yield drawn.subplots(rows, columns, squeeze=False)
-    drawn.savefig(path, dpi=90)
+    """Panels ``(rows, columns)`` to plot into, written small enough to be kept."""
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots(rows, columns, squeeze=False)
+    figure.savefig(path, dpi=90)
 
 
 def architectures(budget: Budget, class_names: Sequence[str], path: Path) -> None:

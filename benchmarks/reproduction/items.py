@@ -39,7 +39,7 @@ def figure_1(study: Study) -> Item:
     return Item(
         "Figure 1",
         "One scan each of glioma, meningioma, no tumour and pituitary tumour, of a set of 3264.",
-        f"One {what} of each class at {images.shape[-1]} pixels. Files in the training part: "
+        f"One {what} of each class at {images.shape[-1]} pixels. Files in the train split: "
         + (", ".join(f"{name} {count}" for name, count in counts.items()) or "without classes")
         + f". After copies are folded {len(study.scans.train)} train and {len(study.scans.validation)} validate.",
         pictures={"figure1.png": (f"One {what} of each class.", picture.save)},
@@ -76,13 +76,13 @@ def shown_scans(study: Study) -> tuple:
 def figure_4(study: Study) -> Item:
     """The network."""
     caption = "Arrows down: stride-2 convolutions; up: nearest-neighbour and a convolution; dashed: skip connections."
-    draw = partial(figures.architectures, study.budget, study.scans.class_names)
+    write = partial(figures.architectures, study.budget, study.scans.class_names)
     return Item(
         "Figure 4",
         "A U-Net from the image down to 1024 numbers and up to 388×388; the best run was at 44×44 and says nothing of widths.",
         "Each preset as its module runs: layers, channels × height × width, parameters, and 10^9 multiplications a sample. "
         "mridiff-figure4 is the figure taken by its word, but for the bottleneck, which stays an image of 1024 channels.",
-        pictures={"figure4.png": (caption, draw)},
+        pictures={"figure4.png": (caption, write)},
         code=read_architecture,
     )
 

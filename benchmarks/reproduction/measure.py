@@ -90,11 +90,10 @@ def measured(run: Run) -> dict:
     Beside the samples' SSIM stands what as many training scans score.
     """
     pipeline, real = load_pipeline(str(run.folder), DEVICE), real_scans(run)
-    images, labels = real.validation
-    x_0 = torch.from_numpy(to_model_range(np.asarray(images))).to(DEVICE)
-    known = torch.from_numpy(labels).to(DEVICE) if pipeline.class_names else None
+    batch = real.batch("validation", range(len(real.validation[0])), DEVICE)
+    given = (to_model_range(batch["pixel_values"]), pipeline.unet.conditioning_of(batch))
     kind = {"images_per_timestep": IMAGES_PER_TIMESTEP, "loss_type": "l2"}  # whose loss is not used
-    curves = denoising_curves(pipeline.unet, pipeline.scheduler, x_0, known, **kind)
+    curves = denoising_curves(pipeline.unet, pipeline.scheduler, *given, **kind)
     found = {"bits_per_dimension": bits_per_dimension(curves).as_dict()}
     if run.ssim_images:
         counts = class_counts(real.training[1], max(1, len(pipeline.class_names)), run.ssim_images)
@@ -103,7 +102,7 @@ def measured(run: Run) -> dict:
         chosen = np.random.default_rng(0).permutation(len(real.training[0]))[: run.ssim_images]
         scans = real.training[0][chosen]
         for name, compared in {"ssim": samples, "ssim_of_training_scans": scans}.items():
-            found[name] = mean(ssim_to_nearest(compared, images)).as_dict()
+            found[name] = mean(ssim_to_nearest(compared, real.validation[0])).as_dict()
     return found
 
 

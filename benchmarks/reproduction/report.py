@@ -23,7 +23,7 @@ code { font-size: 0.8rem; overflow-wrap: anywhere; white-space: pre-wrap; }"""
 
 
 def write_report(study: Study, folder: Path, **facts: str) -> list[Item]:
-    """Ask every item of the study, draw its pictures into ``figures/``, and write both forms; returns the items.
+    """Ask every item of the study, write its pictures into ``figures/``, and write both forms; returns the items.
 
     Args:
         study: what is reported.
@@ -34,8 +34,8 @@ def write_report(study: Study, folder: Path, **facts: str) -> list[Item]:
     sections = {title: [(make, make(study)) for make in makers] for title, makers in SECTIONS.items()}
     found = [item for made in sections.values() for _, item in made]
     for item in found:
-        for name, (_, draw) in item.pictures.items():
-            draw(folder / "figures" / name)
+        for name, (_, write) in item.pictures.items():
+            write(folder / "figures" / name)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "columns": columns, "code": code}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

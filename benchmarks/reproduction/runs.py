@@ -37,7 +37,7 @@ class Experiment:
     part: the question it belongs to.
     variant: what it is within that question.
     changes: flags that differ from the paper's recipe.
-    ssim_images: to draw for SSIM to the nearest validation scan; 0 is none.
+    ssim_images: to sample for SSIM to the nearest validation scan; 0 is none.
     jumps_to: learning rate of the second half of the epochs.
     """
 

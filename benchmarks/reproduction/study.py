@@ -18,7 +18,7 @@ MEASURES = {  # by which variants are compared: where lower is better
 MORE_MEASURES = {"detail_ratio": "fine detail, scans = 1", "flagged_share": "taken for copies"}
 
 Variant = tuple[str, str]  # part and variant of runs
-Picture = tuple[str, Callable[[Path], object]]  # a caption, and what draws it to a file
+Picture = tuple[str, Callable[[Path], object]]  # a caption, and what writes it to a file
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mri_ddpm.files import sync, whole_file
 from .decoding import read_picture
 from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
 from .reading import BadImageError, fit_square
-from .repeats import near_pairs, picture_hash
+from .repeats import picture_hash
 
 CACHE_VERSION = 5  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
@@ -93,20 +93,21 @@ def _whole_table(file: Path, contents: dict[str, Callable[[], bytes]]) -> datase
     return None
 
 
-def near_pairs_kept(
-    hashes: list[bytes], mirrored: list[bytes], owners: np.ndarray, folder: Path
+def kept(
+    search: Callable, hashes: list[bytes], mirrored: list[bytes], *owners: np.ndarray, folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`repeats.near_pairs`, looked for once for the same pictures and owners."""
+    """What a search of `repeats` finds among pictures, two arrays, looked for once for the same pictures and owners."""
     if len(hashes) < FEW:
-        return near_pairs(hashes, mirrored, owners)
-    digest = hashlib.sha256(b"".join([b"pairs 1", *hashes, *mirrored, owners.astype(np.int64).tobytes()]))
+        return search(hashes, mirrored, *owners)
+    of_owners = [row.astype(np.int64).tobytes() for row in owners]
+    digest = hashlib.sha256(b"".join([b"1 ", search.__name__.encode(), *hashes, *mirrored, *of_owners]))
     file = folder / f"{digest.hexdigest()[:32]}.npz"
-    with contextlib.suppress(Exception), np.load(file) as kept:  # a damaged file raises nearly anything
-        return kept["same"], kept["across"]
-    same, across = near_pairs(hashes, mirrored, owners)
+    with contextlib.suppress(Exception), np.load(file) as there:  # a damaged file raises nearly anything
+        return there["first"], there["second"]
+    first, second = search(hashes, mirrored, *owners)
     with writing_cache(folder), whole_file(file) as unfinished, unfinished.open("wb") as out:
-        np.savez(out, same=same, across=across)
-    return same, across
+        np.savez(out, first=first, second=second)
+    return first, second
 
 
 def prune_cache(cache_dir: str | None) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import imagehash
 import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 HASH_SIZE = 16  # 256 bits each for the perceptual (DCT) and the difference hash
 
@@ -21,7 +20,7 @@ HASH_SIZE = 16  # 256 bits each for the perceptual (DCT) and the difference hash
 # and the mirror image of another: copies mirrored and changed in these ways differ in at most 16. Brains are
 # nearly symmetric, but these hashes go by what is not: the nearest two of the set differ in 74 bits and show
 # different slices, and a scan differs from its own mirror image in at least 135.
-MAX_DIFFERING_BITS = 30
+MAX_DIFFERING_BITS = 30  # no more than 31, or `_nearly_equal` misses pairs
 
 
 def picture_hash(unit: np.ndarray) -> bytes:
@@ -51,22 +50,32 @@ def near_pairs(
     one owner; by default each picture is its own. Memory grows with N and with the pairs, not with N squared.
     """
     count = len(hashes)
-    owners = np.tile(np.arange(count) if owners is None else owners, 2)  # of the mirror images too
-    found = np.zeros(0, dtype=np.int64)  # 2 N i + j, where N + j stands for the mirror image of j
+    owners = np.arange(count) if owners is None else np.asarray(owners)
+    found = np.zeros(0, dtype=np.int64)  # 2 N i + j, for an order
+    for i, j in _search(hashes, mirrored, owners):
+        found = np.sort(np.concatenate([found, 2 * count * i + j]))
+        found = found[np.diff(found, prepend=-1) > 0]  # np.unique of numpy 2.3 is slow on numbers like these
+    i, j = np.divmod(found, max(2 * count, 1))
+    return np.stack([i, j])[:, j < count], np.stack([i, j - count])[:, j >= count]
+
+
+def _search(hashes: list[bytes], mirrored: list[bytes], owners: np.ndarray) -> Iterator[np.ndarray]:
+    """Near-identical pairs i, j of different owners, int (2, pairs) a word; N + j is the mirror image of j.
+
+    A pair may come several times. Whoever joins owners meanwhile is spared the pairs of these.
+    """
+    count = len(hashes)
     for half in range(2):
         words = _dealt_words([*hashes, *mirrored], half)  # (2N, 16)
         wide = words.view(np.uint64)  # (2N, 8)
         for word in range(words.shape[1]):
-            near = [found]
+            near = [np.zeros((2, 0), dtype=np.int64)]
             for i, j in _nearly_equal(words[:, word], count):
-                others = owners[i] != owners[j]
+                others = owners[i] != owners[j % count]
                 i, j = i[others], j[others]
                 differing = np.bitwise_count(wide[i] ^ wide[j]).sum(axis=1, dtype=np.uint16)
-                near.append((i * (2 * count) + j)[differing <= MAX_DIFFERING_BITS])
-            found = np.sort(np.concatenate(near))  # np.unique of numpy 2.3 is slow on numbers like these
-            found = found[np.diff(found, prepend=-1) > 0]
-    i, j = np.divmod(found, max(2 * count, 1))
-    return np.stack([i, j])[:, j < count], np.stack([i, j - count])[:, j >= count]
+                near.append(np.stack([i, j])[:, differing <= MAX_DIFFERING_BITS])
+            yield np.concatenate(near, axis=1)
 
 
 def _dealt_words(hashes: list[bytes], half: int) -> np.ndarray:
@@ -107,15 +116,18 @@ def group_near_identical(hashes: list[bytes], mirrored: list[bytes]) -> tuple[np
 
     Returns facing, groups: int (N,) each, equal where a chain of near-identical pictures joins two; in `groups`
     a picture is also joined to the mirror image of another, so what faces the same way is a part of a group.
+    Both are numbered from 0 in order of first appearance.
     """
-    rows: dict[tuple[bytes, bytes], int] = {}
-    first = [rows.setdefault(pair, row) for row, pair in enumerate(zip(hashes, mirrored, strict=True))]
-    distinct = np.array([*rows.values()], dtype=int)  # equal ones, of blank slices say, are joined beforehand
-    pairs = near_pairs([hashes[row] for row in distinct], [mirrored[row] for row in distinct])
-    same, across = (distinct[found] for found in pairs)
-    same = np.concatenate([[np.arange(len(first)), np.array(first, dtype=int)], same], axis=1)
-    either = np.concatenate([same, across], axis=1)
-    return components(same, len(first)), components(either, len(first))
+    distinct: dict[tuple[bytes, bytes], int] = {}  # thousands may be equal, as blank slices are
+    row = [distinct.setdefault(pair, len(distinct)) for pair in zip(hashes, mirrored, strict=True)]
+    count = len(distinct)
+    facing, across = np.arange(count), [np.zeros((2, 0), dtype=np.int64)]
+    for pairs in _search([own for own, _ in distinct], [mirror for _, mirror in distinct], owners=facing):
+        of_mirror = pairs[1] >= count
+        facing[:] = components(facing[pairs[:, ~of_mirror]], count)[facing]
+        across.append(pairs[:, of_mirror] % count)
+    groups = components(facing[np.concatenate(across, axis=1)], count)[facing]
+    return facing[row], groups[row]
 
 
 def components(pairs: np.ndarray, count: int) -> np.ndarray:

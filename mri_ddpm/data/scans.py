@@ -18,7 +18,7 @@ from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .account import make_manifest
-from .cache import DEPTH, cache_folder, decoded, near_pairs_kept
+from .cache import DEPTH, cache_folder, decoded, kept
 from .dataset import ScanDataset
 from .index import Index
 from .layout import PARTS, ScanFile
@@ -312,9 +312,7 @@ def _split(
                 f"In {source.name} the class {strangers[0]} has images in the {part} part only: add some to the"
                 " training part, or take the class out."
             )
-    near = group_records(
-        records, examined.hashes, partial(near_pairs_kept, folder=cache_folder(options.cache_dir))
-    )
+    near = group_records(records, examined.hashes, partial(kept, folder=cache_folder(options.cache_dir)))
     assign_split(records, options.validation_share, options.keep_repeats, options.seed, near)
     return tuple(sorted(class_names["training"] - {None}))
 

@@ -14,7 +14,7 @@ import numpy as np
 from mri_ddpm.errors import InputError
 
 from .layout import PARTS
-from .repeats import components, near_pairs
+from .repeats import components, group_near_identical, near_pairs
 
 SHARED = 0.5  # of the pictures of the smaller of two patients: if as many are near-identical, both are one
 ORDER = ("train", "validation", "test")  # a picture of one is a leak in those after it
@@ -47,12 +47,14 @@ class ScanRecord:
 
 
 def group_records(
-    records: list[ScanRecord], hashes: dict[str, tuple[bytes, bytes]], find_pairs: Callable = near_pairs
+    records: list[ScanRecord],
+    hashes: dict[str, tuple[bytes, bytes]],
+    run: Callable = lambda search, *of: search(*of),
 ) -> list[tuple[str, str]]:
     """Set `group`, `facing` and `unit` of every record without a flaw, in place.
 
     hashes: {sha256: the `picture_hash` of the picture and of its mirror image}.
-    find_pairs: as `repeats.near_pairs`.
+    run: calls a search of `repeats` with its arguments, or remembers what it found.
 
     Near-identical pictures are of one group. Of a patient's own pictures only byte-identical ones are, for its neighbouring
     slices look alike. Two patients are joined by one byte-identical file, or where near-identical pictures are half or more
@@ -63,27 +65,36 @@ def group_records(
     row_of = {sha256: row for row, sha256 in enumerate(contents)}
     rows = np.array([row_of[record.sha256] for record in good])
     owners = _owners(good, rows, len(contents))
-    pictures, mirrored = zip(*hashes.values(), strict=True)
-    same, across = find_pairs(list(pictures), list(mirrored), owners)
-    sure = [_is_sure(pairs, owners, same, across) for pairs in (same, across)]
-    joined = np.concatenate([same[:, sure[0]], across[:, sure[1]]], axis=1)
-    facing = components(same[:, sure[0]], len(contents))[rows]
-    groups = components(joined, len(contents))[rows]
-    patients = {
-        name: number for number, name in enumerate({r.patient for r in good if r.patient is not None})
-    }
-    count = groups.max() + 1
-    links = [
-        (group, count + patients[r.patient])
-        for group, r in zip(groups, good, strict=True)
-        if r.patient is not None
-    ]
-    units = components(np.array(links, dtype=int).reshape(-1, 2).T, count + len(patients))[groups]
+    pictures, mirrored = map(list, zip(*hashes.values(), strict=True))
+    if (owners < 0).all():
+        facing, groups = run(group_near_identical, pictures, mirrored)
+        chance = np.zeros((2, 0), dtype=int)
+    else:
+        same, across = run(near_pairs, pictures, mirrored, owners)
+        sure = [_is_sure(pairs, owners, same, across) for pairs in (same, across)]
+        facing = components(same[:, sure[0]], len(contents))
+        groups = components(np.concatenate([same[:, sure[0]], across[:, sure[1]]], axis=1), len(contents))
+        chance = np.concatenate([same[:, ~sure[0]], across[:, ~sure[1]]], axis=1)
+    facing, groups = facing[rows], groups[rows]
     numbers: dict[int, int] = {}  # numbered in the order of the files, so that the manifest reads well
-    for record, face, group, unit in zip(good, facing.tolist(), groups.tolist(), units.tolist(), strict=True):
+    for record, face, group, unit in zip(
+        good, facing.tolist(), groups.tolist(), _units(good, groups), strict=True
+    ):
         record.facing, record.group, record.unit = face, numbers.setdefault(group, len(numbers)), unit
-    chance = np.concatenate([same[:, ~sure[0]], across[:, ~sure[1]]], axis=1)
     return [(contents[i], contents[j]) for i, j in chance.T]
+
+
+def _units(records: list[ScanRecord], groups: np.ndarray) -> list[int]:
+    """What belongs together of each record: the groups that patients join, and the patients that groups join."""
+    names = dict.fromkeys(record.patient for record in records if record.patient is not None)
+    count = int(groups.max()) + 1
+    node = {name: count + number for number, name in enumerate(names)}
+    links = [
+        (group, node[r.patient])
+        for group, r in zip(groups.tolist(), records, strict=True)
+        if r.patient in node
+    ]
+    return components(np.array(links, dtype=int).reshape(-1, 2).T, count + len(node))[groups].tolist()
 
 
 def _owners(records: list[ScanRecord], rows: np.ndarray, count: int) -> np.ndarray:

@@ -193,7 +193,7 @@ def slices(
         axis = AXES[name]
         area, place = areas[axis], (np.arange(len(areas[axis])) + 0.5) / len(areas[axis])
         rules = {
-            "reformatted from thicker slices": _is_fine(volume, axis, max_spacing_mm),
+            "reformatted from slices thicker than --max_spacing_mm": _is_fine(volume, axis, max_spacing_mm),
             _UNEVEN: volume.positions_mm is None or axis == volume.acquired_axis,
             "outside --slice_range": (place >= slice_range[0]) & (place <= slice_range[1]),
             "with too little head": area >= min_head * area.max(),

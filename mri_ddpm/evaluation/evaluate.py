@@ -1,4 +1,4 @@
-"""The evaluation's doors: a model, which draws its images first, or anybody's images. What is measured is in `parts`."""
+"""The evaluation's doors: a model, which is sampled first, or anybody's images. What is measured is in `parts`."""
 
 from collections.abc import Collection
 from importlib.metadata import version
@@ -117,7 +117,7 @@ def evaluate_images(
 
     Args:
         images: folder of images of one size: class folders, or images alone, whose classes are in the PNG's text where
-            `mri-ddpm sample` drew them.
+            `mri-ddpm sample` made them.
         output_dir: for ``metrics.json``, ``report.html`` and pictures; new or empty.
         metrics: what to measure, of ``CHOICES``; all but the likelihood, which takes a network, by default.
         extractor: ``"in_domain"``, ``"dinov2"`` or ``"inception"``.

@@ -1,4 +1,4 @@
-"""Synthetic images that somebody else drew, read from a folder."""
+"""Synthetic images that somebody else made, read from a folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,15 +14,16 @@ from mri_ddpm.data.reading import BadImageError, read_scan
 from mri_ddpm.data.sources import find_source
 from mri_ddpm.data.volume_files import VolumeFile
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.lazy import LazyImages
+from mri_ddpm.evaluation.lazy import LazyImages, view
 
 FEWEST = 10  # of which any measure has an interval
+HELD_BYTES = 2**28  # of decoded images; measuring looks at each some hundred times
 
 
 def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
     """Images ``(N, 1, H, H)`` in [0, 1] of 256 levels, and the class of each, by its folder or its PNG's text.
 
-    All are looked at once here, and read again where they are measured.
+    All are looked at here, before anything is measured.
 
     Raises:
         InputError: for fewer than 10 images, and naming the first that cannot be read, is not square or of another size.
@@ -54,13 +55,15 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
 
 
 def images_of_files(readers: Sequence[Callable[[], bytes]], side: int) -> LazyImages:
-    """Image files of one size as images of 256 levels, each read where it is looked at."""
+    """Image files of one size as images of 256 levels: held if they fit ``HELD_BYTES``, else read where they are looked at."""
 
     def read(rows: np.ndarray) -> np.ndarray:
         scans = np.stack([read_scan(readers[row]()) for row in rows])[:, None]
         return np.round(scans * 255).astype(np.float32) / 255
 
-    return LazyImages(read, (1, side, side), len(readers))
+    images = LazyImages(read, (1, side, side), len(readers))
+    fits = 4 * np.prod(images.shape) <= HELD_BYTES
+    return view(np.asarray(images)) if fits else images
 
 
 def class_in_text(path: Path) -> str | None:

@@ -54,7 +54,7 @@ def denoising_curves(
     unet: Callable,
     scheduler: DDPMScheduler,
     x_0: torch.Tensor,
-    labels: torch.Tensor | None,
+    conditioning: dict[str, torch.Tensor],
     *,
     images_per_timestep: int,
     loss_type: str,
@@ -69,9 +69,9 @@ def denoising_curves(
     noise, depends on ``seed`` and the place in that order alone, and not on ``batch_size``.
 
     Args:
-        unet: called as ``unet(x_t, t, class_labels=labels).sample``, ``t`` being ``(B,)``; in evaluation mode.
+        unet: called as ``unet(x_t, t, **conditioning).sample``, ``t`` being ``(B,)``; in evaluation mode.
         x_0: scans, ``(N, 1, H, W)`` in [-1, 1], on the network's device; rounded to the 256 levels that bits count.
-        labels: ``(N,)`` int64, or ``None`` for a model without classes.
+        conditioning: tensors ``(N, ...)`` by name, as the network's ``conditioning_of`` picks them from a batch.
         images_per_timestep: K, at least 2; best no more than N.
         loss_type: what the network was trained by, as in the configuration, with its ``huber_delta``.
         progress: show a bar.
@@ -79,7 +79,7 @@ def denoising_curves(
     Raises:
         InputError: for scans or counts that cannot be used, and predictions that are not finite.
     """
-    _check_scans(x_0, labels, MIN_IMAGES)
+    _check_scans(x_0, conditioning, MIN_IMAGES)
     if images_per_timestep < MIN_IMAGES:
         raise InputError(
             f"images_per_timestep is {images_per_timestep}: give at least {MIN_IMAGES}, for an interval needs a spread."
@@ -94,7 +94,7 @@ def denoising_curves(
         calls = np.arange(start, min(start + batch_size, len(scans)))  # (B,)
         rows = torch.from_numpy(scans[calls]).to(x_0.device)
         t = torch.from_numpy(calls // images_per_timestep).to(x_0.device)
-        known = labels[rows] if labels is not None else None
+        known = {name: tensor[rows] for name, tensor in conditioning.items()}
         noise = _noise(x_0, seed, calls.tolist())
         loss, x_0_hat = _denoise(unet, scheduler, x_0[rows], noise, t, known, **kind)
         values = (
@@ -104,7 +104,7 @@ def denoising_curves(
         )
         measured.append(torch.stack(values).cpu())  # (3, B)
     loss, bound, squared_error = torch.cat(measured, 1).numpy().reshape(3, *shape)
-    prior = prior_term(scheduler, x_0, *_start(unet, x_0, labels)).cpu().numpy()
+    prior = prior_term(scheduler, x_0, *_start(unet, x_0, conditioning)).cpu().numpy()
     return DenoisingCurves(scans.reshape(shape), loss, bound, squared_error, prior, x_0[0].numel())
 
 
@@ -152,7 +152,7 @@ def progressive_estimates(
     unet: Callable,
     scheduler: DDPMScheduler,
     x_0: torch.Tensor,
-    labels: torch.Tensor | None,
+    conditioning: dict[str, torch.Tensor],
     timesteps: Sequence[int],
     seed: int = 0,
 ) -> torch.Tensor:
@@ -162,7 +162,7 @@ def progressive_estimates(
     and its row alone, and is the same at all timesteps, which are in 0..T-1. Other arguments and errors are those of
     `denoising_curves`.
     """
-    _check_scans(x_0, labels, 1)
+    _check_scans(x_0, conditioning, 1)
     last = scheduler.config.num_train_timesteps - 1
     if unknown := [t for t in timesteps if not 0 <= t <= last]:
         raise InputError(f"There is no timestep {unknown[0]}: the model's are 0 to {last}.")
@@ -170,13 +170,13 @@ def progressive_estimates(
     estimates = x_0.new_empty(len(timesteps), *x_0.shape)
     for row, timestep in enumerate(timesteps):
         t = torch.full((len(x_0),), timestep, device=x_0.device)
-        estimates[row] = _denoise(unet, scheduler, x_0, noise, t, labels)[1]
+        estimates[row] = _denoise(unet, scheduler, x_0, noise, t, conditioning)[1]
     return estimates
 
 
-def _denoise(unet, scheduler, x_0, noise, t, labels, **kind) -> tuple[torch.Tensor, torch.Tensor]:
+def _denoise(unet, scheduler, x_0, noise, t, conditioning, **kind) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss of scans with noise, ``(B,)``, and the x_0 that the network predicts, ``(B, 1, H, W)``."""
-    found = training_loss(unet, scheduler, x_0, noise, t, {"class_labels": labels}, **kind)
+    found = training_loss(unet, scheduler, x_0, noise, t, conditioning, **kind)
     finite = found.prediction.isfinite().flatten(1).all(1)
     if not finite.all():
         raise InputError(
@@ -186,11 +186,12 @@ def _denoise(unet, scheduler, x_0, noise, t, labels, **kind) -> tuple[torch.Tens
     return found.per_sample, predicted_x_0(scheduler, found.prediction.double(), found.x_t.double(), t)
 
 
-def _start(unet, x_0: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def _start(unet, x_0: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The moments that the model's chains start with, for `prior_term`; none of a model that starts in noise alone."""
     if getattr(unet, "x_0_mean", None) is None:
         return ()
     mean, components = unet.x_0_moments(*x_0.shape[-2:])
+    labels = conditioning.get("class_labels")  # the only condition that the moments know
     return (mean[-1:].expand_as(x_0) if labels is None else mean[labels]), components
 
 
@@ -200,7 +201,7 @@ def _noise(x_0: torch.Tensor, seed: int, places: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.stack([g.standard_normal(x_0.shape[1:]) for g in generators])).to(x_0)
 
 
-def _check_scans(x_0: torch.Tensor, labels: torch.Tensor | None, at_least: int) -> None:
+def _check_scans(x_0: torch.Tensor, conditioning: dict[str, torch.Tensor], at_least: int) -> None:
     if x_0.ndim != 4 or len(x_0) < at_least:
         raise InputError(
             f"The scans have the shape {tuple(x_0.shape)}: give (N, 1, H, W), with N at least {at_least}."
@@ -209,8 +210,9 @@ def _check_scans(x_0: torch.Tensor, labels: torch.Tensor | None, at_least: int) 
         raise InputError(
             f"The scans go from {x_0.min():.4g} to {x_0.max():.4g}: give them in the model's range, -1 to 1."
         )
-    if labels is not None and len(labels) != len(x_0):
-        raise InputError(f"{len(labels)} labels were given for {len(x_0)} scans: give one a scan.")
+    for name, tensor in conditioning.items():
+        if len(tensor) != len(x_0):
+            raise InputError(f"{name} has {len(tensor)} rows for {len(x_0)} scans: give one a scan.")
 
 
 def _standard_error(

@@ -256,7 +256,7 @@ def share_beyond(scores: np.ndarray, validation: np.ndarray, level: float) -> Es
 def worst_pairs_picture(
     detector: CopyDetector, examination: Examination, images: np.ndarray, count: int = 16
 ) -> Image.Image:
-    """Draw the most suspicious pairs: synthetic | its training image, moved as found | their difference."""
+    """Show the most suspicious pairs: synthetic | its training image, moved as found | their difference."""
     rows = _worst(examination, count)
     side, columns = max(96, images.shape[3]), min(4, len(rows))
     height = round(side * images.shape[2] / images.shape[3])

@@ -59,7 +59,7 @@ def measure(
         output_dir: where numbers, report and pictures go; it is there.
         settings: what the images come from, for the report.
         metrics: what is asked for, of ``CHOICES``.
-        denoise: gives the losses and the likelihood of the network that drew the images; ``None`` where there is none.
+        denoise: gives the losses and the likelihood of the network that made the images; ``None`` where there is none.
         seconds: what earlier steps took.
 
     Returns:
@@ -137,13 +137,14 @@ def denoising(
     parts = {"training": real.training, "validation": real.validation}
     curves, losses = {}, {}
     for weights, unet in networks.items():
-        for part, (images, labels) in parts.items():
+        for part, (images, _) in parts.items():
             if unet is None:
                 continue
-            rows = np.linspace(0, len(labels) - 1, min(len(labels), MOST_SCANS)).astype(int)
-            x_0, y = on_device(pipeline, images[rows], labels[rows], real.class_names)
+            rows = np.linspace(0, len(images) - 1, min(len(images), MOST_SCANS)).astype(int)
+            batch = real.batch(part, rows, pipeline.device)
             curves[weights, part] = likelihood.denoising_curves(
-                unet, pipeline.scheduler, x_0, y, images_per_timestep=IMAGES_PER_TIMESTEP, progress=True, **loss
+                unet, pipeline.scheduler, to_model_range(batch["pixel_values"]), unet.conditioning_of(batch),
+                images_per_timestep=IMAGES_PER_TIMESTEP, progress=True, **loss,
             )  # fmt: skip
             losses.setdefault(weights, {})[part] = [
                 estimate.as_dict() for estimate in likelihood.loss_by_quartile(curves[weights, part])
@@ -163,24 +164,21 @@ def denoising(
     }
 
 
-def on_device(pipeline: MRIDDPMPipeline, images: np.ndarray, labels: np.ndarray, class_names: tuple) -> tuple:
-    """Scans and classes as the network takes them."""
-    x_0 = torch.from_numpy(to_model_range(np.asarray(images))).to(pipeline.device)
-    known = bool(class_names) and bool(pipeline.unet.config.num_class_embeds)
-    return x_0, torch.from_numpy(labels).to(pipeline.device) if known else None
-
-
 def progressive_strip(pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Path) -> None:
     """One validation scan a class, beside what the model makes of it after more and more noise (DDPM, section 4.3)."""
-    images, labels = real.validation
+    labels = real.validation[1]
     rows = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)]
-    x_0, y = on_device(pipeline, images[rows], labels[rows], real.class_names)
+    batch = real.batch("validation", rows, pipeline.device)
     last = pipeline.scheduler.config.num_train_timesteps - 1
     timesteps = [round(share * last) for share in PROGRESSIVE_SHARES]
-    estimates = likelihood.progressive_estimates(pipeline.unet, pipeline.scheduler, x_0, y, timesteps)
-    unit = (estimates.clamp(-1, 1) / 2 + 0.5).cpu().numpy()  # (K, B, 1, H, W)
+    estimates = likelihood.progressive_estimates(
+        pipeline.unet, pipeline.scheduler, to_model_range(batch["pixel_values"]),
+        pipeline.unet.conditioning_of(batch), timesteps,
+    )  # fmt: skip
+    unit = (estimates.clamp(-1, 1) / 2 + 0.5).cpu()  # (K, B, 1, H, W)
     titles = ["scan", *(f"t = {t}" for t in timesteps)]
-    sheet(np.concatenate([np.asarray(images[rows])[None], unit]), titles).save(output_dir / "progressive.png")
+    shown = torch.cat([batch["pixel_values"].cpu()[None], unit])
+    sheet(shown.numpy(), titles).save(output_dir / "progressive.png")
 
 
 def usefulness_of(real: RealScans, synthetic: Labelled, device: str) -> dict:

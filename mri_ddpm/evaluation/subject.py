@@ -1,6 +1,7 @@
 """What is evaluated: a pipeline, the scans it was trained on, and those that it never saw."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,16 @@ CAUTION = f"{NO_PATIENTS[0].upper()}{NO_PATIENTS[1:]}."
 
 @dataclass(frozen=True)
 class RealScans:
-    """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part."""
+    """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part.
+
+    ``scans`` are the data sets of the first two, by the same names, from which `batch` takes them with their conditions.
+    """
 
     training: Labelled
     validation: Labelled
     test: Labelled | None
     class_names: tuple[str, ...]
+    scans: dict[str, ScanDataset]
     caution: str | None = None  # where nobody knows the patients: what that does to the numbers
 
     @property
@@ -36,11 +41,17 @@ class RealScans:
         parts = {"validation": self.validation, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None and len(part[1])}
 
+    def batch(self, part: str, rows: Sequence[int], device: torch.device | str) -> dict[str, torch.Tensor]:
+        """Scans of "training" or "validation" as a batch of the training; without classes where there are none."""
+        batch = self.scans[part].batch(rows)
+        names = batch.keys() - (() if self.class_names else {"class_labels"})
+        return {name: batch[name].to(device) for name in names}
+
     def without_classes(self) -> "RealScans":
         """The same as one class, for a model that knows none: its images have no class to be compared by."""
         parts = {"training": self.training, "validation": self.validation, "test": self.test}
         merged = {name: part and (part[0], np.zeros_like(part[1])) for name, part in parts.items()}
-        return RealScans(**merged, class_names=(), caution=self.caution)
+        return RealScans(**merged, class_names=(), scans=self.scans, caution=self.caution)
 
 
 def load_real_scans(
@@ -82,8 +93,10 @@ def real_scans(scans: Scans) -> RealScans:
     """The parts of a data set as arrays."""
     parts = {"training": scans.train, "validation": scans.validation, "test": scans.test}
     arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
+    batches = {"training": scans.train, "validation": scans.validation}
     is_known = scans.manifest["patients"] or scans.manifest["source"] == "phantom"
-    return RealScans(**arrays, class_names=scans.class_names, caution=None if is_known else CAUTION)
+    caution = None if is_known else CAUTION
+    return RealScans(**arrays, class_names=scans.class_names, scans=batches, caution=caution)
 
 
 def where_scans_are(record: Record, where: dict[str, str | None]) -> dict[str, str]:

@@ -32,7 +32,7 @@ def usefulness(
 
     Args:
         training: the real scans that the generator was trained on.
-        synthetic: what it drew.
+        synthetic: its samples.
         tested: real scans that neither saw, by name.
         class_names: names by index.
         synthetic_share: of a batch of ``real_and_synthetic``, however many scans there are of either kind.

@@ -364,15 +364,24 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     def conditioning_of(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What `forward` is to be given of a batch beside the images: ``class_labels``, where the model has classes."""
-        return {"class_labels": batch["class_labels"]} if self.class_embedding else {}
+        """What `forward` is to be given of a batch beside the images: ``class_labels``, where the model has classes.
+
+        A batch without them is one of images without a class.
+        """
+        return {name: batch[name] for name in ("class_labels",) if self.class_embedding and name in batch}
 
     def drop_conditioning(
         self, conditioning: dict[str, torch.Tensor], dropped: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The same with "no class" where ``dropped``, bool ``(B,)``, says so (Ho & Salimans 2022, arXiv:2207.12598)."""
-        null_class = self.config.num_class_embeds
-        return {name: labels.masked_fill(dropped, null_class) for name, labels in conditioning.items()}
+        """The same with no condition where ``dropped``, bool ``(B,)``, says so (Ho & Salimans 2022, arXiv:2207.12598).
+
+        Of classes that is the null class; of any other tensor ``(B, ...)`` it is 0.
+        """
+        nulls = {"class_labels": self.config.num_class_embeds}
+        return {
+            name: tensor.masked_fill(dropped.reshape(-1, *[1] * (tensor.ndim - 1)), nulls.get(name, 0))
+            for name, tensor in conditioning.items()
+        }
 
     def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
         """Embed timesteps and classes: ``(B, E)``, already passed through SiLU for every block to project."""

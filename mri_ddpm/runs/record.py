@@ -47,7 +47,7 @@ def read_record(source: Path) -> Record:
         raise InputError(
             f"{source} holds no pipeline; name a run folder with a pipeline/ in it, or a saved pipeline."
         )
-    # The last that was drawn counts: of an epoch, or of the end, which a resumed run may have left behind
+    # The last that was made counts: of an epoch, or of the end, which a resumed run may have left behind
     grids = [path for path in (*run.path.glob(EMA_GRIDS), run.grid) if path.is_file()]
     newest = max(grids, key=lambda path: (path.stat().st_mtime, path), default=run.grid)
     pictures = {GRID: newest, LOSS_PLOT: run.loss_plot}

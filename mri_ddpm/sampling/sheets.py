@@ -52,14 +52,14 @@ def save_film(
     strip, film = files
     labels = [labels[i] for i in rows] if labels is not None else None
     pipeline.set_progress_bar_config(desc="film", unit="step", disable=False)
-    drawn = sample(pipeline, labels, rows, options, output_type="pt", output_trajectory=True)
-    calls = len(drawn.timesteps)
-    both = torch.stack([drawn.x_t, drawn.x_0], dim=2).flatten(1, 2)  # (calls, 2B, 1, H, W)
+    sampled = sample(pipeline, labels, rows, options, output_type="pt", output_trajectory=True)
+    calls = len(sampled.timesteps)
+    both = torch.stack([sampled.x_t, sampled.x_0], dim=2).flatten(1, 2)  # (calls, 2B, 1, H, W)
     unit = to_unit_range(both.float()).numpy()
-    final = drawn.images.cpu().numpy().repeat(2, axis=0)[None]  # (1, 2B, 1, H, W)
+    final = sampled.images.cpu().numpy().repeat(2, axis=0)[None]  # (1, 2B, 1, H, W)
 
     columns = np.unique(np.linspace(0, calls - 1, FILM_COLUMNS - 1).round().astype(int))
-    titles = [f"t={drawn.timesteps[i] + 1:g}" for i in columns]
+    titles = [f"t={sampled.timesteps[i] + 1:g}" for i in columns]
     sheet(np.concatenate([unit[columns], final]), [*titles, "image"]).save(strip)
 
     pairs = np.concatenate([unit, final]).reshape(-1, len(rows), 2, *unit.shape[2:])

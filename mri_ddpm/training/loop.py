@@ -35,7 +35,7 @@ class TrainingLoop:
     metrics: Metrics | None = None
     evaluator: TrainingEvaluator | None = None  # from the first of --evaluate_epochs on
     push: BackgroundPush | None = None  # only with --push_to_hub
-    plotted: float = -math.inf  # when ``loss.png`` was drawn last, in seconds
+    plotted: float = -math.inf  # when ``loss.png`` was made last, in seconds
     trouble: str | None = None  # what is wrong with the last steps, in words
     unlogged: list[dict] = field(default_factory=list)
     since: float = 0.0  # when the steps in ``unlogged`` began, in seconds
@@ -186,7 +186,7 @@ class TrainingLoop:
         self.since = time.perf_counter()  # so that images/s counts training alone
 
     def plot(self) -> None:
-        """Draw ``loss.png``: at the end, and between not so often that it costs more than the steps."""
+        """Make ``loss.png``: at the end, and between not so often that it costs more than the steps."""
         if time.monotonic() - self.plotted < PLOT_SECONDS and self.state.progress.step < self.state.max_steps:
             return
         names = ("loss_type", "prediction_type", "resolution")

@@ -42,7 +42,7 @@ def keep_moments(unet: AttentionUNet2DModel, scans: Scans, config: TrainingConfi
 
     Args:
         unet: made with ``moments_size`` and ``num_components``.
-        scans: of which the training part is read, in batches.
+        scans: of which the train split is read, in batches.
         config: says which classes are mirrored.
     """
     size, classes = unet.config.moments_size, unet.config.num_class_embeds or 0

@@ -11,7 +11,7 @@ from mri_ddpm.files import whole_file
 
 GRID_TILE = 96  # pixels; smaller images are enlarged without smoothing
 LABEL_WIDTH = 120  # pixels
-CURVE_POINTS = 4000  # of a longer run every second step, or third, is drawn: a figure has fewer pixels
+CURVE_POINTS = 4000  # of a longer run every second step, or third, is shown: a figure has fewer pixels
 
 
 def plot_loss(rows: Sequence[dict], path: Path, title: str) -> None:

@@ -44,7 +44,7 @@ def check_tracker(config: TrainingConfig) -> None:
 
 
 def load_training_scans(accelerator: Accelerator, config: TrainingConfig) -> data.Scans:
-    """Load the scans, or draw phantoms where there are none; one process fills the cache for the others."""
+    """Load the scans, or make phantoms where there are none; one process fills the cache for the others."""
     if config.train_data_dir or config.dataset_name:
         scans = data.load_scans(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ScanOptions)})
     else:

@@ -82,7 +82,7 @@ def prepare(
         keep_moments(raw_unet, scans, config)
     optimizer = build_optimizer(config, raw_unet)
     unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
-    # Without accelerate's autocast, which losses ask for: samples are drawn in float32, as by the pipeline
+    # Without accelerate's autocast, which losses ask for: samples are made in float32, as by the pipeline
     accelerator.unwrap_model(unet, keep_fp32_wrapper=False)
     steps_per_epoch = math.ceil(len(loader) / config.gradient_accumulation_steps)
     max_steps = config.max_train_steps or config.num_train_epochs * steps_per_epoch

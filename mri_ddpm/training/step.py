@@ -75,9 +75,9 @@ def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Te
     conditioning = state.raw_unet.drop_conditioning(state.raw_unet.conditioning_of(batch), draws.drop_class)
     kind = {"loss_type": config.loss_type, "huber_delta": config.huber_delta}
     with accelerator.autocast():
-        drawn = (x_0, draws.noise, draws.timesteps)
+        noised = (x_0, draws.noise, draws.timesteps)
         loss = training_loss(
-            state.unet, state.noise_scheduler, *drawn, conditioning, **kind
+            state.unet, state.noise_scheduler, *noised, conditioning, **kind
         ).per_sample  # (B,)
     if config.snr_gamma:
         loss = loss * min_snr_weights(state.noise_scheduler, draws.timesteps, config.snr_gamma)

@@ -54,10 +54,10 @@ def validation_loss(
         batch = {name: tensor.to(accelerator.device) for name, tensor in scans.batch(rows).items()}
         x_0 = to_model_range(batch["pixel_values"])  # (B, C, H, W)
         noise = randn_tensor(x_0.shape, [make_generator(config.seed, VALIDATION, 1 + row) for row in rows])
-        drawn = (x_0, noise.to(x_0), timesteps[rows.start : rows.stop].to(x_0.device))
+        noised = (x_0, noise.to(x_0), timesteps[rows.start : rows.stop].to(x_0.device))
         conditioning = unet.conditioning_of(batch)
         with accelerator.autocast():
-            total += training_loss(unet, scheduler, *drawn, conditioning, **kind).per_sample.sum()
+            total += training_loss(unet, scheduler, *noised, conditioning, **kind).per_sample.sum()
     unet.train(was_training)
     return accelerator.reduce(total, "sum").item() / len(scans)
 
@@ -69,7 +69,7 @@ def draw_grid(
     path: Path,
     progress: bool = False,
 ) -> None:
-    """Draw ``config.num_samples`` images, a row a class, from the same noise every time, and write them as one grid."""
+    """Sample ``config.num_samples`` images, a row a class, from the same noise every time, and write them as one grid."""
     with pipeline_of(unet, scheduler) as pipeline:
         pipeline.set_progress_bar_config(disable=not progress, desc="sampling", leave=False)
         names = pipeline.class_names or ("",)
@@ -80,5 +80,5 @@ def draw_grid(
         try:
             images = pipeline(labels, num_images, config.num_inference_steps, generator=generators).images
         except ValueError as error:  # of predictions that are not finite
-            raise InputError(f"{path} cannot be drawn: {error}") from error
+            raise InputError(f"{path} cannot be made: {error}") from error
         save_grid(images, names, path)
