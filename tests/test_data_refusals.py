@@ -147,7 +147,7 @@ def test_a_class_of_which_nothing_is_left_to_train_on(refusal, make_folder):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (bytes(128) + b"DICM" + bytes(300), "its DICOM files are left out (2 no image)"),
+        (bytes(128) + b"DICM" + bytes(300), "holds no scans; left out: 2 DICOM files, no image"),
         (bytes(344) + b"n+1\0" + bytes(300), "cannot be read as NIfTI"),
         (b"\x1f\x8b" + bytes(300), "is compressed, and no .nii.gz"),
         (b"PAR1" + bytes(300), "by --dataset_name"),

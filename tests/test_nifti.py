@@ -224,7 +224,7 @@ def test_what_is_no_number_is_background(value):
     volume = read_nifti(encoded(values))
     assert (volume.voxels[:, 5:] == VALUES[:, :5].min()).all()
     np.testing.assert_array_equal(volume.voxels[:, :5], VALUES[:, :5])
-    assert volume.notes == ("holds 320 values that are no finite numbers: they are taken as its lowest",)
+    assert volume.notes == ("holds values that are no finite numbers (320): they are taken as its lowest",)
 
 
 def test_the_window_of_the_header():

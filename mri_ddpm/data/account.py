@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from .split import ORDER, ScanRecord
 
 MANIFEST_VERSION = 2
 DARK = 1 / 8  # of the full range; 12 bits in a 16-bit file reach a sixteenth of it
+NUMBER = re.compile(r"\d+")
 SPLITS = (*ORDER, "repeat", "leak", "bad")
 # Of the options, what says where scans lie, and not how they are read
 PLACES = (
@@ -43,7 +45,7 @@ def make_manifest(
     """Everything there is to say about the records after `assign_split`, ready for `json.dump`; and where the files lie.
 
     The second, {name in the manifest: path}, stays on the machine: names and folders may say who a patient is. A scan of a
-    known patient is called `patient 3/0007` in the manifest, and no other word of that person is in it.
+    known patient is called `patient 3/0007` in the manifest, one of another `unknown/0001`, and no word of a person is in it.
 
     `content_sha256` identifies files, classes, patients and split; it depends neither on where the source lies nor on
     the resolution. `volumes` are the facts of each, see `volume_cache.DecodedVolume`. `grouped` is False for scans among which nobody looked for repeats (the phantom), `decoded` for an account
@@ -133,14 +135,20 @@ def _number_patients(records: list[ScanRecord]) -> dict[str, int]:
 
 
 def _names(records: list[ScanRecord], numbers: dict[str, int]) -> list[str]:
-    """What each record is called in the manifest: its path, or for a known patient `patient 3/0007`, of volumes `patient 3/t1/axial 042`."""
+    """What each record is called in the manifest: `patient 3/0007`, of volumes `patient 3/t1/axial 042`; or its path.
+
+    Where some patients are known and others not, nor are paths told of the others: they may bear the names of the first.
+    """
     order: dict[tuple, dict] = defaultdict(
         dict
     )  # of a patient's pictures, and of the volumes of one contrast
     names = []
     for record in records:
         if record.patient is None:
-            names.append(record.path)
+            there = order[None]
+            names.append(
+                f"unknown/{there.setdefault(len(there), len(there) + 1):04d}" if numbers else record.path
+            )
             continue
         patient, what = f"patient {numbers[record.patient]}", record.contrast or "volume"
         is_slice = record.plane is not None
@@ -170,24 +178,32 @@ def _place(record: ScanRecord) -> dict:
 def _volumes(facts: list[dict], kept: int) -> dict:
     """What the volumes have in common, and in what they differ."""
     left_out: Counter = Counter()
-    notes: Counter = Counter()
+    alike: dict[str, list[str]] = defaultdict(list)  # notes, which differ in numbers
     for row in facts:
         left_out.update(row["left_out"])
-        notes.update(row["notes"])
+        for note in row["notes"]:
+            alike[NUMBER.sub("#", note)].append(note)
     spacings = [mm for row in facts for mm in row["spacing_mm"]]
     fields = [max(row["extent_mm"]) for row in facts]
     pixels = [row["pixel_mm"] for row in facts]
-    alike = all(pixels) and max(pixels) <= 1.01 * min(pixels)
+    is_one = all(pixels) and max(pixels) <= 1.01 * min(pixels)
     return {
         "total": len(facts),
         "slices": kept,
         "left_out": dict(left_out),
-        "notes": dict(notes),
+        "notes": {_common(notes): len(notes) for notes in alike.values()},
         "spacing_mm": [min(spacings), max(spacings)],
         "field_of_view_mm": [min(fields), max(fields)],
         "oblique": sum(row["oblique"] for row in facts),
-        "pixel_mm": float(np.median(pixels)) if alike else None,
+        "pixel_mm": float(np.median(pixels)) if is_one else None,
     }
+
+
+def _common(notes: list[str]) -> str:
+    """Notes that differ in numbers as one, with the lowest and the highest of each."""
+    columns = zip(*(map(int, NUMBER.findall(note)) for note in notes), strict=True)
+    ranges = iter([f"{min(c)} to {max(c)}" if min(c) < max(c) else f"{min(c)}" for c in columns])
+    return NUMBER.sub(lambda _: next(ranges), notes[0])
 
 
 def _patients(records: list[ScanRecord]) -> dict | None:

@@ -10,10 +10,20 @@ from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .contents import HubCell
-from .layout import PARTS, Finding, ScanFile, classes_found, part_of, parts_found, patients_found
+from .layout import (
+    PARTS,
+    VOLUME_EACH,
+    Finding,
+    ScanFile,
+    classes_found,
+    named_contrast,
+    part_of,
+    parts_found,
+    patients_found,
+)
 from .metadata import PATIENTS
 from .patients import named_like_patients
-from .volume_files import VolumeFile
+from .volume_files import VolumeFile, require_libraries
 
 
 def open_hub(options: ScanOptions) -> tuple[tuple[ScanFile, ...], tuple[Finding, ...]]:
@@ -52,6 +62,14 @@ def open_hub(options: ScanOptions) -> tuple[tuple[ScanFile, ...], tuple[Finding,
         patients, source = {file.path: file.class_name for file in files if file.class_name}, "labels"
         files = [replace(file, class_name=None, flaw=None, patient=file.class_name) for file in files]
         labels = set()
+    if alone := [file.path for file in files if isinstance(file.content, VolumeFile) and not file.patient]:
+        require_libraries(name, {"NIfTI": len(alone)})
+        files = [
+            replace(file, patient=file.patient or file.path) if isinstance(file.content, VolumeFile) else file
+            for file in files
+        ]
+        patients |= {path: path for path in alone}
+        source = VOLUME_EACH
     findings = parts_found({split: len(splits[split]) for split in used})
     findings.append(classes_found(labels, f"labels in the column {options.label_column}"))
     findings.append(patients_found(patients, source))
@@ -111,7 +129,7 @@ def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Datas
             else HubCell(images, row, image_column),
             flaws[row],
             patients[row],
-            contrasts[row],
+            contrasts[row] and named_contrast(contrasts[row]),
         )
         for row in range(len(rows))
     ]

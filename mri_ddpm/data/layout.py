@@ -5,8 +5,8 @@ A file's class is the folder it lies in, its part "training", "validation" or "t
 """
 
 import re
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -14,9 +14,10 @@ from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .contents import Content
+from .contrasts import contrast_of_name
 from .metadata import USUAL_LABEL, Metadata
 from .patients import folder_of_patients, named_like_patients, patients_by_name, patients_by_pattern
-from .volume_files import VolumeFile
+from .volume_files import DicomPicture, VolumeFile
 
 PARTS = ("training", "validation", "testing")  # a picture of one is a leak in those after it
 _PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
@@ -36,7 +37,7 @@ class ScanFile:
     path: str  # relative to the source, with forward slashes
     part: str  # of PARTS
     class_name: str | None
-    content: Content | VolumeFile
+    content: Content | DicomPicture | VolumeFile
     flaw: str | None = None  # why it cannot be used, where its place already says so
     patient: str | None = None  # as the table or the names have it
     contrast: str | None = None
@@ -52,7 +53,7 @@ class Finding:
 
 
 def arrange(
-    contents: dict[PurePosixPath, Content | VolumeFile],
+    contents: dict[PurePosixPath, Content | DicomPicture | VolumeFile],
     may_be_class: bool,
     metadata: Metadata,
     options: ScanOptions,
@@ -63,8 +64,8 @@ def arrange(
     may_be_class: whether a single folder is a class, and not one that encloses all.
     Raises `InputError` for a `--label_column` that no table has, a split that is no part, and a class called as a patient is.
     """
-    masks = sorted(filter(_is_mask, contents), key=str)
-    paths = sorted(contents.keys() - set(masks), key=str)
+    masks = _Masks(filter(_is_mask, contents))
+    paths = sorted(contents.keys() - set(masks.paths), key=str)
     top = _enclosing_folder([path.parts[:-1] for path in paths], may_be_class)
     inner = {path: path.parts[len(top) :] for path in paths}
     depth = _depth_of_parts([names[:-1] for names in inner.values()])
@@ -73,6 +74,9 @@ def arrange(
     folders = {path: folder for path, (_, folder) in places.items()}
     scans = {path: contents[path] for path in paths}
     patients, source = _patients(scans, inner, depth, metadata, options)
+    sharers: dict[PurePosixPath, set] = defaultdict(set)  # of a folder
+    for path in paths:
+        sharers[path.parent].add(patients.get(path))
     labels, kind = _labels(folders, patients, metadata, options)
     class_names = {label for label in labels.values() if label}
     if named := class_names & set(patients.values()):
@@ -81,24 +85,36 @@ def arrange(
         )
     files = []
     for path in paths:
-        flaw = None
-        if parts[path] is None:
+        flaw = getattr(contents[path], "flaw", None)
+        if flaw:
+            pass
+        elif parts[path] is None:
             flaw = "lies outside the training, validation and testing folders"
         elif metadata.about_files and str(path) not in metadata.of_file:
             flaw = f"has no line in {metadata.names[0]}"
         elif class_names and labels[path] is None:
             flaw = f"has no {options.label_column}" if kind != "folders" else "lies outside the class folders"
-        patient, content = patients.get(path), contents[path]
-        contrast = metadata.value(str(path), patient, "contrast") or getattr(content, "contrast", None)
+        patient, content, mask = patients.get(path), contents[path], None
+        if isinstance(content, VolumeFile):
+            content = content if options.volume_index is None else content.only(options.volume_index)
+            mask = contents.get(masks.of(path, is_alone=len(sharers[path.parent]) == 1))
+        contrast = metadata.value(str(path), patient, "contrast")
+        contrast = named_contrast(contrast) if contrast else getattr(content, "contrast", None)
         name, part = "/".join(inner[path]), parts[path] or "training"
-        mask = contents.get(_mask_of(path, masks)) if isinstance(content, VolumeFile) else None
         files.append(ScanFile(name, part, labels[path], content, flaw, patient, contrast, mask))
     counts = Counter(f"{folder}/" for folder, _ in places.values() if folder)
     findings = [*parts_found(counts), classes_found(class_names, kind), patients_found(patients, source)]
-    if masks:
-        words = f"left out: {len(masks)} mask{'s' * (len(masks) > 1)}, by name"
-        findings.append(Finding(words, None if patients else str(masks[0])))
+    if source == TAGS and (count := sum(getattr(scan, "patient_is_study", False) for scan in scans.values())):
+        findings.append(Finding(f"{count} DICOM series without a PatientID: each study counts as a patient"))
+    if masks.paths:
+        words = f"left out: {len(masks.paths)} mask{'s' * (len(masks.paths) > 1)}, by name"
+        findings.append(Finding(words, None if patients else str(masks.paths[0])))
     return tuple(files), tuple(findings)
+
+
+def named_contrast(word: str) -> str:
+    """A contrast as it is called here, or as somebody calls another."""
+    return contrast_of_name(word) or word
 
 
 def _part(path: PurePosixPath, folder: str | None, depth: int | None, metadata: Metadata) -> str | None:
@@ -130,20 +146,21 @@ def _labels(
         )
         raise InputError(f"--label_column {column} is in no table of the scans; the columns are: {there}.")
     names = {name for name in folders.values() if name}
-    if column == "" or named_like_patients(names) or _are_patients(folders, patients):
+    if column == "" or named_like_patients(names) or (patients and _are_patients(folders, patients)):
         return dict.fromkeys(folders), "folders"
     return folders, "folders"
 
 
 def _are_patients(folders: dict[PurePosixPath, str | None], patients: dict[PurePosixPath, str]) -> bool:
-    """Whether folders bear the names of patients, or each holds all scans of one: a class holds several."""
-    pairs = {(folder, patients.get(path)) for path, folder in folders.items()}
-    names, who = {folder for folder, _ in pairs}, {patient for _, patient in pairs}
-    return None not in who and (not names.isdisjoint(who) or len(pairs) == len(names) == len(who) > 1)
+    """Whether folders bear the names of patients, or most hold all scans of one: a class holds several."""
+    pairs = {(folder, patients[path]) for path, folder in folders.items() if folder and path in patients}
+    counts = Counter(folder for folder, _ in pairs)
+    alone = sum(count == 1 for count in counts.values())
+    return not counts.keys().isdisjoint(patients.values()) or (len(counts) > 1 and 2 * alone > len(counts))
 
 
 def _patients(
-    contents: dict[PurePosixPath, Content | VolumeFile],
+    contents: dict[PurePosixPath, Content | DicomPicture | VolumeFile],
     inner: dict[PurePosixPath, tuple[str, ...]],
     depth: int | None,
     metadata: Metadata,
@@ -164,16 +181,48 @@ def _patients(
     if options.patient_pattern:
         found = patients_by_pattern(names.values(), options.patient_pattern)
         return {path: found[name] for path, name in names.items()}, "--patient_pattern"
-    tags = {path: getattr(content, "patient", None) for path, content in contents.items()}
-    if all(tags.values()):
-        return tags, "DICOM tags"
+    tags = {path: content.patient for path, content in contents.items() if getattr(content, "patient", None)}
+    damaged = {path for path, content in contents.items() if getattr(content, "flaw", None)}
+    if tags and not contents.keys() - tags.keys() - damaged:
+        return tags, TAGS
     if known := patients_by_name(names.values()):
         return {path: known[0][name] for path, name in names.items()}, known[1]
-    at = folder_of_patients({path: _without_part(parts[:-1], depth) for path, parts in inner.items()})
+    folders = {path: _without_part(parts[:-1], depth) for path, parts in inner.items()}
+    at = folder_of_patients(folders)
     if at is not None:
-        return {path: _without_part(parts[:-1], depth)[at] for path, parts in inner.items()}, "folders"
-    volumes = {path: str(path) for path, content in contents.items() if isinstance(content, VolumeFile)}
-    return volumes, (VOLUME_EACH if volumes else None)
+        return {path: names[at] for path, names in folders.items()}, "folders"
+    volumes = {path: content for path, content in contents.items() if isinstance(content, VolumeFile)}
+    unsaid = volumes.keys() - tags.keys()
+    if len(unsaid) == len(contents) and (found := _patients_by_contrast(folders, volumes)):
+        return found, "folders, none of which holds two volumes of one contrast"
+    return {**{path: str(path) for path in unsaid}, **tags}, VOLUME_EACH if unsaid else tags and TAGS or None
+
+
+def _patients_by_contrast(
+    folders: dict[PurePosixPath, tuple[str, ...]], volumes: dict[PurePosixPath, VolumeFile]
+) -> dict[PurePosixPath, str] | None:
+    """The patients where each folder holds a volume a contrast at most; None where one holds more.
+
+    The outermost folder is the patient. Where that holds more, its folders may be visits, of which a patient has few, or
+    patients, of which a class has many.
+    """
+    if not all(folders.values()):
+        return None
+    outer = {path: names[0] for path, names in folders.items()}
+    inner = {path: "/".join(names) for path, names in folders.items()}
+
+    def is_of_patients(folder_of: dict[PurePosixPath, str]) -> bool:
+        places = {(folder, volumes[path].contrast) for path, folder in folder_of.items()}
+        return len(places) == len(folder_of) and len(set(folder_of.values())) > 1
+
+    if is_of_patients(outer):
+        return outer
+    if not is_of_patients(inner):
+        return None
+    most = max(
+        Counter(outer[path] for path in {name: path for path, name in inner.items()}.values()).values()
+    )
+    return outer if len(set(outer.values())) > most else inner
 
 
 def part_of(name: str) -> str | None:
@@ -198,6 +247,7 @@ def classes_found(names: Collection[str], kind: str) -> Finding:
     return Finding(f"classes: {len(names)} {kind}" if names else "classes: none")
 
 
+TAGS = "DICOM tags"
 VOLUME_EACH = "the volumes, of each of which a patient is taken for granted, as nothing says whose they are"
 
 
@@ -215,21 +265,22 @@ def choose_contrast(
 
     Raises `InputError` where several are there and none is asked for, and where the one that is asked for is not there.
     """
-    of_file = {
-        file.path: getattr(file.content, "channels", ())[1:] and file.content.channels or (file.contrast,)
-        for file in files
-    }
-    counts = Counter(found for contrasts in of_file.values() for found in contrasts)
+    of_file = {file.path: getattr(file.content, "channels", ()) or (file.contrast,) for file in files}
+    unread = {file.path for file in files if file.flaw and not file.contrast}  # may be of any
+    counts = Counter(found for path, names in of_file.items() if path not in unread for found in names)
     words = ", ".join(f"{counts[c]} {c or 'of unknown contrast'}" for c in sorted(counts, key=str))
     if contrast is None:
         if len(counts) > 1:
-            raise InputError(f"{name} holds {words}: choose by --contrast.")
+            unknown = ", or name what is unknown in metadata.csv" if None in counts else ""
+            raise InputError(f"{name} holds {words}: choose by --contrast{unknown}.")
         return files, (Finding(f"contrast: {words}"),) if any(counts) else ()
     if contrast not in counts:
         raise InputError(f"--contrast {contrast} is not in {name}, which holds {words}.")
     chosen = []
     for file in files:
-        if contrast in of_file[file.path]:
+        if file.path in unread:
+            chosen.append(file)
+        elif contrast in of_file[file.path]:
             content = (
                 replace(file.content, contrast=contrast)
                 if isinstance(file.content, VolumeFile)
@@ -250,17 +301,46 @@ def _is_mask(path: PurePosixPath) -> bool:
     return not _MASKS.isdisjoint(_words(name)[-1:]) or any(words and words <= _MASKS for words in folders)
 
 
-def _mask_of(path: PurePosixPath, masks: list[PurePosixPath]) -> PurePosixPath | None:
-    """The mask of a volume: the only one in its folder, or the one in a folder of masks that is called as it is."""
-    beside = [mask for mask in masks if mask.parent == path.parent]
-    stem = re.sub(r"_\d{4}$", "", _stem(path))  # which nnU-Net gives each channel
-    named = [mask for mask in masks if _stem(mask) == stem and mask.parent.parent == path.parent.parent]
-    found = named or beside
-    return found[0] if len(found) == 1 else None
+class _Masks:
+    """The masks among files, by where they lie and what they are called."""
+
+    def __init__(self, paths: Iterable[PurePosixPath]) -> None:
+        self.paths = sorted(paths, key=str)
+        self._beside, self._named = defaultdict(list), defaultdict(list)
+        for path in self.paths:
+            self._beside[path.parent].append(path)
+            self._named[path.parent.parent, _stem(path)].append(path)
+
+    def of(self, path: PurePosixPath, is_alone: bool) -> PurePosixPath | None:
+        """The mask of a volume: called as it is in a folder of masks, or beside it as NAME_seg; or the only one in its folder.
+
+        is_alone: whether all scans in its folder are of one patient.
+        """
+        stem = _stem(path)
+        numbered = re.sub(r"_\d{4}$", "", stem)  # as nnU-Net has it
+        found = [
+            mask
+            for name in {stem, numbered}
+            for mask in self._named[path.parent.parent, name]
+            if mask.parent != path.parent
+        ]
+        beside = self._beside[path.parent]
+        if not found and beside:
+            bases = {mask: re.sub(r"[^A-Za-z0-9]+[A-Za-z]+$", "", _stem(mask)) for mask in beside}
+            fitting = {
+                mask: base
+                for mask, base in bases.items()
+                if re.match(rf"{re.escape(base)}(?![A-Za-z0-9])", stem)
+            }
+            longest = max(map(len, fitting.values()), default=0)
+            found = [mask for mask, base in fitting.items() if len(base) == longest] or (
+                beside if is_alone else []
+            )
+        return found[0] if len(found) == 1 else None
 
 
 def _stem(path: PurePosixPath) -> str:
-    return re.sub(r"\.(nii|hdr|img)(\.gz)?$", "", path.name)
+    return re.sub(r"\.(nii|hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def _depth_of_parts(folders: list[tuple[str, ...]]) -> int | None:

@@ -14,6 +14,7 @@ import numpy as np
 from mri_ddpm.errors import InputError
 
 from .contrasts import contrast_of_name
+from .marks import MARK, nifti_is_synthetic
 from .reading import BadImageError
 from .volumes import Volume
 
@@ -22,6 +23,7 @@ MAX_VOXELS = 512**3  # 0.5 GiB in float32; a header of 348 bytes can claim any n
 MAX_UNPACKED_BYTES = 2**33  # that are passed over in a .nii.gz, on the way to a late volume
 LEAST_SLICES = 4  # of a volume; fewer are localizers and test pictures
 _GZIP = b"\x1f\x8b"
+_HEADER_SIZE = (b"\x5c\1\0\0", b"\0\0\1\x5c")  # 348, with which Analyze begins too
 _CHUNK_BYTES = 2**26
 _SILENT = logging.Logger("nibabel", logging.CRITICAL + 1)  # for nibabel names small faults that it mends
 # The class of nibabel, the bytes of a header, and whether voxels follow it, by where its magic stands and what it is
@@ -64,6 +66,26 @@ def is_nifti(head: bytes) -> bool:
     try:
         return _magic(head) is not None
     except zlib.error:
+        return False
+
+
+def is_analyze(head: bytes) -> bool:
+    """Whether a file begins as the header of an Analyze volume does, which is refused in a sentence."""
+    return head[:4] in _HEADER_SIZE and len(head) >= 348
+
+
+def is_synthetic(head: bytes) -> bool:
+    """Whether a NIfTI file is marked as a sample of a model, given its first `HEAD_BYTES`."""
+    try:
+        magic, header = _magic(head), _span(head, 0, 540)
+        if magic is None or MARK.encode() not in header:
+            return False
+        return nifti_is_synthetic(getattr(_nibabel(), magic[0])(header[: magic[1]], check=False))
+    except (
+        InputError,
+        ValueError,
+        zlib.error,
+    ):  # nibabel is missing, or the file is damaged, as is said later
         return False
 
 
@@ -135,7 +157,7 @@ def _magic(content: bytes) -> tuple[str, int, bool] | None:
 
 def _other(content: bytes) -> str:
     """Why a file is not read that is no NIfTI."""
-    if _span(content, 0, 348)[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"):  # 348
+    if _span(content, 0, 348)[:4] in _HEADER_SIZE:
         return "is an Analyze volume, which says nothing of left and right: convert it to NIfTI"
     return "is not a NIfTI volume"
 
@@ -190,7 +212,7 @@ def _voxels(header, content: bytes, start: int, volume_index: int | None) -> tup
         odd = finite.size - np.count_nonzero(finite)
         if odd == finite.size:
             raise BadImageError("holds not one finite number")
-        notes.append(f"holds {odd} values that are no finite numbers: they are taken as its lowest")
+        notes.append(f"holds values that are no finite numbers ({odd}): they are taken as its lowest")
         values[~finite] = values[finite].min()
     return values.reshape(shape, order="F"), tuple(notes)
 

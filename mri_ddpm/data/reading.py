@@ -38,6 +38,11 @@ OTHERS = (
     (0, b"MATLAB 5", "is a MATLAB file, which is not read: save its slices as 16-bit PNG"),
     (0, b"MATLAB 7", "is a MATLAB file, which is not read: save its slices as 16-bit PNG"),
     (0, b"\x93NUMPY", "is a numpy array, which is not read: save its slices as 16-bit PNG"),
+    (
+        0,
+        b"\x89HDF\r\n\x1a\n",
+        "is HDF5, which is not read, and fastMRI's holds k-space: save slices as 16-bit PNG",
+    ),
     (0, b"NRRD", "is an NRRD volume, which is not read: save its slices as 16-bit PNG"),
 )
 _ITU_R_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of R, G, B

@@ -6,6 +6,7 @@ anew at every start, from that table.
 
 import dataclasses
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -50,8 +51,8 @@ class Scans:
     test: the published testing part less what leaks from training; None where there is no such part.
     class_names: sorted; () for scans without classes, whose class_labels are all 0.
     manifest: JSON-able, see `account.make_manifest`.
-    paths: where the files of the manifest lie, by the names that they have there; of files without a known patient
-        the names are the paths.
+    paths: where the files of the manifest lie, by the names that they have there; where no patient is known the
+        names are the paths.
     """
 
     train: ScanDataset
@@ -149,9 +150,16 @@ def _examine(source: Source, resolution: int | None, options: ScanOptions) -> Ex
     """Hash every file, decode every content, and note what is known of each scan; raises if none can be used."""
     volumes = [file for file in source.files if isinstance(file.content, VolumeFile)]
     _refuse_options_of_volumes(source, options, bool(volumes))
-    pictures = _examine_pictures([f for f in source.files if f not in volumes], resolution, options)
+    others = [file for file in source.files if not isinstance(file.content, VolumeFile)]
+    pictures = _examine_pictures(others, resolution, options)
     found = [pictures, *_examine_volumes(volumes, source.index, resolution, options)]
     records = [record for part in found for record in part.records]
+    if not records:
+        left_out = Counter()
+        for part in found:
+            left_out.update(part.volume["left_out"] if part.volume else {})
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise InputError(f"{source.name} holds no slice that is asked for: {reasons}; ask for others.")
     if all(record.flaw for record in records):
         raise InputError(
             f"{source.name} holds no scans that can be used: {records[0].path} {records[0].flaw}, and so on"
@@ -264,7 +272,7 @@ def _examine_volume(
         )
         records.append(record)
         hashes[record.sha256] = row["picture_hash"], row["mirrored_hash"]
-    table = datasets.Dataset(volume.table.select(["pixels"])) if resolution else None
+    table = datasets.Dataset(volume.table.select(["pixels"])) if resolution and records else None
     return Examined(records, np.arange(len(records)), hashes, table, volume.facts)
 
 

@@ -63,7 +63,7 @@ def _open_path(options: ScanOptions) -> Source:
     metadata = read_metadata(contents)
     contents = {path: content for path, content in contents.items() if str(path) not in metadata.names}
     index = Index(cache_folder(options.cache_dir))
-    found = sort_out(contents, index, _is_image)
+    found = sort_out(contents, index, _is_image, name)
     index.save()
     if not found.volumes and not found.images:
         raise InputError(_no_scans(f"The {kind} {name}", found.others, found.left_out))
@@ -73,9 +73,7 @@ def _open_path(options: ScanOptions) -> Source:
             f"The {kind} {name} holds masks alone, by their names ({min(map(str, contents))}): give the scans."
         )
     files, contrasts = choose_contrast(files, options.contrast, name)
-    left_out = [
-        Finding(f"left out: {count} DICOM files, {reason}") for reason, count in found.left_out.items()
-    ]
+    left_out = [Finding(f"left out: {words}") for words in _left_out(found.left_out)]
     return Source(name, files, (*findings, *contrasts, *left_out, *_passed_over(found.others)), index)
 
 
@@ -105,7 +103,12 @@ def _counted(others: Contents) -> tuple[str, str]:
     ) == 1 else f"{len(others)} files that are no images", suffixes
 
 
-def _no_scans(title: str, others: Contents, left_out: dict[str, int]) -> str:
+def _left_out(counts: dict[tuple[str, str], int]) -> list[str]:
+    """What is left out for what it is, in words."""
+    return [f"{n} {kind} file{'s' * (n > 1)}, {reason}" for (kind, reason), n in counts.items()]
+
+
+def _no_scans(title: str, others: Contents, left_out: dict[tuple[str, str], int]) -> str:
     """Why nothing is there to train on."""
     for path, content in others.items():
         try:
@@ -115,7 +118,6 @@ def _no_scans(title: str, others: Contents, left_out: dict[str, int]) -> str:
         if known:
             return f"{title} holds no images: {path} {known}."
     if left_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        return f"{title} holds no scans: its DICOM files are left out ({reasons})."
+        return f"{title} holds no scans; left out: {'; '.join(_left_out(left_out))}."
     counted, suffixes = _counted(others)
     return f"{title} holds {counted} ({suffixes}), and nothing else: give --train_data_dir one that holds images."

@@ -226,7 +226,7 @@ def _validation_units(units: dict[int, list[ScanRecord]], validation_share: floa
         if any(record.patient is not None for unit in units.values() for record in unit):
             raise InputError(
                 f"{total} patient(s), one a class, are too few to split off a validation share: give scans of at least two patients"
-                " of one class, or a validation folder."
+                " of one class, or tell patients apart by --patient_pattern or metadata.csv."
             )
         raise InputError(
             f"{total} distinct training scan(s), one a class, are too few to split off a validation share:"

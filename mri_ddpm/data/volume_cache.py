@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,7 +30,7 @@ from .repeats import picture_hash
 from .volume_files import VolumeFile
 from .volumes import SAME_MM, Volume, slices
 
-CACHE_VERSION = 1  # raise it when reading, slicing, fitting or hashing changes
+CACHE_VERSION = 2  # raise it when reading, slicing, fitting or hashing changes
 MOST_THREADS = 8  # each holds a volume of some hundred megabytes
 # Of the options, those that the slices of a volume depend on
 CUTTING = (
@@ -80,7 +80,9 @@ def decoded_volumes(
     )
     kept = []
     for file, sha256, mask in zip(files, hashes, masks, strict=True):
-        identity = f"{settings}\n{sha256}\n{file.contrast if file.channels else ''}\n{mask and mask[1]}"
+        # One file may hold several series, and several contrasts
+        part = file.series.pictures if file.series else file.contrast if file.channels else ""
+        identity = f"{settings}\n{sha256}\n{part}\n{mask and mask[1]}"
         kept.append(folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow")
     found = [_opened(path) for path in kept]
     if any(volume is None for volume in found):
@@ -141,7 +143,7 @@ def _write(
     facts |= {"spacing_mm": None, "extent_mm": None, "oblique": False, "pixel_mm": None}
     try:
         volume = file.open(options)
-        chosen = slices(volume, mask=mask and mask.open(options), **_cutting(options))
+        chosen = slices(volume, mask=mask and _open_mask(mask, options), **_cutting(options))
         facts |= _facts(volume) | {"left_out": chosen.left_out}
         sides = []
         for cut in chosen:
@@ -149,9 +151,8 @@ def _write(
             side = {"pad": max, "crop": min}.get(options.fit, max)(cut.image.shape)
             sides.append(cut.spacing_mm * side)
         if not rows:
-            counts = ", ".join(f"{count} {reason}" for reason, count in chosen.left_out.items())
-            raise BadImageError(f"has no slice that is asked for: {counts}")
-        if resolution and max(sides) - min(sides) < SAME_MM:
+            facts["notes"].append("has no slice that is asked for")
+        if resolution and rows and max(sides) - min(sides) < SAME_MM:
             facts["pixel_mm"] = sides[0] / resolution
     except BadImageError as error:
         rows, facts["flaw"] = [], str(error)
@@ -184,6 +185,14 @@ def _write(
     finally:
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
+
+
+def _open_mask(mask: VolumeFile, options: ScanOptions) -> Volume:
+    """Read a mask, which is one volume beside several too. Raises `BadImageError` about the volume that it belongs to."""
+    try:
+        return mask.open(replace(options, volume_index=None))
+    except BadImageError as error:
+        raise BadImageError(f"has a mask that {error}") from None
 
 
 def _cutting(options: ScanOptions) -> dict:

@@ -1,49 +1,85 @@
 """Which of a source's files are volumes: NIfTI files, and DICOM files by the series that they belong to."""
 
 import hashlib
+import importlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 
 from mri_ddpm.config import ScanOptions
+from mri_ddpm.errors import InputError
 
 from .contents import MAX_VOLUME_BYTES, Content, Contents
 from .contrasts import contrast_of_name
 from .dicom import DicomHeader, is_dicom, read_header
 from .index import Index
-from .nifti import image_names, is_nifti, read_nifti
+from .nifti import image_names, is_analyze, is_nifti, is_synthetic, read_nifti
 from .reading import BadImageError
 from .series import Series, group_series, read_series
 from .volumes import Volume
+
+HEADER_VERSION = 1  # raise it when `DicomHeader`, or what is read into it, changes
+LIBRARIES = {"NIfTI": ("nibabel",), "DICOM": ("pydicom", "nibabel")}  # that read each kind
+
+
+@dataclass(frozen=True)
+class DicomPicture:
+    """A DICOM file of plain pictures without a place, or a damaged one.
+
+    patient: as of `VolumeFile`.
+    flaw: why it cannot be used.
+    """
+
+    content: Content
+    patient: str | None = None
+    flaw: str | None = None
+
+    def read(self) -> bytes:
+        """All of it. Raises `BadImageError` and `OSError`."""
+        return self.content.read(MAX_VOLUME_BYTES)
 
 
 @dataclass(frozen=True)
 class VolumeFile:
     """One volume of a source, not yet read.
 
-    contents: of a NIfTI file, or of a header and its image, or {name: file} of a DICOM series.
+    contents: of a NIfTI file, or of a header and its image, or the files of a DICOM series.
     patient: a word that stands for what the tags of DICOM files say.
+    patient_is_study: whether that is the study alone, for they name no patient.
     """
 
     contents: tuple[Content, ...]
     contrast: str | None = None
     patient: str | None = None
-    series: Series | None = None  # its members are called by their places in `contents`
+    patient_is_study: bool = False
+    series: Series | None = None  # its members are called as in `series_files`
     channels: tuple[str, ...] = ()  # the contrasts of its volumes, if it has several
 
     def open(self, options: ScanOptions) -> Volume:
         """Read it. Raises `BadImageError` for what is no volume, `OSError`, and `InputError` where a library is missing."""
         if self.series:
-            volume = read_series(self.series, lambda name: self.contents[int(name)].read(MAX_VOLUME_BYTES))
+            files = dict(self.series_files)
+            volume = read_series(self.series, lambda name: files[name].read(MAX_VOLUME_BYTES))
         else:
             index = options.volume_index
-            if self.channels and index is None and self.contrast in self.channels:
+            if index is None and self.contrast in self.channels:
                 index = self.channels.index(self.contrast)
             contents = [content.read(MAX_VOLUME_BYTES) for content in self.contents]
             volume = read_nifti(*contents, volume_index=index, assume_orientation=options.assume_orientation)
         return replace(volume, contrast=self.contrast)
+
+    def only(self, volume_index: int) -> "VolumeFile":
+        """The same for one of its named volumes."""
+        named = dict(enumerate(self.channels)).get(volume_index)
+        return replace(self, contrast=named, channels=()) if self.channels else self
+
+    @property
+    def series_files(self) -> list[tuple[str, Content]]:
+        """The files of a series by what they are called in words, which say nothing of whom they are."""
+        return [(_nth(number, len(self.contents)), content) for number, content in enumerate(self.contents)]
 
     def sha256(self, index: Index) -> str:
         """The hash of all its files, remembered while they stay as they are. Raises as `open`."""
@@ -62,27 +98,34 @@ class VolumeFile:
 class Found:
     """What lies in a source, by its contents.
 
-    left_out: number of DICOM files by the reason in words.
+    left_out: number of files by the kind and the reason in words.
     """
 
     volumes: dict[PurePosixPath, VolumeFile]
-    images: Contents
-    others: dict[PurePosixPath, Content]
-    left_out: dict[str, int]
+    images: dict[PurePosixPath, Content | DicomPicture]
+    others: Contents
+    left_out: dict[tuple[str, str], int]
 
 
-def sort_out(contents: Contents, index: Index, is_image: Callable[[PurePosixPath, Content], bool]) -> Found:
+def sort_out(
+    contents: Contents, index: Index, is_image: Callable[[PurePosixPath, Content], bool], name: str
+) -> Found:
     """Tell volumes, images and other files apart by what they hold; a file that cannot be read counts as an image, which is named later.
 
     is_image: whether a file that is no volume is an image, or is called one.
+    name: of the source.
+    Raises `InputError` where volumes are there, and the libraries are not that read them.
     """
     nifti, dicom, images, others = {}, {}, {}, {}
+    left_out: Counter = Counter()
     for path, content in sorted(contents.items(), key=lambda pair: str(pair[0])):
         try:
             head = content.head()
         except (OSError, BadImageError):
             head = b""
-        if is_nifti(head):
+        if is_synthetic(head):
+            left_out["NIfTI", "synthetic"] += 1
+        elif is_nifti(head) or is_analyze(head) or (_is_called_nifti(path) and not is_dicom(head)):
             nifti[path] = content
         elif is_dicom(head):
             dicom[path] = content
@@ -90,27 +133,47 @@ def sort_out(contents: Contents, index: Index, is_image: Callable[[PurePosixPath
             images[path] = content
         else:
             others[path] = content
+    require_libraries(name, {"NIfTI": len(nifti), "DICOM": len(dicom)})
     volumes = _nifti_volumes(nifti, others)
-    series, pictures, left_out = _series(dicom, index)
-    return Found({**volumes, **series}, {**images, **pictures}, others, left_out)
+    series, pictures, reasons = _series(dicom, index)
+    left_out.update({("DICOM", reason): count for reason, count in reasons.items()})
+    return Found({**volumes, **series}, {**images, **pictures}, others, dict(left_out))
+
+
+def require_libraries(name: str, counts: dict[str, int]) -> None:
+    """Raise an `InputError` where the libraries are missing that read so many files of each kind."""
+    for kind, count in counts.items():
+        try:
+            for library in LIBRARIES[kind] if count else ():
+                importlib.import_module(library)
+        except ImportError:
+            files = f"{count} {kind} file{'s' * (count > 1)}"
+            raise InputError(
+                f'{name} holds {files}: pip install "mri-ddpm[volumes]" to read {"them" if count > 1 else "it"}.'
+            ) from None
+
+
+def _is_called_nifti(path: PurePosixPath) -> bool:
+    """Whether a file is called what NIfTI files are called; then it is damaged if it is none."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def _nifti_volumes(nifti: Contents, others: Contents) -> dict[PurePosixPath, VolumeFile]:
     """One volume a file; the image of a header is taken out of the other files."""
     channels = _channels(others)
+    called = {str(path).lower(): path for path in others}
     volumes = {}
     for path, content in nifti.items():
-        names = [path.with_name(name) for name in image_names(path.name)]
-        image = next((name for name in names if name in others), None)
+        names = [str(path.with_name(name)) for name in image_names(path.name.lower())]
+        image = next((called[name.lower()] for name in names if name.lower() in called), None)
         parts = (content,) if image is None else (content, others.pop(image))
-        contrast = contrast_of_name(path.name, dict(enumerate_names(channels)) or None)
-        volumes[path] = VolumeFile(parts, contrast, channels=channels)
+        number = re.search(
+            r"_(\d{4})(\.[A-Za-z]+)*$", path.name
+        )  # as nnU-Net numbers the files of each channel
+        volumes[path] = VolumeFile(parts, contrast_of_name(path.name), channels=channels)
+        if number or len(channels) == 1:
+            volumes[path] = volumes[path].only(int(number[1]) if number else 0)
     return volumes
-
-
-def enumerate_names(channels: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The endings that nnU-Net gives the files of each channel: ("0000", "t1"), ..."""
-    return [(f"{number:04d}", name) for number, name in enumerate(channels)]
 
 
 def _channels(others: Contents) -> tuple[str, ...]:
@@ -130,45 +193,55 @@ def _channels(others: Contents) -> tuple[str, ...]:
 
 def _series(
     dicom: Contents, index: Index
-) -> tuple[dict[PurePosixPath, VolumeFile], Contents, dict[str, int]]:
+) -> tuple[dict[PurePosixPath, VolumeFile], dict[PurePosixPath, DicomPicture], dict[str, int]]:
     """DICOM files as series, those that hold plain pictures, and the number of the others by the reason."""
     headers, pictures = {}, {}
     left_out: Counter = Counter()
     for path, content in dicom.items():
         try:
             header = _header(content, index)
-        except (OSError, BadImageError):
-            pictures[path] = content  # is read again, and named
+        except BadImageError as error:
+            pictures[path] = DicomPicture(content, flaw=str(error))
+            continue
+        except OSError as error:
+            pictures[path] = DicomPicture(content, flaw=f"cannot be read ({error.strerror or error})")
             continue
         if header.left_out:
             left_out[header.left_out] += 1
         elif header.slices:
-            headers[str(path)] = header
+            headers[str(path)] = header if header.series else replace(header, series=str(path.parent))
         else:
-            pictures[path] = content
+            pictures[path] = DicomPicture(content, header.patient or None)
     found, reasons = group_series(headers)
     left_out.update(reasons)
     volumes: dict[PurePosixPath, VolumeFile] = {}
     counts: Counter = Counter()
     for series in found:
         names = list(dict.fromkeys(name for name, _ in series.pictures))
-        number = {name: str(position) for position, name in enumerate(names)}
-        numbered = replace(series, pictures=tuple((number[name], frame) for name, frame in series.pictures))
+        called = {name: _nth(number, len(names)) for number, name in enumerate(names)}
+        numbered = replace(series, pictures=tuple((called[name], frame) for name, frame in series.pictures))
         folder = PurePosixPath(names[0]).parent
         counts[folder] += 1
         volumes[folder / f"series {counts[folder]}"] = VolumeFile(
             tuple(dicom[PurePosixPath(name)] for name in names),
             series.contrast,
             series.patient or None,
+            series.patient_is_study,
             numbered,
         )
     return volumes, pictures, dict(left_out)
 
 
+def _nth(number: int, count: int) -> str:
+    """What a file of a series is called, in order of place."""
+    return f"file {number + 1} of {count} by place"
+
+
 def _header(content: Content, index: Index) -> DicomHeader:
     """The header of a file, with words in the place of whom it is of; remembered while the file stays as it is."""
     stamp = content.stamp()
-    known = index.get("header", stamp)
+    kind = f"header {HEADER_VERSION}"
+    known = index.get(kind, stamp)
     if known is None:
         header = read_header(content.read(MAX_VOLUME_BYTES))
         secret = {
@@ -176,5 +249,5 @@ def _header(content: Content, index: Index) -> DicomHeader:
             for name in ("patient", "series")
         }
         known = asdict(replace(header, **secret))
-        index.put("header", stamp, known)
+        index.put(kind, stamp, known)
     return DicomHeader.from_json(json.loads(json.dumps(known)))
