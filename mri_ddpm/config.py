@@ -113,11 +113,6 @@ class ScanOptions:
             raise InputError(f"--slice_range is {words}; take two numbers, the lower first, such as 0.3 0.8.")
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed is {self.seed}; take at most {LARGEST_SEED}.")
-        if len(self.slice_range) != 2 or self.slice_range[0] >= self.slice_range[1]:
-            given = " ".join(map(str, self.slice_range))
-            raise InputError(
-                f"--slice_range is {given}; take two numbers, the lower one first, such as 0.3 0.8."
-            )
 
 
 @dataclass(frozen=True, init=False)
