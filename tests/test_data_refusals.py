@@ -150,7 +150,6 @@ def test_a_class_of_which_nothing_is_left_to_train_on(refusal, make_folder):
         (bytes(128) + b"DICM" + bytes(300), "holds no scans; left out: 2 DICOM files, no image"),
         (bytes(344) + b"n+1\0" + bytes(300), "cannot be read as NIfTI"),
         (b"\x1f\x8b" + bytes(300), "is compressed, and no .nii.gz"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(300), "is HDF5, such as the k-space of fastMRI"),
         (b"PAR1" + bytes(300), "by --dataset_name"),
         (b"\xff\xff\xff\xff" + bytes(300), "by --dataset_name"),
         (b"MATLAB 5.0 MAT-file" + bytes(300), "is a MATLAB file"),

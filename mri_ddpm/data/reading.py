@@ -43,7 +43,6 @@ OTHERS = (
         b"\x89HDF\r\n\x1a\n",
         "is HDF5, which is not read, and fastMRI's holds k-space: save slices as 16-bit PNG",
     ),
-    (0, b"\x89HDF", "is HDF5, such as the k-space of fastMRI, which is not read: reconstruct it and save it as NIfTI"),
     (0, b"NRRD", "is an NRRD volume, which is not read: save its slices as 16-bit PNG"),
 )
 _ITU_R_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of R, G, B
