@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-SMOOTH_MM, LARGEST_MM = 24.0, 8.0  # of the displacements
+SMOOTH_MM, LARGEST_MM = 45.0, 6.0  # of the displacements
 
 
 def warp(voxels: np.ndarray, spacing_mm: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:

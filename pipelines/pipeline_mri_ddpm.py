@@ -273,8 +273,8 @@ class MRIDDPMBasePipeline(Opener):
              "DDPMScheduler."),
         )  # fmt: skip
         self.class_indices(labels, request.num_images)
-        for name in self.edits:
-            if name in ("image", "mask_image"):
+        for name in ("image", "mask_image"):
+            if name in self.edits:
                 images = as_images(getattr(request, name), name, self.shape(request))
                 setattr(request, name, images.to(self._execution_device))
         if request.mask_image is not None:
@@ -387,8 +387,8 @@ class MRIDDPMBasePipeline(Opener):
         """Draw x_T ``(B, C, H, W)``: where the forward process ends if the model knows the moments, else from N(0, I).
 
         q(x_T) has the mean sqrt(alpha_bar_T) E[x_0], and the covariance alpha_bar_T Cov[x_0] + (1 - alpha_bar_T) I
-        (Ho et al. 2020, equation 4). N(0, I) is neither, unless the schedule leaves nothing of the scan. So x_0 is drawn
-        from the Gaussian with the training scans' moments, of the class or of all, and noised.
+        (Ho et al. 2020, equation 4). N(0, I) has neither, unless the schedule leaves nothing of the scan. So an x_0 of the
+        Gaussian with the training scans' moments, those of the class or of all, is drawn and noised.
         """
         scheduler, noise = chain.scheduler, chain.draw_noise()
         if not self.knows_moments:

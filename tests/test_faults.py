@@ -148,7 +148,8 @@ def test_a_file_too_large(unbroken, tmp_path, at_step, largest):
     )
 
 
-@pytest.mark.parametrize("room", [pytest.param(0, marks=pytest.mark.slow), 300_000])
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 300_000])
 def test_a_full_disk(unbroken, small_disk, at_step, room):
     filler = small_disk / "filler"
 

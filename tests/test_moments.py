@@ -98,7 +98,7 @@ def test_a_single_scan_can_hardly_be_told_from_its_classs_mean():
     assert np.abs(change).max() < 2 * 1.1 / (len(inside) + PRIOR_SCANS)
 
 
-@pytest.mark.parametrize("num_scans", [60, 120])
+@pytest.mark.parametrize("num_scans", [pytest.param(60, marks=pytest.mark.slow), 120])
 def test_a_single_scan_can_hardly_be_told_from_the_directions(num_scans):
     """How much of a scan lies along them: more, for scans trained on, where there are as many directions as for thousands."""
     population = load_phantoms(num_images=2 * num_scans + 200, resolution=16, seed=2)

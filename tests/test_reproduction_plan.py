@@ -23,7 +23,10 @@ NAMES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 NUM_SCANS = 2438
 
 
-@pytest.fixture(scope="module", params=BUDGETS)
+BY_BUDGET = [pytest.param(name, marks=[pytest.mark.slow] * (name == "full")) for name in BUDGETS]
+
+
+@pytest.fixture(scope="module", params=BY_BUDGET)
 def plan(request, tmp_path_factory) -> tuple:
     budget = BUDGETS[request.param]
     return budget, make_plan(

@@ -260,8 +260,8 @@ def test_epochs_that_are_never_reached_are_refused_at_once(tmp_path, name):
 
 
 def test_going_on_with_another_batch_size_says_what_becomes_of_epochs(tmp_path, capsys):
-    train_alone(tiny(tmp_path / "run", max_train_steps=10))
-    again = {"max_train_steps": 12, "resume_from_checkpoint": "latest"}
+    train_alone(tiny(tmp_path / "run", max_train_steps=2))
+    again = {"max_train_steps": 3, "resume_from_checkpoint": "latest"}
     train_alone(tiny(tmp_path / "run", train_batch_size=4, gradient_accumulation_steps=2, **again))
     said = capsys.readouterr().out
     assert "begun with train_batch_size 8, now 4, gradient_accumulation_steps 1, now 2: epochs" in said

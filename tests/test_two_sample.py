@@ -38,6 +38,7 @@ def test_the_same_images_give_the_same_number(phantoms, monkeypatch):
     assert two_sample_accuracy(*few) == two_sample_accuracy(*few)
 
 
+@pytest.mark.slow
 def test_copies_hide_from_it(few_steps, phantoms):
     """So a copy detector has to stand beside it."""
     training, unseen, _ = phantoms
