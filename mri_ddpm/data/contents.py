@@ -119,6 +119,8 @@ def contents_of_folder(root: Path) -> Contents:
         seen |= set(there.values())
         for name in names:
             file = Path(folder, name)
+            if not file.is_file() and file.exists():
+                continue  # a pipe or a device, which may have no end; a link to nowhere is named later
             _add(contents, file.relative_to(root).as_posix(), StoredFile(file))
     return contents
 
