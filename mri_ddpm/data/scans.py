@@ -310,7 +310,7 @@ def _split(
         if strangers := sorted(class_names[part] - class_names["training"], key=str):
             raise InputError(
                 f"In {source.name} the class {strangers[0]} has images in the {part} part only: add some to the"
-                " training part, or take the class out."
+                " train split, or take the class out."
             )
     near = group_records(records, examined.hashes, partial(kept, folder=cache_folder(options.cache_dir)))
     assign_split(records, options.validation_share, options.keep_repeats, options.seed, near)
