@@ -8,9 +8,9 @@ from io import BytesIO
 import datasets
 import numpy as np
 import pytest
-from dicom_files import content, dataset, enhanced, slice_place
+from dicom_files import content, dataset
 from PIL import Image
-from volume_sets import AFFINE, SHAPE, head, mask, nifti, pair, series, write, write_zip
+from volume_sets import head, mask, nifti, pair, series, write, write_zip
 
 from mri_ddpm.data import account_of, format_account, format_findings, load_scans, read_volume, slices
 from mri_ddpm.data.nifti import read_nifti
@@ -275,25 +275,6 @@ def test_pictures_and_volumes_together(load):
         *(f"patient {i}" for i in range(1, 5)),
     }
     assert len(scans.train) + len(scans.validation) == 58
-
-
-def test_one_file_that_holds_two_series(load):
-    """Two echoes of an Enhanced file are two volumes, also in the cache."""
-    files = {}
-    for p in range(3):
-        frames = [
-            (
-                np.ascontiguousarray(head(10 * p + e)[:, :, k].T),
-                slice_place(AFFINE, k) | {"echo": 10 * (e + 1)},
-            )
-            for e in range(2)
-            for k in range(SHAPE[2])
-        ]
-        files[f"{p}.dcm"] = enhanced(frames, PatientID=f"P{p}")
-    scans = load(files)
-    assert scans.manifest["volumes"]["total"] == 6
-    assert len({row["volume"] for row in scans.manifest["files"]}) == 6
-    assert scans.manifest["patients"]["total"] == 3
 
 
 def test_series_without_a_number_are_told_apart_by_their_folders(load):

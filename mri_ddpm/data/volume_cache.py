@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import struct
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,10 @@ from .repeats import picture_hash
 from .volume_files import VolumeFile
 from .volumes import SAME_MM, Volume, slices
 
-CACHE_VERSION = 2  # raise it when reading, slicing, fitting or hashing changes
+CACHE_VERSION = 3  # raise it when reading, slicing, fitting or hashing changes
 MOST_THREADS = 8  # each holds a volume of some hundred megabytes
+SEAL = struct.Struct("<Q16s")  # at the end of a file: how many bytes are sealed, and their digest
+ARROW_END = 8  # bytes after the pixels
 # Of the options, those that the slices of a volume depend on
 CUTTING = (
     "plane", "slices", "slice_range", "slice_step_mm", "min_head", "max_spacing_mm", "field_of_view_mm", "intensity",
@@ -99,9 +102,10 @@ def decoded_volumes(
 
 def _opened(path: Path) -> DecodedVolume | None:
     """What the cache has of a volume; None where it has nothing, or a damaged file."""
-    if not path.is_file():
-        return None
-    with contextlib.suppress(Exception):  # a damaged file makes its reader raise nearly anything
+    # A damaged file makes its reader raise nearly anything, or crash: it is not given one whose seal is broken
+    with contextlib.suppress(Exception):
+        if not _is_sealed(path):
+            return None
         table = MemoryMappedTable.from_file(str(path))
         facts = json.loads(table.schema.metadata[b"facts"])
         if table.num_rows == facts["rows"]:
@@ -109,6 +113,33 @@ def _opened(path: Path) -> DecodedVolume | None:
                 os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
             return DecodedVolume(table, facts)
     return None
+
+
+def _seal(path: Path, pixel_bytes: int) -> None:
+    """Append a digest of an Arrow file, but for its pixels: they are most of it, come last, and crash no reader."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        before = max(0, size - pixel_bytes - ARROW_END)
+        file.seek(0)
+        digest = _digest(file.read(before), size)
+        file.seek(size)
+        file.write(SEAL.pack(before, digest))
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a file is as it was written, but for its pixels."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - SEAL.size
+        if size < 0:
+            return False
+        file.seek(size)
+        before, digest = SEAL.unpack(file.read(SEAL.size))
+        file.seek(0)
+        return before <= size and _digest(file.read(before), size) == digest
+
+
+def _digest(content: bytes, size: int) -> bytes:
+    return hashlib.blake2b(content + str((len(content), size)).encode(), digest_size=16).digest()
 
 
 def _write_missing(
@@ -179,6 +210,7 @@ def _write(
     try:
         with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             writer.write_table(pa.table(columns, schema=schema))
+        _seal(draft, columns["pixels"].values.nbytes if resolution else 0)
         sync(draft)
         os.replace(draft, path)
         sync(path.parent)

@@ -1,5 +1,6 @@
 """Which of a source's files are volumes: NIfTI files, and DICOM files by the series that they belong to."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -241,13 +242,14 @@ def _header(content: Content, index: Index) -> DicomHeader:
     """The header of a file, with words in the place of whom it is of; remembered while the file stays as it is."""
     stamp = content.stamp()
     kind = f"header {HEADER_VERSION}"
-    known = index.get(kind, stamp)
-    if known is None:
-        header = read_header(content.read(MAX_VOLUME_BYTES))
-        secret = {
-            name: index.hidden(getattr(header, name)) if getattr(header, name) else ""
-            for name in ("patient", "series")
-        }
-        known = asdict(replace(header, **secret))
-        index.put(kind, stamp, known)
-    return DicomHeader.from_json(json.loads(json.dumps(known)))
+    if known := index.get(kind, stamp):
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # it is damaged
+            return DicomHeader.from_json(known)
+    header = read_header(content.read(MAX_VOLUME_BYTES))
+    secret = {
+        name: index.hidden(getattr(header, name)) if getattr(header, name) else ""
+        for name in ("patient", "series")
+    }
+    header = replace(header, **secret)
+    index.put(kind, stamp, asdict(header))
+    return header
