@@ -336,7 +336,9 @@ def test_nifti_is_known_by_its_content():
 def test_damaged_files_end_in_a_sentence_or_a_finite_volume(name):
     content = encoded(RNG.normal(size=(8, 9, 10)).astype(np.float32), cal_max=1)
     sentences = []
-    for seed, damaged in random_damage(name, gzip.compress(content, mtime=0) if name.endswith("gz") else content, 150):
+    for seed, damaged in random_damage(
+        name, gzip.compress(content, mtime=0) if name.endswith("gz") else content, 150
+    ):
         try:
             volume = read_nifti(damaged)
             assert np.isfinite(volume.voxels).all(), seed
