@@ -21,7 +21,7 @@ from PIL import Image
 
 from mri_ddpm.data import account_of, draw_phantoms, format_account, load_phantoms, load_scans
 from mri_ddpm.data.contents import _member_name
-from mri_ddpm.data.repeats import group_near_identical, picture_hash
+from mri_ddpm.data.repeats import group_near_identical, picture_hashes
 
 SIDE = 96
 HEADS = [np.round(head * 255).astype(np.uint8) for head in draw_phantoms(40, SIDE, seed=1)[0]]
@@ -489,7 +489,7 @@ def test_copies_cut_or_mirrored_are_grouped_with_their_pictures():
     units = [head.astype(np.float32) / 255 for head in HEADS]
     units += [head[4:].astype(np.float32) / 300 for head in HEADS[::4]]
     units += [unit[:, ::-1] for unit in units[:40:5]]
-    hashes = [picture_hash(unit) for unit in units], [picture_hash(unit[:, ::-1]) for unit in units]
+    hashes = zip(*map(picture_hashes, units), strict=True)
     whole = group_near_identical(*hashes)
     for facing_or_group in whole:
         assert len(set(facing_or_group[:40])) == 40

@@ -24,7 +24,7 @@ from mri_ddpm.files import sync, whole_file
 from .decoding import read_picture
 from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
 from .reading import BadImageError, fit_square
-from .repeats import picture_hash
+from .repeats import picture_hashes
 
 CACHE_VERSION = 5  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
@@ -205,7 +205,7 @@ def _row(read: Callable[[], bytes], resolution: int | None, fit: str, scale: Sca
             pixels = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16)
         height, width = unit.shape
         row.update(height=height, width=width, brightest=float(unit.max()))
-        row.update(picture_hash=picture_hash(unit), mirrored_hash=picture_hash(unit[:, ::-1]))
+        row["picture_hash"], row["mirrored_hash"] = picture_hashes(unit)
         row.update(kind=kind, lowest=lowest, highest=highest)
     except BadImageError as error:
         row["flaw"] = str(error)

@@ -12,6 +12,8 @@ import torch
 
 from .cache import DEPTH
 
+AT_ONCE = 256  # images that are read to be held, so that they are not twice in memory
+
 
 class ScanDataset(torch.utils.data.Dataset):
     """Items {"pixel_values": float32 (1, H, W) in [0, 1], "class_labels": int64 ()}; nothing random happens here.
@@ -53,7 +55,8 @@ class ScanDataset(torch.utils.data.Dataset):
         rows = self._rows[indices]
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
         stored = [self._chunks[c][r] for c, r in zip(chunk, rows - self._starts[chunk], strict=True)]
-        unit = np.stack(stored)[:, None].astype(np.float32) / DEPTH  # (B, 1, H, W)
+        unit = np.stack(stored, dtype=np.float32)[:, None]  # (B, 1, H, W)
+        unit /= DEPTH
         return {
             "pixel_values": torch.from_numpy(unit),
             "class_labels": torch.from_numpy(self.class_labels[indices]),
@@ -71,7 +74,15 @@ class ScanDataset(torch.utils.data.Dataset):
 
     def hold(self, device: torch.device | str) -> None:
         """Keep all images on a device, from where batches are then taken: for data sets that are small beside it."""
-        self._held = {name: tensor.to(device) for name, tensor in self.batch(range(len(self))).items()}
+        held = {
+            name: torch.empty((len(self), *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+            for name, tensor in self.batch([0]).items()
+        }
+        for start in range(0, len(self), AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(self)))
+            for name, tensor in self.batch(rows).items():
+                held[name][start : start + AT_ONCE] = tensor
+        self._held = held
 
 
 def _pixels(chunk) -> np.ndarray:

@@ -5,6 +5,7 @@ A new volume is decoded alone, and an interrupted pass is resumed. One volume a 
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import struct
@@ -27,12 +28,14 @@ from mri_ddpm.files import sync
 
 from .cache import DEPTH, cache_folder, writing_cache
 from .reading import BadImageError, fit_square
-from .repeats import picture_hash
+from .repeats import picture_hashes
 from .volume_files import VolumeFile
 from .volumes import SAME_MM, Volume, slices
 
 CACHE_VERSION = 3  # raise it when reading, slicing, fitting or hashing changes
 MOST_THREADS = 8  # each holds a volume of some hundred megabytes
+# That threads use: where two import one at once, both may find a half of it, as of pydicom by way of nibabel
+LIBRARIES = ("nibabel", "pydicom", "scipy.fftpack")
 SEAL = struct.Struct("<Q16s")  # at the end of a file: how many bytes are sealed, and their digest
 ARROW_END = 8  # bytes after the pixels
 # Of the options, those that the slices of a volume depend on
@@ -155,8 +158,10 @@ def _write_missing(
         for path, file, mask in zip(kept, files, masks, strict=True)
         if _opened(path) is None
     }
-    threads = min(os.cpu_count() or 1, MOST_THREADS)
-    with ThreadPoolExecutor(threads) as pool:
+    for library in LIBRARIES:
+        with contextlib.suppress(ImportError):  # a sentence says so where it is needed
+            importlib.import_module(library)
+    with ThreadPoolExecutor(min(_cores(), MOST_THREADS)) as pool:
         results = [pool.submit(_write, *task) for task in tasks.values()]
         try:
             for result in datasets.utils.tqdm(results, desc="Decoding volumes", unit="volume"):
@@ -164,6 +169,11 @@ def _write_missing(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _cores() -> int:
+    """How many cores this process may use, which on a shared machine are not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write(
@@ -235,7 +245,9 @@ def _cutting(options: ScanOptions) -> dict:
 
 def _facts(volume: Volume) -> dict:
     """What is known of a volume as a whole."""
-    digest = hashlib.sha256(np.ascontiguousarray(volume.voxels))
+    digest = hashlib.sha256()
+    for layer in volume.voxels:  # as a whole they would have to be copied
+        digest.update(np.ascontiguousarray(layer))
     digest.update(repr(volume.voxels.shape).encode())
     spacing = volume.spacing_mm
     directions = np.abs(volume.affine[:3, :3] / spacing)
@@ -259,11 +271,8 @@ def _row(cut, resolution: int | None, fit: str) -> dict:
         "width": width,
         "height": height,
     }
-    row |= {
-        "brightest": float(unit.max()),
-        "picture_hash": picture_hash(unit),
-        "mirrored_hash": picture_hash(unit[:, ::-1]),
-    }
+    row["brightest"] = float(unit.max())
+    row["picture_hash"], row["mirrored_hash"] = picture_hashes(unit)
     if resolution:
         row["pixels"] = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16).reshape(-1)
     return row
