@@ -17,11 +17,11 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mri_ddpm.data import decoding
-from mri_ddpm.data.decoding import Decoder, read_frames
-from mri_ddpm.data.dicom import DicomHeader, is_dicom, read_header
-from mri_ddpm.data.reading import BadImageError, read_scan
-from mri_ddpm.data.series import BESIDE, REPEATED, SHORT, group_series, read_dicom_folder, read_series
+from mri_ddpm.data.reading import decoding
+from mri_ddpm.data.reading.decoding import Decoder, read_frames
+from mri_ddpm.data.reading.dicom import DicomHeader, is_dicom, read_header
+from mri_ddpm.data.reading.pictures import BadImageError, read_scan
+from mri_ddpm.data.reading.series import BESIDE, REPEATED, SHORT, group_series, read_dicom_folder, read_series
 from mri_ddpm.errors import InputError
 
 AFFINES = {

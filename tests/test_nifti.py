@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from nibabel.testing import data_path
 
 from mri_ddpm.data import read_volume, slices
-from mri_ddpm.data.nifti import HEAD_BYTES, MAX_VOXELS, image_names, is_nifti, read_nifti
-from mri_ddpm.data.reading import BadImageError
+from mri_ddpm.data.reading.nifti import HEAD_BYTES, MAX_VOXELS, image_names, is_nifti, read_nifti
+from mri_ddpm.data.reading.pictures import BadImageError
 from mri_ddpm.errors import InputError
 
 RNG = np.random.default_rng(0)

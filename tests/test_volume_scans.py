@@ -13,9 +13,9 @@ from PIL import Image
 from volume_sets import head, mask, nifti, pair, series, write, write_zip
 
 from mri_ddpm.data import account_of, format_account, format_findings, load_scans, read_volume, slices
-from mri_ddpm.data.nifti import read_nifti
-from mri_ddpm.data.reading import fit_square
-from mri_ddpm.data.series import read_dicom_folder
+from mri_ddpm.data.reading.nifti import read_nifti
+from mri_ddpm.data.reading.pictures import fit_square
+from mri_ddpm.data.reading.series import read_dicom_folder
 from mri_ddpm.errors import InputError
 
 BRATS = ("t1", "t1ce", "t2", "flair")

@@ -4,11 +4,11 @@ from .account import PLACES, dark_warning, format_account, format_findings, writ
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
 from .layout import NO_PATIENTS
-from .nifti import read_volume
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
 from .phantom import draw_phantoms
+from .reading.nifti import read_volume
+from .reading.volumes import Volume, slices
 from .scans import Scans, account_of, load_phantoms, load_scans
-from .volumes import Volume, slices
 
 __all__ = [
     "NO_PATIENTS",

@@ -21,9 +21,9 @@ from filelock import FileLock
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync, whole_file
 
-from .decoding import read_picture
 from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
-from .reading import BadImageError, fit_square
+from .reading.decoding import read_picture
+from .reading.pictures import BadImageError, fit_square
 from .repeats import picture_hashes
 
 CACHE_VERSION = 5  # raise it when reading, fitting or hashing changes

@@ -12,7 +12,7 @@ import datasets
 
 from mri_ddpm.errors import InputError
 
-from .reading import BadImageError
+from .reading.pictures import BadImageError
 
 MAX_IMAGE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
 MAX_VOLUME_BYTES = 2**32

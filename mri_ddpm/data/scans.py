@@ -23,7 +23,7 @@ from .dataset import ScanDataset
 from .index import Index
 from .layout import PARTS, ScanFile
 from .phantom import CLASS_NAMES, draw_phantoms
-from .reading import BadImageError
+from .reading.pictures import BadImageError
 from .sources import Source, find_source
 from .split import ScanRecord, assign_split, group_records
 from .volume_cache import CUTTING, DecodedVolume, decoded_volumes

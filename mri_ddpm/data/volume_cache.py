@@ -27,10 +27,10 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync
 
 from .cache import DEPTH, cache_folder, writing_cache
-from .reading import BadImageError, fit_square
+from .reading.pictures import BadImageError, fit_square
+from .reading.volumes import SAME_MM, Volume, slices
 from .repeats import picture_hashes
 from .volume_files import VolumeFile
-from .volumes import SAME_MM, Volume, slices
 
 CACHE_VERSION = 3  # raise it when reading, slicing, fitting or hashing changes
 MOST_THREADS = 8  # each holds a volume of some hundred megabytes

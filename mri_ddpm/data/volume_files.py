@@ -14,13 +14,13 @@ from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .contents import MAX_VOLUME_BYTES, Content, Contents
-from .contrasts import contrast_of_name
-from .dicom import DicomHeader, is_dicom, read_header
 from .index import Index
-from .nifti import image_names, is_analyze, is_nifti, is_synthetic, read_nifti
-from .reading import BadImageError
-from .series import Series, group_series, read_series
-from .volumes import Volume
+from .reading.contrasts import contrast_of_name
+from .reading.dicom import DicomHeader, is_dicom, read_header
+from .reading.nifti import image_names, is_analyze, is_nifti, is_synthetic, read_nifti
+from .reading.pictures import BadImageError
+from .reading.series import Series, group_series, read_series
+from .reading.volumes import Volume
 
 HEADER_VERSION = 1  # raise it when `DicomHeader`, or what is read into it, changes
 LIBRARIES = {"NIfTI": ("nibabel",), "DICOM": ("pydicom", "nibabel")}  # that read each kind

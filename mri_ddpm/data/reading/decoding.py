@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..intensity import Samples
 from . import decoder_program
 from .dicom import DicomHeader, is_dicom, read_header
 from .dicom_tags import in_words, numbers, open_dataset, pydicom_quiet, values_of_frame
-from .intensity import Samples
-from .reading import BadImageError, luma, only_picture, read_samples
+from .pictures import BadImageError, luma, only_picture, read_samples
 
 PLAIN = (
     "",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mri_ddpm.errors import InputError
 
-from .reading import BadImageError
+from .pictures import BadImageError
 
 AXES = {
     "axial": 2,

@@ -15,7 +15,7 @@ from mri_ddpm.errors import InputError
 
 from .contrasts import contrast_of_name
 from .marks import MARK, nifti_is_synthetic
-from .reading import BadImageError
+from .pictures import BadImageError
 from .volumes import Volume
 
 HEAD_BYTES = 4096  # of a file, packed or not, that `is_nifti` wants to see

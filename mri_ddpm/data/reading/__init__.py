@@ -1,0 +1,1 @@
+"""From the bytes of a file to a picture or a volume: what Pillow and tifffile read, NIfTI, DICOM."""
