@@ -6,7 +6,7 @@ from .intensity import to_model_range, to_unit_range
 from .layout import NO_PATIENTS
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
 from .phantom import draw_phantoms
-from .reading.nifti import read_volume
+from .reading import read_volume
 from .reading.volumes import Volume, slices
 from .scans import Scans, account_of, load_phantoms, load_scans
 
