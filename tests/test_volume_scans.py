@@ -1,16 +1,18 @@
 """Volumes as scans: in every layout that people have, cut as asked for, and no patient on two sides."""
 
+import gzip
 import itertools
 import json
 import shutil
 from io import BytesIO
 
 import datasets
+import nibabel
 import numpy as np
 import pytest
 from dicom_files import content, dataset
 from PIL import Image
-from volume_sets import head, mask, nifti, pair, series, write, write_zip
+from volume_sets import AFFINE, head, mask, nifti, pair, series, write, write_zip
 
 from mri_ddpm.data import account_of, format_account, format_findings, load_scans, read_volume, slices
 from mri_ddpm.data.nifti import read_nifti
@@ -437,3 +439,18 @@ def test_no_patient_and_no_volume_on_two_sides_of_a_hundred_layouts(tmp_path):
                 of_volume.setdefault(number[path], set()).add(row["split"])
         assert all(len(found) == 1 for found in [*of_patient.values(), *of_volume.values()])
     assert split_off > 50
+
+
+def test_samples_and_analyze_volumes_among_scans(load):
+    """A sample of a model is left out and counted; Analyze, which says nothing of left and right, is named."""
+    files = {f"sub-{p}/sub-{p}_T1w.nii.gz": head(p) for p in range(4)}
+    image = nibabel.Nifti1Image(head(9), AFFINE)
+    image.header["descrip"] = b"SYNTHETIC mri-ddpm"
+    files["sub-5/sub-5_T1w.nii"] = image.to_bytes()
+    files["sub-6/sub-6_T1w.nii.gz"] = gzip.compress(image.to_bytes())
+    assert "left out: 2 NIfTI files, synthetic" in format_findings(load(files).manifest)
+    files["sub-7/sub-7_T1w.hdr"] = nibabel.AnalyzeHeader().binaryblock
+    files["sub-7/sub-7_T1w.img"] = bytes(1000)
+    with pytest.raises(InputError, match="sub-7_T1w.hdr is an Analyze volume, .*convert it to NIfTI"):
+        load(files)
+    assert "passed over" not in format_findings(load(on_bad_image="skip").manifest)
