@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dicom_files import content, dataset
 from PIL import Image
-from volume_sets import head, mask, nifti, pair, series, write, write_zip
+from volume_sets import AFFINE, head, mask, nifti, pair, series, write, write_zip
 
 from mri_ddpm.data import account_of, format_account, format_findings, load_scans, read_volume, slices
 from mri_ddpm.data.reading.nifti import read_nifti
