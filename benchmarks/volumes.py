@@ -37,7 +37,7 @@ MANY = 1000  # volumes that the goals are of
 STAGES = (
     "find_source",
     "_examine",
-    "near_pairs_kept",
+    "kept",
     "_split",
     "make_manifest",
     "_scans",
@@ -201,7 +201,7 @@ def main() -> None:
         "MiB at most, one core": each["MiB at most"],
         "seconds of the processor for a second start": again["processor seconds"],
         "seconds of the processor for the search for near-copies": first["processor seconds by stage"][
-            "near_pairs_kept"
+            "kept"
         ],
     }
     minutes = reached["seconds of the processor for a volume, one core"] * MANY / 60
