@@ -113,10 +113,13 @@ def test_data_prints_the_account_and_writes_the_manifest(scans_folder, tmp_path,
     assert len(manifest["files"]) == 16
     assert all(f"class_{label}" in printed for label in range(4))
 
-    with pytest.raises(SystemExit) as end:  # a manifest is not overwritten
+    commands.main(["data", str(scans_folder), "--output", str(file)])  # a newer account takes its place
+    capsys.readouterr()
+    file.write_text("{}")
+    with pytest.raises(SystemExit) as end:  # what is no manifest is not overwritten
         commands.main(["data", str(scans_folder), "--output", str(file)])
     assert end.value.code == 2
-    assert "manifest.json exists" in capsys.readouterr().err
+    assert "manifest.json exists, and is no manifest" in capsys.readouterr().err
 
 
 def test_data_writes_into_a_folder_that_is_not_there_yet(scans_folder, tmp_path, capsys):

@@ -222,6 +222,12 @@ def test_a_table_beside_the_scans(load, form):
     assert f"classes: 2 labels in the column label of metadata.{form}" in format_findings(scans.manifest)
 
 
+def test_a_table_as_spreadsheets_write_it(load):
+    """A mark at its head, semicolons, empty rows at its end."""
+    text = "\ufeff" + CSV.replace(",", ";").replace("\n", "\r\n") + ";;;\r\n;;;\r\n"
+    assert load(PATHS, {"metadata.csv": text}).manifest["patients"]["total"] == 6
+
+
 def test_the_table_is_that_of_imagefolder(load, tmp_path):
     """`datasets` reads the same folder in the same way."""
     scans = load(PATHS, {"metadata.csv": CSV.replace(",split", ",part")})
@@ -246,7 +252,7 @@ def test_the_table_is_that_of_imagefolder(load, tmp_path):
             "file_name,patient_id,label\na0.png,P1,x\nb1.png,P2,P1\n",
             "P1 is the name of a class and of a patient",
         ),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "is not written in UTF-8; save it anew as CSV UTF-8"),
     ],
 )
 def test_tables_that_are_wrong(load, table, words):

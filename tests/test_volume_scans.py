@@ -193,6 +193,33 @@ def test_class_folders(load):
     assert_pixels(scans, lambda path: read_nifti(nifti(files[path])))
 
 
+def test_folders_of_few_volumes_are_patients(load):
+    """Two visits of each person, called by name: no classes, and no name in the manifest."""
+    files = {
+        f"{name}/visit{i}.nii.gz": head(10 * j + i)
+        for j, name in enumerate(("Meier_Hans", "Muster_Erika", "Bauer_Ute"))
+        for i in range(2)
+    }
+    scans = load(files)
+    assert scans.class_names == ()
+    assert scans.manifest["patients"]["total"] == 3
+    assert "folders, which hold too few volumes to be classes" in format_findings(scans.manifest)
+    assert not any(name in json.dumps(scans.manifest["files"]) for name in ("Meier", "Muster", "Bauer"))
+
+
+@pytest.mark.parametrize("ending", ["lesion", "ROI", "label"])
+def test_what_is_drawn_in_a_scan_is_a_mask(load, ending):
+    files = {
+        f"{name}{i}{end}.nii.gz": head(i)
+        for i in range(4)
+        for name in ("Bauer",)
+        for end in ("", f"_{ending}")
+    }
+    scans = load(files)
+    assert scans.manifest["volumes"]["total"] == 4
+    assert "left out: 4 masks, by name" in format_findings(scans.manifest)
+
+
 def test_dicom_series(load, tmp_path):
     scans = load(dicom())
     assert "patients: 4 by DICOM tags; contrast: 4 t1" in format_findings(scans.manifest)

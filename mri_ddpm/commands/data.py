@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 
 from mri_ddpm.commands import COMMANDS
@@ -40,10 +41,20 @@ def main(args: list[str] | None = None) -> None:
         data(args)
 
 
+def is_manifest(file: Path) -> bool:
+    """Whether a file is what this command wrote before, which a newer account replaces."""
+    try:
+        return "manifest_version" in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def data(args: argparse.Namespace) -> None:
     """Print the account and write it, with every file's hash and split, as JSON; and who is who, for this machine alone."""
-    if args.output.exists():
-        raise InputError(f"--output {args.output} exists; name another file, or remove it.")
+    if args.output.exists() and not is_manifest(args.output):
+        raise InputError(
+            f"--output {args.output} exists, and is no manifest; name another file, or remove it."
+        )
     with writing_to(args.output.parent, "name another file.", "--output "):
         args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.folder and args.train_data_dir:

@@ -342,6 +342,7 @@ def format_account(manifest: dict, most_listed: int = 10, paths: dict[str, str] 
         "",
         *_table([header, *rows]),
         *([_patient_line(patients)] if patients else []),
+        *_uneven_share(manifest),
         "",
         *(
             f"{name:7} {values['min']:.4g} to {values['max']:.4g}{unit}, median {values['median']:.4g}"
@@ -387,6 +388,17 @@ def _volume_lines(volumes: dict, settings: dict) -> list[str]:
         )
     return lines + [
         f"{count} {'volume' if count == 1 else 'volumes'}: {note}" for note, count in volumes["notes"].items()
+    ]
+
+
+def _uneven_share(manifest: dict) -> list[str]:
+    """A line where validation became far more or less than was asked for, as patients are few and differ in size."""
+    train, validation = (manifest["split"][split]["total"] for split in ("train", "validation"))
+    share, asked = validation / max(train + validation, 1), manifest["settings"]["validation_share"]
+    if "validation" in manifest["parts"] or asked / 2 <= share <= 2 * asked:
+        return []
+    return [
+        f"validation is {share:.0%} of the scans, and not {asked:.0%}: whole patients and groups go there, and they are few"
     ]
 
 

@@ -26,6 +26,16 @@ _PART_OF |= {"imagestr": "training", "imagests": "testing"}  # of Decathlon and 
 _PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
 _MASKS = {"mask", "masks", "seg", "dseg", "segmentation", "segmentations", "labelstr", "labelsts"}
 
+_DRAWN = {
+    "lesion",
+    "lesions",
+    "roi",
+    "rois",
+    "label",
+    "labels",
+    "tumor",
+    "tumour",
+}  # in a scan called as the rest is
 
 NO_PATIENTS = "no patient is known, so scans of one patient may be in both train and validation, and numbers on validation too good"
 
@@ -64,7 +74,8 @@ def arrange(
     may_be_class: whether a single folder is a class, and not one that encloses all.
     Raises `InputError` for a `--label_column` that no table has, a split that is no part, and a class called as a patient is.
     """
-    masks = _Masks(filter(_is_mask, contents))
+    stems = {path.with_name(_stem(path)) for path in contents}
+    masks = _Masks(path for path in contents if _is_mask(path) or _marks_another(path, stems))
     paths = sorted(contents.keys() - set(masks.paths), key=str)
     top = _enclosing_folder([path.parts[:-1] for path in paths], may_be_class)
     inner = {path: path.parts[len(top) :] for path in paths}
@@ -195,6 +206,8 @@ def _patients(
     unsaid = volumes.keys() - tags.keys()
     if len(unsaid) == len(contents) and (found := _patients_by_contrast(folders, volumes)):
         return found, "folders, none of which holds two volumes of one contrast"
+    if len(unsaid) == len(contents) and (found := _patients_of_few(folders)):
+        return found, "folders, which hold too few volumes to be classes"
     return {**{path: str(path) for path in unsaid}, **tags}, VOLUME_EACH if unsaid else tags and TAGS or None
 
 
@@ -225,6 +238,15 @@ def _patients_by_contrast(
     return outer if len(set(outer.values())) > most else inner
 
 
+def _patients_of_few(folders: dict[PurePosixPath, tuple[str, ...]]) -> dict[PurePosixPath, str] | None:
+    """The outermost folders as patients, if they hold no more volumes than visits of one; None where they hold more, or are missing."""
+    if not all(folders.values()):
+        return None
+    outer = {path: names[0] for path, names in folders.items()}
+    counts = Counter(outer.values())
+    return outer if len(counts) > 1 and len(outer) <= MOST_VISITS * len(counts) else None
+
+
 def part_of(name: str) -> str | None:
     """The part that a folder or a split is named after, as `Training`, `val`, `train_images` or `val2017`; else None."""
     telling = set(_words(name)) - _PLAIN
@@ -248,6 +270,7 @@ def classes_found(names: Collection[str], kind: str) -> Finding:
 
 
 TAGS = "DICOM tags"
+MOST_VISITS = 3  # of a patient, in the mean
 VOLUME_EACH = "the volumes, of each of which a patient is taken for granted, as nothing says whose they are"
 
 
@@ -271,7 +294,10 @@ def choose_contrast(
     words = ", ".join(f"{counts[c]} {c or 'of unknown contrast'}" for c in sorted(counts, key=str))
     if contrast is None:
         if len(counts) > 1:
-            unknown = ", or name what is unknown in metadata.csv" if None in counts else ""
+            first = next((path for path in of_file if path not in unread and None in of_file[path]), None)
+            unknown = (
+                f", or give {first} and the like one in the column contrast of metadata.csv" if first else ""
+            )
             raise InputError(f"{name} holds {words}: choose by --contrast{unknown}.")
         return files, (Finding(f"contrast: {words}"),) if any(counts) else ()
     if contrast not in counts:
@@ -292,6 +318,13 @@ def choose_contrast(
 
 def _words(name: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", name.casefold())
+
+
+def _marks_another(path: PurePosixPath, stems: set[PurePosixPath]) -> bool:
+    """Whether a file is called as another one is, and what is drawn in it: `7_lesion.nii.gz` beside `7.nii.gz`."""
+    name = _stem(path) if _stem(path) != path.name else path.stem
+    head, _, last = name.replace("-", "_").rpartition("_")
+    return last.casefold() in _DRAWN and path.with_name(name[: len(head)]) in stems
 
 
 def _is_mask(path: PurePosixPath) -> bool:

@@ -96,13 +96,16 @@ def _rows(path: PurePosixPath, content: Content) -> list[tuple[int, dict[str, st
             if not all(isinstance(row, dict) for _, row in found):
                 raise ValueError("a line is no object")
         else:
-            table = csv.DictReader(
-                io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","
-            )
-            found = [(table.line_num, row) for row in table]
+            head = text.partition("\n")[0]
+            comma = ";" if ";" in head and "," not in head else ","  # as spreadsheets write in some languages
+            delimiter = "\t" if path.suffix == ".tsv" else comma
+            table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+            found = [(table.line_num, row) for row in table if any(row.values())]
             if any(None in row for _, row in found):
                 raise ValueError("a line has more fields than the first")
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not written in UTF-8; save it anew as CSV UTF-8.") from None
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); mend it, or take it out.") from None
     return [
         (

@@ -164,9 +164,10 @@ def _examine(source: Source, resolution: int | None, options: ScanOptions) -> Ex
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise InputError(f"{source.name} holds no slice that is asked for: {reasons}; ask for others.")
     if all(record.flaw for record in records):
+        others = f", and so on for all {len(source.files)} files" if len(source.files) > 1 else ""
         raise InputError(
-            f"{source.name} holds no scans that can be used: {records[0].path} {records[0].flaw}, and so on"
-            f" for all {len(source.files)} files: give --train_data_dir or --dataset_name with scans."
+            f"{source.name} holds no scans that can be used: {records[0].path} {records[0].flaw}{others}; give a folder"
+            f" with others.{_also(source)}"
         )
     starts = np.cumsum([0, *(0 if part.table is None else len(part.table) for part in found)])
     rows = [
@@ -296,6 +297,11 @@ def _refuse_options_of_volumes(source: Source, options: ScanOptions, has_volumes
             )
 
 
+def _also(source: Source) -> str:
+    """A sentence on what else was found in a source that cannot be used as it is."""
+    return f" Found: {'; '.join(finding.words for finding in source.findings)}." if source.findings else ""
+
+
 def _split(
     source: Source,
     examined: Examined,
@@ -316,7 +322,10 @@ def _split(
                 " train split, or take the class out."
             )
     near = group_records(records, examined.hashes, partial(kept, folder=cache_folder(options.cache_dir)))
-    assign_split(records, options.validation_share, options.keep_repeats, options.seed, near)
+    try:
+        assign_split(records, options.validation_share, options.keep_repeats, options.seed, near)
+    except InputError as error:
+        raise InputError(f"{error}{_also(source)}") from None
     return tuple(sorted(class_names["training"] - {None}))
 
 

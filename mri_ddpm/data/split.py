@@ -230,7 +230,7 @@ def _validation_units(units: dict[int, list[ScanRecord]], validation_share: floa
         if any(record.patient is not None for unit in units.values() for record in unit):
             raise InputError(
                 f"{total} patient(s), one a class, are too few to split off a validation share: give scans of at least two patients"
-                " of one class, or tell patients apart by --patient_pattern or metadata.csv."
+                " of one class, tell patients apart by --patient_pattern or metadata.csv, or leave classes out by --label_column ''."
             )
         raise InputError(
             f"{total} distinct training scan(s), one a class, are too few to split off a validation share:"
