@@ -45,12 +45,13 @@ class EpochSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class Draws:
-    """What one batch draws: noise like the scans, timesteps ``(B,)``, and two masks ``(B,)``."""
+    """What one batch draws: noise like the scans, timesteps ``(B,)``, and three masks ``(B,)``."""
 
     noise: torch.Tensor
     timesteps: torch.Tensor
     drop_class: torch.Tensor
     flip: torch.Tensor
+    drop_condition: torch.Tensor
 
 
 def draw_for_batch(
@@ -84,4 +85,6 @@ def draw_for_batch(
     noise = torch.randn((total, *x_0.shape[1:]), generator=generator, device=x_0.device, dtype=x_0.dtype)[
         mine
     ]
-    return Draws(noise, timesteps, drop_class, flip)
+    # Last, so that a model without a condition draws what it always drew
+    drop_condition = uniform() < config.condition_dropout_prob
+    return Draws(noise, timesteps, drop_class, flip, drop_condition)
