@@ -180,6 +180,13 @@ class TrainingConfig(ScanOptions):
         under=1,
         needs="condition_on",
     )
+    mask_label_dropout_prob: float = about(
+        0.0,
+        "Share of the labels of given masks that are left out, each by itself, so that a mask may name few of them.",
+        least=0,
+        under=1,
+        needs="condition_on",
+    )
     gradient_checkpointing: bool = about(False, "Trade a third more compute for much less memory.")
 
     # Diffusion

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_to_the_bit, state_of, tiny, train_alone
+from accelerate import Accelerator
+from conftest import assert_same_to_the_bit, forget_accelerator, state_of, tiny, train_alone
 from PIL import Image
 
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMImg2ImgPipeline, MRIDDPMPipeline, commands
@@ -14,11 +15,17 @@ from mri_ddpm.data import Channels, draw_phantoms, load_phantoms, to_model_range
 from mri_ddpm.data.phantom import CLASS_NAMES, LABELS, draw_phantom_planes
 from mri_ddpm.diffusion import make_noise_scheduler, training_loss
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.evaluate import evaluate
+from mri_ddpm.evaluation.subject import conditions_of, load_real_scans
 from mri_ddpm.hub import export_repository
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
+from mri_ddpm.runs import RunFolder, load_record
+from mri_ddpm.sampling import SamplingOptions
 from mri_ddpm.training.moments import PRIOR_SCANS, keep_moments
-from mri_ddpm.training.randomness import draw_for_batch
-from mri_ddpm.training.state import build_unet
+from mri_ddpm.training.preparation import load_training_scans
+from mri_ddpm.training.randomness import Draws, draw_for_batch
+from mri_ddpm.training.state import build_unet, prepare
+from mri_ddpm.training.step import batch_loss
 
 SEG = {"seg": ("core", "oedema")}
 BOTH = Channels(("t1", "t2"), ("seg", "flair"), SEG)
@@ -183,6 +190,52 @@ def test_the_moments_of_several_channels_are_those_of_each():
         of_class = of_channel[labels == 2]
         expected = (of_class.sum(0) + PRIOR_SCANS * overall) / (len(of_class) + PRIOR_SCANS)
         torch.testing.assert_close(unet.x_0_mean[2, channel].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def state(tmp_path):
+    """Return a function that prepares a training on the phantom."""
+
+    def build(**changes):
+        forget_accelerator()
+        config = tiny(tmp_path, channels=["t1", "t2"], condition_on=["seg", "flair"], **changes)
+        scans = load_training_scans(Accelerator(cpu=True), config)
+        return prepare(Accelerator(cpu=True), config, scans, RunFolder(tmp_path))
+
+    return build
+
+
+def seen_by_the_network(state) -> tuple[torch.Tensor, dict, Draws]:
+    """The network's input in the 6th batch, that batch, and what it drew."""
+    seen, batch = {}, state.scans.train.batch(range(8))
+    state.raw_unet.conv_in.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    batch_loss(state, 5, batch)
+    draws = draw_for_batch(state.config, 5, batch["pixel_values"], 0, 1, state.timestep_weights, num_labels=3)
+    return seen["x"], batch, draws
+
+
+def test_mirroring_turns_channels_and_condition_alike(state):
+    x, batch, draws = seen_by_the_network(state(random_flip=True))
+    assert draws.flip.any()
+    assert not draws.flip.all()
+    flip = draws.flip[:, None, None, None]
+    turned = {
+        name: torch.where(flip, batch[name].flip(-1), batch[name]) for name in ("pixel_values", "condition")
+    }
+    noised = make_noise_scheduler().add_noise(
+        to_model_range(turned["pixel_values"]), draws.noise, draws.timesteps
+    )
+    torch.testing.assert_close(x[:, :2], noised)
+    known = turned["condition"] * ~draws.drop_condition[:, None, None, None]
+    assert torch.equal(x[:, 2:6], known)
+
+
+def test_single_labels_are_left_out_and_contrasts_never(state):
+    x, batch, draws = seen_by_the_network(state(mask_label_dropout_prob=0.5, condition_dropout_prob=0.0))
+    assert 0 < draws.drop_labels.float().mean() < 1
+    kept = torch.cat([~draws.drop_labels, torch.ones(8, 1, dtype=bool)], dim=1)[..., None, None]
+    assert torch.equal(x[:, 2:6], batch["condition"] * kept)
+    assert x[:, 6].eq(1).all()
 
 
 # The phantom
@@ -367,10 +420,27 @@ def test_from_the_shell(run, mask, tmp_path, capsys):
 
 
 def test_a_model_of_several_channels_is_not_evaluated_yet(run, tmp_path):
-    from mri_ddpm.evaluation.evaluate import evaluate
-
     with pytest.raises(InputError, match="several channels .t1, t2. cannot be evaluated yet"):
         evaluate(str(run), tmp_path / "report")
+
+
+@pytest.mark.slow
+def test_a_model_with_a_condition_is_evaluated_with_those_of_training_scans(tmp_path):
+    run = train_alone(tiny(tmp_path / "run", channels=["t1"], condition_on=["seg", "t2"], phantom_images=120))
+    options = SamplingOptions(num_inference_steps=2)
+    found = evaluate(
+        str(run), tmp_path / "a", num_images=100, options=options, metrics=("wavelet_kid", "likelihood")
+    )
+    assert found["quality"]["wavelet_kid"]["n"] > 0
+    assert found["bits_per_dimension"]["validation"]["value"] > 0
+    real = load_real_scans(load_record(str(run)), {}, 16)
+    labels = np.array([0, 1, 1, 3])
+    given = conditions_of(real, labels, seed=0)
+    batch = real.scans["training"].batch(range(len(real.training[1])))
+    masks = real.scans["training"].channels.by_name(batch["condition"].numpy())
+    for i, label in enumerate(labels):  # both are of one training scan of the class
+        same = [(given[name][i] == masks[name]).all((1, 2)) for name in ("seg", "t2")]
+        assert label in batch["class_labels"][np.logical_and(*same)]
 
 
 def test_the_grid_of_a_model_with_a_condition_stays_and_its_card_says_how_to_call_it(

@@ -42,6 +42,12 @@ class Channels:
         """How many channels these names take: a mask one a label."""
         return sum(len(self.mask_labels.get(name, (name,))) for name in names)
 
+    @property
+    def label_channels(self) -> list[int]:
+        """Which channels of a condition are labels of masks."""
+        is_label = [name in self.mask_labels for name in self.given for _ in range(self.width((name,)))]
+        return np.flatnonzero(is_label).tolist()
+
     def batch(self, stored: np.ndarray) -> dict[str, np.ndarray]:
         """Stored uint16 ``(B, P, H, W)`` as float32: ``pixel_values (B, C, H, W)`` and, where something is given, ``condition``."""
         unit = [

@@ -58,6 +58,7 @@ def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Te
     """
     config, accelerator = state.config, state.accelerator
     torch.manual_seed(derive_seed(config.seed, DROPOUT, batch_index, accelerator.process_index))
+    labels = state.scans.channels.label_channels
     draws = draw_for_batch(
         config,
         batch_index,
@@ -65,7 +66,14 @@ def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Te
         accelerator.process_index,
         accelerator.num_processes,
         state.timestep_weights,
+        len(labels),
     )
+    if (
+        config.mask_label_dropout_prob
+    ):  # as segmentation-guided-diffusion trains (Konz et al. 2024, arXiv:2402.05210)
+        condition = batch["condition"].clone()  # (B, K, H, W)
+        condition[:, labels] = condition[:, labels].masked_fill(draws.drop_labels[..., None, None], 0)
+        batch = batch | {"condition": condition}
     if config.random_flip:
         keep_side = [state.scans.class_names.index(name) for name in config.no_flip_classes]
         flip = draws.flip & ~torch.isin(batch["class_labels"], batch["class_labels"].new_tensor(keep_side))
