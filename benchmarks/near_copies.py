@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mri_ddpm.data import draw_phantoms
-from mri_ddpm.data.repeats import MAX_DIFFERING_BITS, group_near_identical, near_pairs, picture_hash
+from mri_ddpm.data.repeats import MAX_DIFFERING_BITS, group_near_identical, near_pairs, picture_hashes
 
 SLICES, STEP_BITS, COPIES = 50, 8, 0.02  # of a head; of 1024 from slice to slice; share of all
 PREDICTED = {  # seconds at 100,000, written down before the measurement
@@ -34,7 +34,7 @@ def make_hashes(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.
     rng = np.random.default_rng(seed)
     heads = draw_phantoms(-(-num_images // SLICES), 48, seed)[0]
     heads = [np.pad(head, 20 * (i % 2)) for i, head in enumerate(heads)]
-    first = b"".join(picture_hash(turned) for head in heads for turned in (head, head[:, ::-1]))
+    first = b"".join(of_one for head in heads for of_one in picture_hashes(head))
     first = np.frombuffer(first, dtype=np.uint8).reshape(-1, 1, 2, 128)
     steps = rng.random((len(heads), SLICES, 2, 1024), dtype=np.float32) < STEP_BITS / 1024
     hashes = first ^ np.bitwise_xor.accumulate(np.packbits(steps, axis=-1), axis=1)

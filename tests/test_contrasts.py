@@ -2,7 +2,7 @@
 
 import pytest
 
-from mri_ddpm.data.contrasts import CONTRASTS, contrast_of_name
+from mri_ddpm.data.reading.contrasts import CONTRASTS, contrast_of_name
 
 NAMES = {
     "t1": (

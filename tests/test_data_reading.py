@@ -10,7 +10,7 @@ from PIL import Image
 
 from mri_ddpm.data import format_account, load_scans
 from mri_ddpm.data.intensity import scale_of_manifest, to_model_range, to_unit_range
-from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
+from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 31), dtype=np.uint8)

@@ -2,12 +2,13 @@
 
 import io
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image
 
 from mri_ddpm.data import draw_phantoms, format_account, load_scans
-from mri_ddpm.data.repeats import group_near_identical, picture_hash
+from mri_ddpm.data.repeats import group_near_identical, picture_hashes
 
 HEADS = [np.round(head * 255).astype(np.uint8) for head in draw_phantoms(60, 96, seed=2)[0]]
 
@@ -24,8 +25,21 @@ def mirrored(pixels):
 
 def hashes_of(pictures):
     """Of each picture the hash as it is, and mirrored."""
-    units = [picture.astype(np.float32) / 255 for picture in pictures]
-    return [picture_hash(unit) for unit in units], [picture_hash(unit[:, ::-1]) for unit in units]
+    return zip(*(picture_hashes(picture.astype(np.float32) / 255) for picture in pictures), strict=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (16, 17), (40, 97), (64, 64), (96, 128), (155, 240), (243, 301)])
+def test_hashes_are_those_of_the_picture_and_of_its_mirror_image(shape):
+    """Though it is mirrored when it is small: against imagehash, with whole pictures, and with lit ones that have no margin."""
+    rng = np.random.default_rng(0)
+    for smooth in (0, 1, 4):
+        image = rng.random([max(size >> smooth, 1) for size in shape])
+        image = Image.fromarray((image * 155 + 100).astype(np.uint8)).resize(shape[::-1])
+        unit = np.asarray(image).astype(np.float32) / np.asarray(image).max()
+        for hashed, turned in zip(picture_hashes(unit), (unit, unit[:, ::-1]), strict=True):
+            bright = Image.fromarray(np.round(turned * 255).astype(np.uint8))
+            bits = [h(bright, hash_size=16).hash.ravel() for h in (imagehash.phash, imagehash.dhash)]
+            assert hashed == np.packbits(np.concatenate(bits * 2)).tobytes()
 
 
 CHANGES = {

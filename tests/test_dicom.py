@@ -17,11 +17,12 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mri_ddpm.data import decoding
-from mri_ddpm.data.decoding import Decoder, read_frames
-from mri_ddpm.data.dicom import DicomHeader, is_dicom, read_header
-from mri_ddpm.data.reading import BadImageError, read_scan
-from mri_ddpm.data.series import BESIDE, REPEATED, SHORT, group_series, read_dicom_folder, read_series
+from mri_ddpm.data import read_volume
+from mri_ddpm.data.reading import decoding
+from mri_ddpm.data.reading.decoding import Decoder, read_frames
+from mri_ddpm.data.reading.dicom import DicomHeader, is_dicom, read_header
+from mri_ddpm.data.reading.pictures import BadImageError, read_scan
+from mri_ddpm.data.reading.series import BESIDE, REPEATED, SHORT, group_series, read_dicom_folder, read_series
 from mri_ddpm.errors import InputError
 
 AFFINES = {
@@ -300,8 +301,14 @@ def test_a_folder_holds_volumes_or_says_what_it_holds(tmp_path):
     for name, content in files.items():
         (tmp_path / "deep" / name).write_bytes(content)
     (tmp_path / "notes.txt").write_text("no DICOM")
-    (volume,) = read_dicom_folder(tmp_path)
-    same(volume, made.head(), AFFINES["axial"])
+    same(read_volume(tmp_path), made.head(), AFFINES["axial"])
+    for name, content in made.slices_of(made.head(), AFFINES["oblique"]).items():
+        (tmp_path / f"other {name}").write_bytes(content)
+    assert len(list(read_dicom_folder(tmp_path))) == 2
+    with pytest.raises(InputError, match="holds several series; name the folder of one"):
+        read_volume(tmp_path)
+    for name in files:
+        (tmp_path / f"other {name}").unlink()
     for name in list(files)[2:]:
         (tmp_path / "deep" / name).unlink()
     with pytest.raises(

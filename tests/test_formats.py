@@ -12,7 +12,7 @@ from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline, commands
 from mri_ddpm.data.intensity import to_uint16
-from mri_ddpm.data.marks import dicom_is_synthetic, nifti_is_synthetic
+from mri_ddpm.data.reading.marks import dicom_is_synthetic, nifti_is_synthetic
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.sampling.dicom import save_dicom
 from mri_ddpm.sampling.formats import geometry_of_manifest

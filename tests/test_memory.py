@@ -79,6 +79,27 @@ def test_held_scans_are_the_same_to_the_bit():
     assert scans.nbytes == sum(tensor.nbytes for tensor in scans.batch(range(len(scans))).values())
 
 
+HELD_ONCE = """
+import resource, sys
+import datasets, numpy as np
+from mri_ddpm.data import ScanDataset
+
+table = datasets.Dataset.from_file(sys.argv[1])
+data = ScanDataset(table, np.arange(len(table)), np.zeros(len(table), dtype=np.int64))
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + data.nbytes + data.nbytes // 2,) * 2)
+images = data.batch(range(600, 620))["pixel_values"]
+data.hold("cpu")
+assert (data.batch(range(600, 620))["pixel_values"] == images).all()
+"""
+
+
+def test_held_scans_are_in_memory_once(tmp_path, run_fresh):
+    """The images, and little beside them while they are read."""
+    write_table(tmp_path / "scans.arrow", SCANS)
+    run_fresh(HELD_ONCE, tmp_path / "scans.arrow")
+
+
 def test_a_run_from_disk_is_the_same_to_the_bit(unbroken, tmp_path, monkeypatch):
     monkeypatch.setattr(ScanDataset, "nbytes", property(lambda self: psutil.virtual_memory().total))
     assert losses(train_alone(tiny(tmp_path / "run", dataloader_num_workers=1))) == losses(unbroken)

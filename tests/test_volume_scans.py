@@ -1,21 +1,23 @@
 """Volumes as scans: in every layout that people have, cut as asked for, and no patient on two sides."""
 
+import gzip
 import itertools
 import json
 import shutil
 from io import BytesIO
 
 import datasets
+import nibabel
 import numpy as np
 import pytest
-from dicom_files import content, dataset, enhanced, slice_place
+from dicom_files import content, dataset
 from PIL import Image
-from volume_sets import AFFINE, SHAPE, head, mask, nifti, pair, series, write, write_zip
+from volume_sets import AFFINE, head, mask, nifti, pair, series, write, write_zip
 
 from mri_ddpm.data import account_of, format_account, format_findings, load_scans, read_volume, slices
-from mri_ddpm.data.nifti import read_nifti
-from mri_ddpm.data.reading import fit_square
-from mri_ddpm.data.series import read_dicom_folder
+from mri_ddpm.data.reading.nifti import read_nifti
+from mri_ddpm.data.reading.pictures import fit_square
+from mri_ddpm.data.reading.series import read_dicom_folder
 from mri_ddpm.errors import InputError
 
 BRATS = ("t1", "t1ce", "t2", "flair")
@@ -277,25 +279,6 @@ def test_pictures_and_volumes_together(load):
     assert len(scans.train) + len(scans.validation) == 58
 
 
-def test_one_file_that_holds_two_series(load):
-    """Two echoes of an Enhanced file are two volumes, also in the cache."""
-    files = {}
-    for p in range(3):
-        frames = [
-            (
-                np.ascontiguousarray(head(10 * p + e)[:, :, k].T),
-                slice_place(AFFINE, k) | {"echo": 10 * (e + 1)},
-            )
-            for e in range(2)
-            for k in range(SHAPE[2])
-        ]
-        files[f"{p}.dcm"] = enhanced(frames, PatientID=f"P{p}")
-    scans = load(files)
-    assert scans.manifest["volumes"]["total"] == 6
-    assert len({row["volume"] for row in scans.manifest["files"]}) == 6
-    assert scans.manifest["patients"]["total"] == 3
-
-
 def test_series_without_a_number_are_told_apart_by_their_folders(load):
     """As some anonymisers leave them, with the place of every head nearly the same."""
     files = {k: v for p in range(4) for k, v in series(p, "ANON", f"{p}/", study=False).items()}
@@ -456,3 +439,18 @@ def test_no_patient_and_no_volume_on_two_sides_of_a_hundred_layouts(tmp_path):
                 of_volume.setdefault(number[path], set()).add(row["split"])
         assert all(len(found) == 1 for found in [*of_patient.values(), *of_volume.values()])
     assert split_off > 50
+
+
+def test_samples_and_analyze_volumes_among_scans(load):
+    """A sample of a model is left out and counted; Analyze, which says nothing of left and right, is named."""
+    files = {f"sub-{p}/sub-{p}_T1w.nii.gz": head(p) for p in range(4)}
+    image = nibabel.Nifti1Image(head(9), AFFINE)
+    image.header["descrip"] = b"SYNTHETIC mri-ddpm"
+    files["sub-5/sub-5_T1w.nii"] = image.to_bytes()
+    files["sub-6/sub-6_T1w.nii.gz"] = gzip.compress(image.to_bytes())
+    assert "left out: 2 NIfTI files, synthetic" in format_findings(load(files).manifest)
+    files["sub-7/sub-7_T1w.hdr"] = nibabel.AnalyzeHeader().binaryblock
+    files["sub-7/sub-7_T1w.img"] = bytes(1000)
+    with pytest.raises(InputError, match="sub-7_T1w.hdr is an Analyze volume, .*convert it to NIfTI"):
+        load(files)
+    assert "passed over" not in format_findings(load(on_bad_image="skip").manifest)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mri_ddpm.data import Volume, slices
-from mri_ddpm.data.reading import BadImageError
-from mri_ddpm.data.volumes import AXES, black_and_white
+from mri_ddpm.data.reading.pictures import BadImageError
+from mri_ddpm.data.reading.volumes import AXES, black_and_white
 from mri_ddpm.errors import InputError
 
 IDENTITY = np.eye(3)

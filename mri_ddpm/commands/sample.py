@@ -11,7 +11,7 @@ from PIL import Image
 from mri_ddpm.commands import parser_of
 from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
 from mri_ddpm.data.intensity import Scale, scale_of_manifest
-from mri_ddpm.data.reading import BadImageError, fit_square, read_scan
+from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, import_extra
 from mri_ddpm.files import writing_to
 from mri_ddpm.pipelines.pipeline_mri_ddpm import (

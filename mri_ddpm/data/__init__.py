@@ -5,11 +5,11 @@ from .channels import Channels
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
 from .layout import NO_PATIENTS
-from .nifti import read_volume
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
 from .phantom import draw_phantoms
+from .reading import read_volume
+from .reading.volumes import Volume, slices
 from .scans import Scans, account_of, load_phantoms, load_scans
-from .volumes import Volume, slices
 
 __all__ = [
     "NO_PATIENTS",

@@ -284,16 +284,14 @@ def _repeats(records: list[ScanRecord]) -> dict:
             repeats[record.repeat]["total"] += 1
             repeats[record.repeat]["across_parts" if across else f"within_{record.part}"] += 1
     sizes = Counter(record.group for record in records)
-    classes: dict[int, set] = defaultdict(set)
-    for record in records:
-        classes[record.group].add(record.class_name)
+    classes = Counter(group for group, _ in {(record.group, record.class_name) for record in records})
     return {
         "byte_identical": repeats["byte-identical"],
         "near_identical": repeats["near-identical"],
         "mirrored": repeats["mirrored"],
         "groups": len(sizes),
         "groups_with_repeats": sum(size > 1 for size in sizes.values()),
-        "label_conflicts": sum(len(names) > 1 for names in classes.values()),
+        "label_conflicts": sum(count > 1 for count in classes.values()),
     }
 
 

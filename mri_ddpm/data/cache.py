@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,10 +21,10 @@ from filelock import FileLock
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync, whole_file
 
-from .decoding import read_picture
 from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
-from .reading import BadImageError, fit_square
-from .repeats import picture_hash
+from .reading.decoding import read_picture
+from .reading.pictures import BadImageError, fit_square
+from .repeats import picture_hashes
 
 CACHE_VERSION = 5  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
@@ -50,11 +50,11 @@ def decoded(
     folder = cache_folder(cache_dir)
     identity = "\n".join([f"{CACHE_VERSION} {resolution} {fit if resolution else ''}", *sorted(contents)])
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
-    if (table := _whole_table(file, contents)) is not None:
+    if (table := _whole_table(file, contents, resolution)) is not None:
         return table
     lock = file.with_suffix(".lock")
     with writing_cache(folder), FileLock(lock):  # of a process that dies the system lets go
-        if _whole_table(file, contents) is None:
+        if _whole_table(file, contents, resolution) is None:
             _write(file, contents, resolution, fit)
         with contextlib.suppress(OSError):  # who waits for it finds the table, whoever holds the next one
             lock.unlink()
@@ -80,12 +80,16 @@ def writing_cache(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _whole_table(file: Path, contents: dict[str, Callable[[], bytes]]) -> datasets.Dataset | None:
+def _whole_table(file: Path, contents: Iterable[str], resolution: int | None) -> datasets.Dataset | None:
     """The table in the cache; None where there is none, or it is damaged or of other contents."""
     if not file.is_file():
         return None
     with contextlib.suppress(Exception):  # a damaged table makes its reader raise nearly anything
         table = datasets.Dataset.from_file(str(file))
+        table.data.validate(full=True)  # or a damaged one may crash, where it is read
+        found, wanted = table.data.schema, _features(resolution).arrow_schema
+        if found.names != wanted.names or found.types != wanted.types:
+            return None
         if list(table["sha256"]) == sorted(contents):
             with contextlib.suppress(OSError):  # another's file
                 os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
@@ -134,8 +138,8 @@ def _remove_old(folder: Path) -> None:
                 file.unlink()
 
 
-def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str) -> None:
-    """Write beside the goal and move it there: whole or not at all, and two processes at once do no harm."""
+def _features(resolution: int | None) -> datasets.Features:
+    """The columns of a table."""
     features = {
         "sha256": datasets.Value("string"),
         "flaw": datasets.Value("string"),
@@ -150,6 +154,12 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
     }
     if resolution:
         features["pixels"] = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
+    return datasets.Features(features)
+
+
+def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str) -> None:
+    """Write beside the goal and move it there: whole or not at all, and two processes at once do no harm."""
+    features = _features(resolution)
     draft = str(file.with_suffix(f".{uuid4().hex}.tmp"))
     try:
         scale = _write_draft(draft, features, contents, resolution, fit, USUAL_SCALE)
@@ -165,7 +175,7 @@ def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int
 
 def _write_draft(
     draft: str,
-    features: dict,
+    features: datasets.Features,
     contents: dict[str, Callable[[], bytes]],
     resolution: int | None,
     fit: str,
@@ -173,9 +183,7 @@ def _write_draft(
 ) -> Scale:
     """Decode all contents on a scale, and return the one that they ask for."""
     extents = set()
-    with ArrowWriter(
-        path=draft, features=datasets.Features(features), writer_batch_size=ROWS_PER_BATCH
-    ) as writer:
+    with ArrowWriter(path=draft, features=features, writer_batch_size=ROWS_PER_BATCH) as writer:
         for sha256 in datasets.utils.tqdm(sorted(contents), desc="Decoding scans", unit="scan"):
             row = _row(contents[sha256], resolution, fit, scale)
             extents.add((row["kind"], row["lowest"], row["highest"]))
@@ -197,7 +205,7 @@ def _row(read: Callable[[], bytes], resolution: int | None, fit: str, scale: Sca
             pixels = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16)
         height, width = unit.shape
         row.update(height=height, width=width, brightest=float(unit.max()))
-        row.update(picture_hash=picture_hash(unit), mirrored_hash=picture_hash(unit[:, ::-1]))
+        row["picture_hash"], row["mirrored_hash"] = picture_hashes(unit)
         row.update(kind=kind, lowest=lowest, highest=highest)
     except BadImageError as error:
         row["flaw"] = str(error)

@@ -50,15 +50,16 @@ class Channels:
 
     def batch(self, stored: np.ndarray) -> dict[str, np.ndarray]:
         """Stored uint16 ``(B, P, H, W)`` as float32: ``pixel_values (B, C, H, W)`` and, where something is given, ``condition``."""
-        unit = [
-            self._one_hot(plane, len(self.mask_labels[name]))
-            if name in self.mask_labels
-            else plane[:, None].astype(np.float32) / DEPTH
-            for name, plane in zip(self.planes, np.moveaxis(stored, 1, 0), strict=True)
-        ]
+        planes = zip(self.planes, np.moveaxis(stored, 1, 0), strict=True)
+        unit = [self._as_channels(name, plane) for name, plane in planes]
         count = len(self.drawn) or 1
         parts = {"pixel_values": unit[:count], "condition": unit[count:]}
-        return {name: np.concatenate(part, axis=1) for name, part in parts.items() if part}
+        # One alone is not copied again
+        return {
+            name: part[0] if len(part) == 1 else np.concatenate(part, axis=1)
+            for name, part in parts.items()
+            if part
+        }
 
     def by_name(self, condition: np.ndarray) -> dict[str, np.ndarray]:
         """A batch's condition ``(B, K, H, W)`` as the pipeline takes it: ``(B, H, W)`` each, a mask in numbers of labels."""
@@ -72,7 +73,11 @@ class Channels:
             start += width
         return found
 
-    @staticmethod
-    def _one_hot(numbers: np.ndarray, num_labels: int) -> np.ndarray:
-        """Numbers of labels ``(B, H, W)`` as ``(B, labels, H, W)``, without a channel for the background."""
-        return (numbers[:, None] == np.arange(1, num_labels + 1)[:, None, None]).astype(np.float32)
+    def _as_channels(self, name: str, plane: np.ndarray) -> np.ndarray:
+        """A stored plane ``(B, H, W)`` as float32: in [0, 1] ``(B, 1, H, W)``, or one-hot ``(B, labels, H, W)``."""
+        if name in self.mask_labels:
+            numbers = np.arange(1, self.width((name,)) + 1)[:, None, None]
+            return (plane[:, None] == numbers).astype(np.float32)
+        unit = plane[:, None].astype(np.float32)
+        unit /= DEPTH
+        return unit

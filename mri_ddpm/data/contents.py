@@ -12,7 +12,7 @@ import datasets
 
 from mri_ddpm.errors import InputError
 
-from .reading import BadImageError
+from .reading.pictures import BadImageError
 
 MAX_IMAGE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
 MAX_VOLUME_BYTES = 2**32
@@ -119,6 +119,8 @@ def contents_of_folder(root: Path) -> Contents:
         seen |= set(there.values())
         for name in names:
             file = Path(folder, name)
+            if not file.is_file() and file.exists():
+                continue  # a pipe or a device, which may have no end; a link to nowhere is named later
             _add(contents, file.relative_to(root).as_posix(), StoredFile(file))
     return contents
 

@@ -12,6 +12,8 @@ import torch
 
 from .channels import Channels
 
+AT_ONCE = 256  # images that are read to be held, so that they are not twice in memory
+
 
 class ScanDataset(torch.utils.data.Dataset):
     """Items {"pixel_values": float32 (C, H, W) in [0, 1], "class_labels": int64 ()}; nothing random happens here.
@@ -86,7 +88,15 @@ class ScanDataset(torch.utils.data.Dataset):
 
     def hold(self, device: torch.device | str) -> None:
         """Keep all images on a device, from where batches are then taken: for data sets that are small beside it."""
-        self._held = {name: tensor.to(device) for name, tensor in self.batch(range(len(self))).items()}
+        held = {
+            name: torch.empty((len(self), *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+            for name, tensor in self.batch([0]).items()
+        }
+        for start in range(0, len(self), AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(self)))
+            for name, tensor in self.batch(rows).items():
+                held[name][start : start + AT_ONCE] = tensor
+        self._held = held
 
 
 def _pixels(chunk) -> np.ndarray:

@@ -14,9 +14,9 @@ from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .contents import Content
-from .contrasts import contrast_of_name
 from .metadata import USUAL_LABEL, Metadata
 from .patients import folder_of_patients, named_like_patients, patients_by_name, patients_by_pattern
+from .reading.contrasts import contrast_of_name
 from .volume_files import DicomPicture, VolumeFile
 
 PARTS = ("training", "validation", "testing")  # a picture of one is a leak in those after it

@@ -12,7 +12,7 @@ from functools import partial
 
 import datasets
 import numpy as np
-from datasets.table import concat_tables
+from datasets.table import Table, concat_tables
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
@@ -24,7 +24,7 @@ from .dataset import ScanDataset
 from .index import Index
 from .layout import PARTS, ScanFile
 from .phantom import CLASS_NAMES, CONTRASTS, MASK_LABELS, draw_phantom_planes
-from .reading import BadImageError
+from .reading.pictures import BadImageError
 from .sources import Source, find_source
 from .split import ScanRecord, assign_split, group_records
 from .volume_cache import CUTTING, DecodedVolume, decoded_volumes
@@ -42,6 +42,7 @@ FACTS = [
     "picture_hash",
     "mirrored_hash",
 ]
+OF_SLICES = ["plane", "index", "position_mm", "width", "height", "brightest"]
 _MOST_NAMED = 10
 
 
@@ -70,14 +71,14 @@ class Scans:
 class Examined:
     """What was found of scans: a record each, and the row of the table that has its pixels (-1 where there are none).
 
-    hashes: {sha256: the `picture_hash` of the picture and of its mirror image}.
+    hashes: {sha256: the `picture_hashes` of the picture and of its mirror image}.
     volumes: the facts of each, see `volume_cache.DecodedVolume`.
     """
 
     records: list[ScanRecord]
     rows: np.ndarray
     hashes: dict[str, tuple[bytes, bytes]]
-    table: datasets.Dataset | None
+    table: Table | None
     volume: dict | None = None
     volumes: list[dict] = field(default_factory=list)
 
@@ -178,9 +179,11 @@ def _examine(source: Source, resolution: int | None, options: ScanOptions) -> Ex
     """Hash every file, decode every content, and note what is known of each scan; raises if none can be used."""
     volumes = [file for file in source.files if isinstance(file.content, VolumeFile)]
     _refuse_options_of_volumes(source, options, bool(volumes))
-    others = [file for file in source.files if not isinstance(file.content, VolumeFile)]
-    pictures = _examine_pictures(others, resolution, options)
-    found = [pictures, *_examine_volumes(volumes, source.index, resolution, options)]
+    pictures = [file for file in source.files if not isinstance(file.content, VolumeFile)]
+    found = [
+        _examine_pictures(pictures, resolution, options),
+        *_examine_volumes(volumes, source.index, resolution, options),
+    ]
     records = [record for part in found for record in part.records]
     if not records:
         left_out = Counter()
@@ -197,12 +200,13 @@ def _examine(source: Source, resolution: int | None, options: ScanOptions) -> Ex
     rows = [
         np.where(part.rows < 0, -1, part.rows + start) for part, start in zip(found, starts, strict=False)
     ]
-    tables = [part.table.data for part in found if part.table is not None and resolution]
+    tables = [part.table for part in found if part.table is not None]
     return Examined(
         records,
         np.concatenate(rows),
         {sha256: pair for part in found for sha256, pair in part.hashes.items()},
-        datasets.Dataset(concat_tables(tables)) if tables else None,
+        # Its fingerprint, for which all would be pickled, nobody asks for
+        datasets.Dataset(concat_tables(tables), fingerprint="scans") if tables else None,
         volumes=[part.volume for part in found if part.volume],
     )
 
@@ -239,7 +243,7 @@ def _examine_pictures(files: list[ScanFile], resolution: int | None, options: Sc
     hashes = {
         s: (row["picture_hash"], row["mirrored_hash"]) for s, row in known.items() if row["flaw"] is None
     }
-    return Examined(records, rows, hashes, table.select_columns(["pixels"]) if resolution else None)
+    return Examined(records, rows, hashes, table.data.select(["pixels"]) if resolution else None)
 
 
 def _examine_volumes(
@@ -279,28 +283,27 @@ def _examine_volume(
             [ScanRecord(file.path, file.part, file.class_name, None, flaw, **who)], np.array([-1]), {}, None
         )
     records, hashes = [], {}
-    for row in volume.table.select(
-        ["plane", "index", "position_mm", "width", "height", "brightest", "picture_hash", "mirrored_hash"]
-    ).to_pylist():
-        of_slice = f"{volume.facts['sha256']} {row['plane']} {row['index']}"
+    columns = volume.table.select([*OF_SLICES, "picture_hash", "mirrored_hash"]).to_pydict()
+    for plane, index, position_mm, width, height, brightest, *pair in zip(*columns.values(), strict=True):
+        of_slice = f"{volume.facts['sha256']} {plane} {index}"
         record = ScanRecord(
-            f"{file.path}/{row['plane']} {row['index']:03d}",
+            f"{file.path}/{plane} {index:03d}",
             file.part,
             file.class_name,
             hashlib.sha256(of_slice.encode()).hexdigest(),
             None,
             **who,
             volume=volume.facts["sha256"],
-            plane=row["plane"],
-            index=row["index"],
-            position_mm=round(row["position_mm"], 2),
-            width=row["width"],
-            height=row["height"],
-            brightest=row["brightest"],
+            plane=plane,
+            index=index,
+            position_mm=round(position_mm, 2),
+            width=width,
+            height=height,
+            brightest=brightest,
         )
         records.append(record)
-        hashes[record.sha256] = row["picture_hash"], row["mirrored_hash"]
-    table = datasets.Dataset(volume.table.select(["pixels"])) if resolution and records else None
+        hashes[record.sha256] = tuple(pair)
+    table = volume.table.select(["pixels"]) if resolution and records else None
     return Examined(records, np.arange(len(records)), hashes, table, volume.facts)
 
 
@@ -338,7 +341,7 @@ def _split(
         if strangers := sorted(class_names[part] - class_names["training"], key=str):
             raise InputError(
                 f"In {source.name} the class {strangers[0]} has images in the {part} part only: add some to the"
-                " training part, or take the class out."
+                " train split, or take the class out."
             )
     near = group_records(records, examined.hashes, partial(kept, folder=cache_folder(options.cache_dir)))
     assign_split(records, options.validation_share, options.keep_repeats, options.seed, near)

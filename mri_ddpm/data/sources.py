@@ -16,7 +16,7 @@ from .hub_data import open_hub
 from .index import Index
 from .layout import Finding, ScanFile, arrange, choose_contrast
 from .metadata import read_metadata
-from .reading import BadImageError, has_image_suffix, kind_of_file, opens
+from .reading.pictures import BadImageError, has_image_suffix, kind_of_file, opens
 from .volume_files import sort_out
 
 MOST_SUFFIXES = 6  # that are named

@@ -53,7 +53,7 @@ def group_records(
 ) -> list[tuple[str, str]]:
     """Set `group`, `facing` and `unit` of every record without a flaw, in place.
 
-    hashes: {sha256: the `picture_hash` of the picture and of its mirror image}.
+    hashes: {sha256: the `picture_hashes` of the picture and of its mirror image}.
     run: calls a search of `repeats` with its arguments, or remembers what it found.
 
     Near-identical pictures are of one group. Of a patient's own pictures only byte-identical ones are, for its neighbouring
@@ -99,13 +99,14 @@ def _units(records: list[ScanRecord], groups: np.ndarray) -> list[int]:
 
 def _owners(records: list[ScanRecord], rows: np.ndarray, count: int) -> np.ndarray:
     """The patient of each content as a number, int (count,); where there is none, or several, a number below 0 of its own."""
-    patients: dict[int, set] = defaultdict(set)
+    names: dict[int, str | None] = {}
     for record, row in zip(records, rows.tolist(), strict=True):
-        patients[row].add(record.patient)
+        if names.setdefault(row, record.patient) != record.patient:
+            names[row] = None
     numbers: dict[str, int] = {}
     owners = -1 - np.arange(count)
-    for row, names in patients.items():
-        if len(names) == 1 and (name := next(iter(names))) is not None:
+    for row, name in names.items():
+        if name is not None:
             owners[row] = numbers.setdefault(name, len(numbers))
     return owners
 
@@ -174,6 +175,8 @@ def assign_split(
 
 def _mark_repeats(group: list[ScanRecord]) -> list[ScanRecord]:
     """Say of each record of a picture, but the first, how it repeats those before it; return those that do not."""
+    if len(group) == 1:  # as most are
+        return group
     stands = []
     contents: set[str | None] = set()
     facing: set[int | None] = set()
@@ -197,9 +200,10 @@ def _mark_repeats(group: list[ScanRecord]) -> list[ScanRecord]:
 
 def _mark_leaks(records: list[ScanRecord], near: Iterable[tuple[str, str]]) -> None:
     """Of two near-identical pictures on two sides, the later one is a leak."""
-    used: dict[str | None, list[ScanRecord]] = defaultdict(list)
+    near = list(near)
+    used: dict[str | None, list[ScanRecord]] = {sha256: [] for pair in near for sha256 in pair}
     for record in records:
-        if record.split in ORDER:
+        if record.sha256 in used and record.split in ORDER:
             used[record.sha256].append(record)
     for pair in near:
         there = [record for sha256 in pair for record in used[sha256] if record.split in ORDER]

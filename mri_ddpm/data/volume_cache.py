@@ -5,8 +5,10 @@ A new volume is decoded alone, and an interrupted pass is resumed. One volume a 
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
+import struct
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +27,17 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync
 
 from .cache import DEPTH, cache_folder, writing_cache
-from .reading import BadImageError, fit_square
-from .repeats import picture_hash
+from .reading.pictures import BadImageError, fit_square
+from .reading.volumes import SAME_MM, Volume, slices
+from .repeats import picture_hashes
 from .volume_files import VolumeFile
-from .volumes import SAME_MM, Volume, slices
 
-CACHE_VERSION = 2  # raise it when reading, slicing, fitting or hashing changes
+CACHE_VERSION = 3  # raise it when reading, slicing, fitting or hashing changes
 MOST_THREADS = 8  # each holds a volume of some hundred megabytes
+# That threads use: where two import one at once, both may find a half of it, as of pydicom by way of nibabel
+LIBRARIES = ("nibabel", "pydicom", "scipy.fftpack")
+SEAL = struct.Struct("<Q16s")  # at the end of a file: how many bytes are sealed, and their digest
+ARROW_END = 8  # bytes after the pixels
 # Of the options, those that the slices of a volume depend on
 CUTTING = (
     "plane", "slices", "slice_range", "slice_step_mm", "min_head", "max_spacing_mm", "field_of_view_mm", "intensity",
@@ -99,9 +105,10 @@ def decoded_volumes(
 
 def _opened(path: Path) -> DecodedVolume | None:
     """What the cache has of a volume; None where it has nothing, or a damaged file."""
-    if not path.is_file():
-        return None
-    with contextlib.suppress(Exception):  # a damaged file makes its reader raise nearly anything
+    # A damaged file makes its reader raise nearly anything, or crash: it is not given one whose seal is broken
+    with contextlib.suppress(Exception):
+        if not _is_sealed(path):
+            return None
         table = MemoryMappedTable.from_file(str(path))
         facts = json.loads(table.schema.metadata[b"facts"])
         if table.num_rows == facts["rows"]:
@@ -109,6 +116,33 @@ def _opened(path: Path) -> DecodedVolume | None:
                 os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
             return DecodedVolume(table, facts)
     return None
+
+
+def _seal(path: Path, pixel_bytes: int) -> None:
+    """Append a digest of an Arrow file, but for its pixels: they are most of it, come last, and crash no reader."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        before = max(0, size - pixel_bytes - ARROW_END)
+        file.seek(0)
+        digest = _digest(file.read(before), size)
+        file.seek(size)
+        file.write(SEAL.pack(before, digest))
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a file is as it was written, but for its pixels."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - SEAL.size
+        if size < 0:
+            return False
+        file.seek(size)
+        before, digest = SEAL.unpack(file.read(SEAL.size))
+        file.seek(0)
+        return before <= size and _digest(file.read(before), size) == digest
+
+
+def _digest(content: bytes, size: int) -> bytes:
+    return hashlib.blake2b(content + str((len(content), size)).encode(), digest_size=16).digest()
 
 
 def _write_missing(
@@ -124,8 +158,10 @@ def _write_missing(
         for path, file, mask in zip(kept, files, masks, strict=True)
         if _opened(path) is None
     }
-    threads = min(os.cpu_count() or 1, MOST_THREADS)
-    with ThreadPoolExecutor(threads) as pool:
+    for library in LIBRARIES:
+        with contextlib.suppress(ImportError):  # a sentence says so where it is needed
+            importlib.import_module(library)
+    with ThreadPoolExecutor(min(_cores(), MOST_THREADS)) as pool:
         results = [pool.submit(_write, *task) for task in tasks.values()]
         try:
             for result in datasets.utils.tqdm(results, desc="Decoding volumes", unit="volume"):
@@ -133,6 +169,11 @@ def _write_missing(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _cores() -> int:
+    """How many cores this process may use, which on a shared machine are not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write(
@@ -179,6 +220,7 @@ def _write(
     try:
         with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             writer.write_table(pa.table(columns, schema=schema))
+        _seal(draft, columns["pixels"].values.nbytes if resolution else 0)
         sync(draft)
         os.replace(draft, path)
         sync(path.parent)
@@ -203,7 +245,9 @@ def _cutting(options: ScanOptions) -> dict:
 
 def _facts(volume: Volume) -> dict:
     """What is known of a volume as a whole."""
-    digest = hashlib.sha256(np.ascontiguousarray(volume.voxels))
+    digest = hashlib.sha256()
+    for layer in volume.voxels:  # as a whole they would have to be copied
+        digest.update(np.ascontiguousarray(layer))
     digest.update(repr(volume.voxels.shape).encode())
     spacing = volume.spacing_mm
     directions = np.abs(volume.affine[:3, :3] / spacing)
@@ -227,11 +271,8 @@ def _row(cut, resolution: int | None, fit: str) -> dict:
         "width": width,
         "height": height,
     }
-    row |= {
-        "brightest": float(unit.max()),
-        "picture_hash": picture_hash(unit),
-        "mirrored_hash": picture_hash(unit[:, ::-1]),
-    }
+    row["brightest"] = float(unit.max())
+    row["picture_hash"], row["mirrored_hash"] = picture_hashes(unit)
     if resolution:
         row["pixels"] = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16).reshape(-1)
     return row

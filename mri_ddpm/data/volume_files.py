@@ -1,5 +1,6 @@
 """Which of a source's files are volumes: NIfTI files, and DICOM files by the series that they belong to."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -13,13 +14,13 @@ from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .contents import MAX_VOLUME_BYTES, Content, Contents
-from .contrasts import contrast_of_name
-from .dicom import DicomHeader, is_dicom, read_header
 from .index import Index
-from .nifti import image_names, is_analyze, is_nifti, is_synthetic, read_nifti
-from .reading import BadImageError
-from .series import Series, group_series, read_series
-from .volumes import Volume
+from .reading.contrasts import contrast_of_name
+from .reading.dicom import DicomHeader, is_dicom, read_header
+from .reading.nifti import image_names, is_analyze, is_nifti, is_synthetic, read_nifti
+from .reading.pictures import BadImageError
+from .reading.series import Series, group_series, read_series
+from .reading.volumes import Volume
 
 HEADER_VERSION = 1  # raise it when `DicomHeader`, or what is read into it, changes
 LIBRARIES = {"NIfTI": ("nibabel",), "DICOM": ("pydicom", "nibabel")}  # that read each kind
@@ -241,13 +242,14 @@ def _header(content: Content, index: Index) -> DicomHeader:
     """The header of a file, with words in the place of whom it is of; remembered while the file stays as it is."""
     stamp = content.stamp()
     kind = f"header {HEADER_VERSION}"
-    known = index.get(kind, stamp)
-    if known is None:
-        header = read_header(content.read(MAX_VOLUME_BYTES))
-        secret = {
-            name: index.hidden(getattr(header, name)) if getattr(header, name) else ""
-            for name in ("patient", "series")
-        }
-        known = asdict(replace(header, **secret))
-        index.put(kind, stamp, known)
-    return DicomHeader.from_json(json.loads(json.dumps(known)))
+    if known := index.get(kind, stamp):
+        with contextlib.suppress(AttributeError, KeyError, TypeError):  # it is damaged
+            return DicomHeader.from_json(known)
+    header = read_header(content.read(MAX_VOLUME_BYTES))
+    secret = {
+        name: index.hidden(getattr(header, name)) if getattr(header, name) else ""
+        for name in ("patient", "series")
+    }
+    header = replace(header, **secret)
+    index.put(kind, stamp, asdict(header))
+    return header

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import format_findings
-from mri_ddpm.data.reading import BadImageError, read_scan
+from mri_ddpm.data.reading.pictures import BadImageError, read_scan
 from mri_ddpm.data.sources import find_source
 from mri_ddpm.data.volume_files import VolumeFile
 from mri_ddpm.errors import InputError

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mri_ddpm.data.intensity import to_uint16
-from mri_ddpm.data.marks import MARK, NOT_FOR_DIAGNOSIS
+from mri_ddpm.data.reading.marks import MARK, NOT_FOR_DIAGNOSIS
 from mri_ddpm.errors import import_extra
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_array
 from mri_ddpm.sampling.provenance import json_text

@@ -24,7 +24,7 @@ from .dicom_tags import (
     value_of,
     values_of_frame,
 )
-from .reading import BadImageError
+from .pictures import BadImageError
 
 MAX_PIXELS = 2**28  # in one file or one series: 1 GiB as float32
 HEAD_BYTES = 2048  # of a file that `is_dicom` wants to see

@@ -5,17 +5,14 @@ The file format: https://nifti.nimh.nih.gov/nifti-1
 
 import logging
 import zlib
-from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from mri_ddpm.errors import InputError
 
-from .contrasts import contrast_of_name
 from .marks import MARK, nifti_is_synthetic
-from .reading import BadImageError
+from .pictures import BadImageError
 from .volumes import Volume
 
 HEAD_BYTES = 4096  # of a file, packed or not, that `is_nifti` wants to see
@@ -33,26 +30,6 @@ _MAGIC = {
     (4, b"n+2\0"): ("Nifti2Header", 540, True),
     (4, b"ni2\0"): ("Nifti2Header", 540, False),
 }
-
-
-def read_volume(
-    path: str | Path, *, volume_index: int | None = None, assume_orientation: str | None = None
-) -> Volume:
-    """Open a `.nii`, a `.nii.gz`, or a `.hdr` beside which its `.img` lies; see `read_nifti`.
-
-    The file's name tells the contrast. Raises `InputError` for a file that is missing or cannot be used.
-    """
-    path = Path(path).expanduser()
-    try:
-        images = [path.with_name(name) for name in image_names(path.name)]
-        image = next((file.read_bytes() for file in images if file.is_file()), None)
-        options = {"volume_index": volume_index, "assume_orientation": assume_orientation}
-        volume = read_nifti(path.read_bytes(), image, **options)
-    except BadImageError as error:
-        raise InputError(f"{path} {error}.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror or error}.") from None
-    return replace(volume, contrast=contrast_of_name(path.name))
 
 
 def image_names(name: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from mri_ddpm.errors import InputError
 from .decoding import Decoder, Pictures
 from .dicom import HEAD_BYTES, MAX_PIXELS, SAME_DIRECTION, DicomHeader, Slice, is_dicom, read_header
 from .nifti import LEAST_SLICES
-from .reading import BadImageError
+from .pictures import BadImageError
 from .volumes import Volume
 
 SAME_PLACE_MM = 0.01  # along the normal; slices that are closer are at one place

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .intensity import Samples, Scale, common_scale, from_samples
+from ..intensity import Samples, Scale, common_scale, from_samples
 
 FITS = ("pad", "crop", "stretch")
 RUN_BY_OTHERS = ("EPS", "WMF")  # Pillow hands these programs to Ghostscript and to Windows

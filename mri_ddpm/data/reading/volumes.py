@@ -13,7 +13,7 @@ from PIL import Image
 
 from mri_ddpm.errors import InputError
 
-from .reading import BadImageError
+from .pictures import BadImageError
 
 AXES = {
     "axial": 2,
@@ -74,12 +74,14 @@ class Volume:
         Where both are equal, nearly all voxels have one value; then it is the lowest and the highest.
         """
         lowest, highest = self.extent
-        values = self.voxels.ravel(order="K")  # as they lie in memory
-        above = values[values > lowest]
+        turned = tuple(slice(None, None, -1 if step < 0 else 1) for step in self.voxels.strides)
+        values = self.voxels[turned].ravel(order="K")  # as they lie in memory, so that nothing is copied
+        above = values > lowest
+        count = np.count_nonzero(above)
         # Without looking at all of them, if so many share the lowest value that it is the percentile
-        many = len(values) - len(above) > 0.005 * (len(values) - 1) + 1
+        many = len(values) - count > 0.005 * (len(values) - 1) + 1
         low = lowest if many else float(np.percentile(values, 0.5))
-        high = float(np.percentile(above, 99.5)) if len(above) else lowest
+        high = float(np.percentile(values[above], 99.5, overwrite_input=True)) if count else lowest
         return (low, high) if low < high else (lowest, highest)
 
     def positions(self, axis: int) -> np.ndarray:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..intensity import Samples
 from . import decoder_program
 from .dicom import DicomHeader, is_dicom, read_header
 from .dicom_tags import in_words, numbers, open_dataset, pydicom_quiet, values_of_frame
-from .intensity import Samples
-from .reading import BadImageError, luma, only_picture, read_samples
+from .pictures import BadImageError, luma, only_picture, read_samples
 
 PLAIN = (
     "",
@@ -188,7 +188,7 @@ def _window(get: Callable) -> tuple[float, float] | None:
 def read_frames(content: bytes, decoder: Decoder) -> list[Samples]:
     """The pictures of a file as plain grey images, as the file wants them shown; a place, if they have one, is ignored.
 
-    - Colours become luma, as in `reading.read_samples`.
+    - Colours become luma, as in `pictures.read_samples`.
     - A window makes values from 0 to 1. Without one, up to 8 bits have a known white, and others are of a kind.
 
     Raises `BadImageError`.
@@ -197,7 +197,7 @@ def read_frames(content: bytes, decoder: Decoder) -> list[Samples]:
 
 
 def read_picture(content: bytes) -> Samples:
-    """The one picture of a file, DICOM or of any kind that `reading.read_samples` takes; raises as that does."""
+    """The one picture of a file, DICOM or of any kind that `pictures.read_samples` takes; raises as that does."""
     if not is_dicom(content):
         return read_samples(content)
     with Decoder() as decoder:

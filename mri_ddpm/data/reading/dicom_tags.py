@@ -11,7 +11,7 @@ import numpy as np
 
 from mri_ddpm.errors import InputError
 
-from .reading import BadImageError
+from .pictures import BadImageError
 
 MAX_VALUE = 4096  # bytes of one element that is a number or a text
 # The whole header is squeezed, and would be unpacked before its size is known
