@@ -390,13 +390,9 @@ class MRIDDPMBasePipeline(Opener):
         count, _, height, width = shape
         found = {}
         for name in self.condition_names:
-            labels, given = self.mask_labels.get(name), condition[name]
-            one_channel, called = (count, 1, height, width), f"condition {name!r}"
-            found[name] = (
-                as_one_hot(given, called, one_channel, labels)
-                if labels
-                else as_images(given, called, one_channel)
-            )
+            given = condition[name], f"condition {name!r}", (count, 1, height, width)
+            labels = self.mask_labels.get(name)
+            found[name] = as_one_hot(*given, labels) if labels else as_images(*given)
         return found
 
     def shape(self, request: Request) -> tuple[int, int, int, int]:
@@ -419,12 +415,10 @@ class MRIDDPMBasePipeline(Opener):
             known["class_labels"] = self.class_indices(request.class_labels, request.num_images)
             scales["class_labels"] = request.guidance_scale
         if request.condition is not None:
-            planes = torch.cat([*request.condition.values()], dim=1).to(
-                self._execution_device, self.unet.dtype
-            )
+            parts = [part.to(self._execution_device, self.unet.dtype) for part in request.condition.values()]
             # The last channel says that the condition is known
             known["condition"] = torch.cat(
-                [planes, torch.ones_like(planes[:, :1])], dim=1
+                [*parts, torch.ones_like(parts[0][:, :1])], dim=1
             )  # (B, K + 1, H, W)
             apart = request.condition_guidance_scale
             scales["condition"] = request.guidance_scale if apart is None else apart
@@ -589,9 +583,11 @@ class MRIDDPMBasePipeline(Opener):
         while steps and steps[-1] == 1.0:  # all the way, wherever it began
             steps.pop()
             levels.pop()
-        inputs = {name: torch.cat([level[name] for level in levels]) for name in known}
+        inputs = {
+            "class_labels": None,
+            **{name: torch.cat([level[name] for level in levels]) for name in known},
+        }
         batch = torch.cat([model_input] * len(levels))  # (levels * B, C, H, W)
-        inputs = {"class_labels": None, **inputs}
         predictions = self.unet(batch, timestep, **inputs).sample.to(dtype).chunk(len(levels))
         prediction = predictions[-1]
         for i in reversed(range(len(steps))):
@@ -793,12 +789,8 @@ def as_one_hot(
     known = range(len(labels) + 1)
     strange = pixels[~np.isin(pixels, known)]
     told = ", ".join(f"{number} ({label})" for number, label in zip(known, ("none", *labels), strict=True))
-    refuse(
-        (
-            len(strange) > 0,
-            f"{name} has the label {', '.join(f'{value:g}' for value in strange[:1])}, which the model does not know; it has {told}.",
-        )
-    )
+    first = ", ".join(f"{value:g}" for value in strange[:1])
+    refuse((len(strange) > 0, f"{name} has the label {first}, which the model does not know; it has {told}."))
     planes = [pixels == number for number in known[1:]]
     return torch.from_numpy(np.concatenate(planes, axis=1).astype(np.float32)).expand(shape[0], -1, -1, -1)
 

@@ -112,6 +112,7 @@ def test_class_and_condition_are_dropped_apart(make_unet):
         ({"condition_names": ("seg", "t1")}, "t1 is named twice"),
         ({"channel_names": ("t1", "../t2")}, "'../t2' is no name"),
         ({"mask_labels": SEG | {"pet": ("a",)}}, "mask_labels has pet"),
+        ({"mask_labels": {"seg": ("a",) * 256}}, "seg has 256 labels; a mask holds at most 255"),
         ({"mask_labels": {"seg": ()}}, "None is no name of a channel or a label"),
     ],
 )

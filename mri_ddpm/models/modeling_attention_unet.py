@@ -20,6 +20,7 @@ MIN_SIZE = 16  # pixels
 MAX_SIZE = 8192  # of a config; any is taken for a single sample
 MAX_MOMENTS_SIZE = MAX_COMPONENTS = 256  # of a config too; ours keep 32 and 16
 NAME = r"\w[\w.-]{0,63}"  # of a channel, which becomes a part of file names
+MAX_LABELS = 255  # of a mask, which is kept in 8 bits
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
 
 
@@ -534,6 +535,8 @@ def check_channels(in_channels, out_channels, channel_names, condition_names, ma
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise ValueError(f"{repeated[0]} is named twice in channel_names and condition_names; name it once.")
+    if many := [name for name, of_mask in masks.items() if len(of_mask) > MAX_LABELS]:
+        raise ValueError(f"{many[0]} has {len(masks[many[0]])} labels; a mask holds at most {MAX_LABELS}.")
     if strangers := masks.keys() - {*names}:
         raise ValueError(f"mask_labels has {min(strangers)}, which is neither a channel nor a condition.")
     wanted = count_channels(drawn, masks) if drawn else out_channels
