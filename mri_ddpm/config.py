@@ -63,6 +63,13 @@ class ScanOptions:
         "Contrast to train on, where there are several: t1, t1ce, t2, flair, pd, dwi.",
         needs="train_data_dir dataset_name",
     )
+    channels: list[str] = about(
+        [],
+        "What is drawn together, of one head: contrasts, and seg for its mask, such as t1 t2. One image when not given.",
+    )
+    condition_on: list[str] = about(
+        [], "What the model is given beside the noise: contrasts, or seg for the mask of the head."
+    )
     plane: Literal["axial", "coronal", "sagittal", "all"] = about("axial", "Plane of the slices of volumes.")
     slices: Literal["all", "with_mask", "without_mask"] = about(
         "all", "Which slices, by the masks beside volumes."
@@ -108,6 +115,16 @@ class ScanOptions:
         refuse_wrong_fields(self)
         if self.train_data_dir and self.dataset_name:
             raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
+        for flag in ("channels", "condition_on"):
+            if odd := [name for name in getattr(self, flag) if not name.replace("_", "").isalnum()]:
+                raise InputError(
+                    f"--{flag} {odd[0]!r} is no name of a contrast or mask; take words, such as t1 or seg."
+                )
+        names = [*self.channels, *self.condition_on]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise InputError(
+                f"{repeated[0]} is named twice by --channels and --condition_on; it is drawn or given, so name it once."
+            )
         if len(self.slice_range) != 2 or self.slice_range[0] >= self.slice_range[1]:
             words = " ".join(map(str, self.slice_range))
             raise InputError(f"--slice_range is {words}; take two numbers, the lower first, such as 0.3 0.8.")
@@ -155,6 +172,20 @@ class TrainingConfig(ScanOptions):
     class_conditional: bool = about(True, "Learn each class, when the data has classes.")
     class_dropout_prob: float = about(
         0.1, "Share of training scans shown without their class, for guidance.", least=0, under=1
+    )
+    condition_dropout_prob: float = about(
+        0.1,
+        "Share of training scans shown without what --condition_on names, for guidance and for sampling without it.",
+        least=0,
+        under=1,
+        needs="condition_on",
+    )
+    mask_label_dropout_prob: float = about(
+        0.0,
+        "Share of the labels of given masks that are left out, each by itself, so that a mask may name few of them.",
+        least=0,
+        under=1,
+        needs="condition_on",
     )
     gradient_checkpointing: bool = about(False, "Trade a third more compute for much less memory.")
 

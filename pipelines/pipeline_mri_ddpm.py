@@ -56,6 +56,16 @@ OF_OTHERS = {  # arguments of other pipelines
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 TENSOR_INPUTS = ("x_t", "x_0")
 GivenImage = Image.Image | np.ndarray | torch.Tensor | list
+# Of masks as PIL images, background first: their pixels are labels, and still seen
+LABEL_COLOURS = (
+    (0, 0, 0),
+    (255, 255, 255),
+    (230, 75, 60),
+    (70, 160, 230),
+    (250, 200, 60),
+    (90, 190, 110),
+    (170, 100, 200),
+)
 logger = logging.getLogger(__name__)
 
 
@@ -65,13 +75,17 @@ class MRIDDPMPipelineOutput(BaseOutput):
 
     Args:
         images: a list of ``num_images`` grey PIL images of 8 or 16 bits, or ``(num_images, H, W)`` float32 in [0, 1]
-            as an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``.
-        x_t: with ``output_trajectory``, the network's input at each call, ``(calls, num_images, 1, H, W)``.
+            as an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``. Of a model with several channels, the
+            first.
+        channels: all channels by name, where the model has names for them. Each is of the form of ``images``. A mask has
+            the numbers of its labels, 0 for none: as a PIL image with a palette, or as uint8.
+        x_t: with ``output_trajectory``, what is denoised at each call, ``(calls, num_images, C, H, W)``.
         x_0: with ``output_trajectory``, its estimate of the image at each call, of the same shape, in [-1, 1].
         timesteps: with ``output_trajectory``, the timestep of each call, ``(calls,)``.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
+    channels: dict[str, list[Image.Image] | np.ndarray | torch.Tensor] | None = None
     x_t: torch.Tensor | None = None
     x_0: torch.Tensor | None = None
     timesteps: torch.Tensor | None = None
@@ -94,6 +108,8 @@ class Request:
     width: int | None = None
     output_type: str = "pil"
     return_dict: bool = True
+    condition: dict[str, GivenImage] | None = None
+    condition_guidance_scale: float | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     dynamic_thresholding_ratio: float | None = None
@@ -110,6 +126,7 @@ class Request:
         if isinstance(self.generator, tuple):  # diffusers takes lists alone
             self.generator = list(self.generator)
         scale, start, end = self.guidance_scale, self.guidance_start, self.guidance_end
+        apart = self.condition_guidance_scale
         ratio, tensors = self.dynamic_thresholding_ratio, self.callback_on_step_end_tensor_inputs
         is_list = isinstance(self.generator, list)
         given = self.generator if is_list else [] if self.generator is None else [self.generator]
@@ -118,6 +135,8 @@ class Request:
         refuse(
             (self.num_images < 1, f"num_images is {self.num_images}; ask for at least 1."),
             (not math.isfinite(scale), f"guidance_scale is {scale}; take a number, 1 for none."),
+            (apart is not None and not math.isfinite(apart),
+             f"condition_guidance_scale is {apart}; take a number, 1 for none."),
             (not 0 <= start < end <= 1,
              f"guidance_start is {start} and guidance_end {end}; take shares of the chain between 0 and 1, the start "
              "before the end."),
@@ -137,13 +156,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Chain:
-    """The reverse chain of a request: classes ``(B,)``, shape ``(B, C, H, W)``, and the calls of the network.
+    """The reverse chain of a request: what is known, by name, shape ``(B, C, H, W)``, and the calls of the network.
 
+    ``known`` has ``class_labels (B,)`` and ``condition (B, K + 1, H, W)``, as far as they are given; ``scales`` the guidance of each.
     Where a call is not later than the one before, the process goes back to it.
     """
 
     request: Request
-    labels: torch.Tensor | None
+    known: dict[str, torch.Tensor]
+    scales: dict[str, float]
     shape: tuple[int, int, int, int]
     device: torch.device
     dtype: torch.dtype
@@ -234,8 +255,23 @@ class MRIDDPMBasePipeline(Opener):
         """Names of the model's classes, by index; empty for a model without classes."""
         return tuple(self.unet.config.class_names or ())
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of what the model draws, in order; empty for a model of one channel without a name."""
+        return tuple(self.unet.config.get("channel_names") or ())
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """Names of what the model is to be given, in order; empty for a model without a condition."""
+        return tuple(self.unet.config.get("condition_names") or ())
+
+    @property
+    def mask_labels(self) -> dict[str, tuple[str, ...]]:
+        """The labels of those channels and conditions that are masks; the first is 1 in an image."""
+        return {name: tuple(labels) for name, labels in (self.unet.config.get("mask_labels") or {}).items()}
+
     def check_inputs(self, **arguments) -> Request:
-        """The request, its image and mask as tensors ``(B, C, H, W)``.
+        """The request, its image and mask as tensors ``(B, C, H, W)``, and its condition by name as ``(B, 1 or labels, H, W)``.
 
         Raises:
             TypeError: for an unknown argument.
@@ -248,6 +284,8 @@ class MRIDDPMBasePipeline(Opener):
             raise TypeError(f"{type(self).__name__} takes no {name}{hint}.")
         request = Request(**arguments)
         scale, labels, steps = request.guidance_scale, request.class_labels, request.num_inference_steps
+        apart, condition = request.condition_guidance_scale, request.condition
+        of_condition = scale if apart is None else apart
         config, total = self.unet.config, self.scheduler.config.num_train_timesteps
         scheduler_class, zero_snr = type(self.scheduler), "rescale_betas_zero_snr"
         has_alphas = hasattr(self.scheduler, "alphas_cumprod") and hasattr(self.scheduler, "init_noise_sigma")
@@ -261,11 +299,24 @@ class MRIDDPMBasePipeline(Opener):
              f"the model was trained with {zero_snr}, which {scheduler_class.__name__} does not know; take a "
              "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or "
              "EulerDiscreteScheduler."),
-            (scale != 1.0 and not config.num_class_embeds,
+            (scale != 1.0 and not config.num_class_embeds and not self.condition_names,
              f"guidance_scale is {scale}, but the model has no classes to be guided by; leave it at 1."),
-            (scale != 1.0 and labels is None,
-             f"guidance_scale is {scale} without class_labels to follow; give them, or leave it at 1."),
-            ((scale != 1.0 or labels is None) and not config.get("null_class", True),
+            (scale != 1.0 and labels is None and condition is None,
+             f"guidance_scale is {scale} without class_labels{' or a condition' * bool(self.condition_names)} to follow; give "
+             "them, or leave it at 1."),
+            (apart is not None and condition is None,
+             f"condition_guidance_scale is {apart} without a condition to follow; give one, or leave it out."),
+            (condition is not None and not self.condition_names,
+             "a condition was given, but the model was trained without one; leave it out."),
+            (self.condition_names and not config.get("null_condition", True) and condition is None,
+             f"the model was trained with the condition of every scan (condition_dropout_prob 0); give condition: "
+             f"{', '.join(self.condition_names)}."),
+            (condition is not None and of_condition != 1.0 and not config.get("null_condition", True),
+             "the model was trained with the condition of every scan (condition_dropout_prob 0), so it cannot be guided by it; "
+             "set condition_guidance_scale to 1."),
+            (bool(self.edits) and config.out_channels > 1,
+             f"{type(self).__name__} changes scans of one channel, and the model draws {config.out_channels}; take MRIDDPMPipeline."),
+            ((scale != 1.0 or of_condition != 1.0 or labels is None) and not config.get("null_class", True),
              "the model was trained with the class of every scan (class_dropout_prob 0) and has no null class, which "
              "guidance and images without a class need; give class_labels, and leave guidance_scale at 1."),
             (request.jump_n_sample > 1 and not is_ancestral(self.scheduler),
@@ -273,6 +324,8 @@ class MRIDDPMBasePipeline(Opener):
              "DDPMScheduler."),
         )  # fmt: skip
         self.class_indices(labels, request.num_images)
+        if condition is not None:
+            request.condition = self.read_condition(condition, self.shape(request))
         for name in ("image", "mask_image"):
             if name in self.edits:
                 images = as_images(getattr(request, name), name, self.shape(request))
@@ -319,6 +372,29 @@ class MRIDDPMBasePipeline(Opener):
                 raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
         return torch.tensor([by_name[plain(label)] for label in class_labels], device=self._execution_device)
 
+    def read_condition(self, condition: dict[str, GivenImage], shape: tuple) -> dict[str, torch.Tensor]:
+        """A condition by name as tensors in [0, 1]: ``(B, 1, H, W)`` of an image, ``(B, labels, H, W)`` of a mask.
+
+        Raises:
+            ValueError: for names, sizes, numbers or labels that do not fit the model.
+        """
+        names = ", ".join(self.condition_names)
+        is_dict = isinstance(condition, dict)
+        missing = [name for name in self.condition_names if is_dict and name not in condition]
+        unknown = [name for name in condition if name not in self.condition_names] if is_dict else []
+        refuse(
+            (not is_dict, f"condition is a {type(condition).__name__}; give a dict by name, of: {names}."),
+            (bool(unknown), f"condition has {unknown and unknown[0]!r}, which the model does not know; give {names}."),
+            (bool(missing), f"condition lacks {missing and missing[0]!r}; the model was trained with {names}."),
+        )  # fmt: skip
+        count, _, height, width = shape
+        found = {}
+        for name in self.condition_names:
+            given = condition[name], f"condition {name!r}", (count, 1, height, width)
+            labels = self.mask_labels.get(name)
+            found[name] = as_one_hot(*given, labels) if labels else as_images(*given)
+        return found
+
     def shape(self, request: Request) -> tuple[int, int, int, int]:
         """The images' shape ``(B, C, H, W)``; the size is that of the training if none is given."""
         size = self.unet.config.sample_size
@@ -334,9 +410,22 @@ class MRIDDPMBasePipeline(Opener):
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(start)
         calls = range(start, len(scheduler.timesteps))
+        known, scales = {}, {}
+        if request.class_labels is not None:
+            known["class_labels"] = self.class_indices(request.class_labels, request.num_images)
+            scales["class_labels"] = request.guidance_scale
+        if request.condition is not None:
+            parts = [part.to(self._execution_device, self.unet.dtype) for part in request.condition.values()]
+            # The last channel says that the condition is known
+            known["condition"] = torch.cat(
+                [*parts, torch.ones_like(parts[0][:, :1])], dim=1
+            )  # (B, K + 1, H, W)
+            apart = request.condition_guidance_scale
+            scales["condition"] = request.guidance_scale if apart is None else apart
         return Chain(
             request=request,
-            labels=self.class_indices(request.class_labels, request.num_images),
+            known=known,
+            scales=scales,
             shape=self.shape(request),
             device=self._execution_device,
             # bf16 steps would add noise of their own
@@ -395,7 +484,8 @@ class MRIDDPMBasePipeline(Opener):
             # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
             return noise * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars_of(scheduler)[0] ** -0.5)
         mean, components = (x.to(noise) for x in self.unet.x_0_moments(*chain.shape[-2:]))
-        x_0 = mean[-1:] if chain.labels is None else mean[chain.labels]  # (1 or B, C, H, W)
+        labels = chain.known.get("class_labels")
+        x_0 = mean[-1:] if labels is None else mean[labels]  # (1 or B, C, H, W)
         shape, kind = (len(noise), len(components)), {"device": noise.device, "dtype": noise.dtype}
         weights = randn_tensor(shape, generator=chain.request.generator, **kind)  # (B, K)
         x_0 = x_0 + torch.einsum("bk,kchw->bchw", weights, components)
@@ -428,8 +518,8 @@ class MRIDDPMBasePipeline(Opener):
                 x_t = torch.where(request.mask_image, x_t, chain.noised(request.image, i))
             model_input = scheduler.scale_model_input(x_t, t)  # (B, C, H, W)
             inside = request.guidance_start * total <= total - 1 - float(t) < request.guidance_end * total
-            scale = request.guidance_scale if inside else 1.0
-            prediction = self.predict(model_input, on_device[i], chain.labels, scale)
+            scales = chain.scales if inside else dict.fromkeys(chain.scales, 1.0)
+            prediction = self.predict(model_input, on_device[i], chain.known, scales)
             finite = finite & prediction.isfinite().all()  # clipping would hide it; read after the loop
             ratio = request.dynamic_thresholding_ratio
             prediction, x_0 = self.clip(prediction, model_input, alpha_bars[i], ratio)
@@ -452,25 +542,57 @@ class MRIDDPMBasePipeline(Opener):
         unit = (x_t.float() / 2 + 0.5).clamp(0, 1)
         if request.mask_image is not None:
             unit = torch.where(request.mask_image, unit, request.image)
-        output = MRIDDPMPipelineOutput(images=to_images(unit, request.output_type))
+        channels = self.split(unit, request.output_type)
+        output = MRIDDPMPipelineOutput(images=next(iter(channels.values())))
+        if self.channel_names:
+            output["channels"] = channels
         if request.output_trajectory:
             output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)
             output["timesteps"] = timesteps[calls]
         self.maybe_free_model_hooks()
         return output if request.return_dict else output.to_tuple()
 
+    def split(self, unit: torch.Tensor, output_type: str) -> dict:
+        """Images ``(B, C, H, W)`` in [0, 1] by the channels' names, each in the form asked for."""
+        found, start = {}, 0
+        for name in self.channel_names or ("",):
+            labels = self.mask_labels.get(name)
+            planes = unit[:, start : start + len(labels or (name,))]
+            found[name] = to_masks(planes, output_type) if labels else to_images(planes, output_type)
+            start += planes.shape[1]
+        return found
+
     def predict(
-        self, model_input, timestep, labels: torch.Tensor | None, guidance_scale: float
+        self, model_input, timestep, known: dict[str, torch.Tensor], scales: dict[str, float]
     ) -> torch.Tensor:
-        """The network's prediction for ``(B, C, H, W)``; with guidance, by one forward pass of twice the batch."""
+        """The network's prediction for ``(B, C, H, W)``; with guidance, by one forward pass of two or three times the batch.
+
+        With class and condition that is p_0 + s_condition (p_condition - p_0) + s_class (p_both - p_condition), p_0 being that
+        without both (Brooks et al. 2023, arXiv:2211.09800, equation 3). Where the scales are one number, p_condition falls out.
+        """
         dtype, model_input = model_input.dtype, model_input.to(self.unet.dtype)
-        if labels is None or guidance_scale == 1.0:
-            return self.unet(model_input, timestep, class_labels=labels).sample.to(dtype)
-        null = torch.full_like(labels, self.unet.config.num_class_embeds)
-        twice = torch.cat([model_input] * 2)  # (2B, C, H, W)
-        prediction = self.unet(twice, timestep, class_labels=torch.cat([labels, null])).sample.to(dtype)
-        conditional, unconditional = prediction.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        nulls = {"class_labels": self.unet.config.num_class_embeds, "condition": 0}
+        levels, steps = [known], []  # with less and less known; how far to go from each one to that before it
+        for name, scale in scales.items():
+            below = {**levels[-1], name: torch.full_like(known[name], nulls[name])}
+            if steps and steps[-1] == scale:
+                levels[-1] = below
+            else:
+                levels.append(below)
+                steps.append(scale)
+        while steps and steps[-1] == 1.0:  # all the way, wherever it began
+            steps.pop()
+            levels.pop()
+        inputs = {
+            "class_labels": None,
+            **{name: torch.cat([level[name] for level in levels]) for name in known},
+        }
+        batch = torch.cat([model_input] * len(levels))  # (levels * B, C, H, W)
+        predictions = self.unet(batch, timestep, **inputs).sample.to(dtype).chunk(len(levels))
+        prediction = predictions[-1]
+        for i in reversed(range(len(steps))):
+            prediction = prediction + steps[i] * (predictions[i] - predictions[i + 1])
+        return prediction
 
     def clip(
         self, prediction, x_t, alpha_bar: float, dynamic_thresholding_ratio: float | None
@@ -523,6 +645,7 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
         width: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        condition: dict[str, GivenImage] | None = None,
         **options,
     ) -> MRIDDPMPipelineOutput | tuple:
         """Sample ``num_images`` slices.
@@ -537,8 +660,13 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
             width: pixels; the size trained at when ``None``.
             output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
             return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
+            condition: what is given, by name, such as ``{"seg": mask, "t1": image}``: for all images, or one for each. Images
+                are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the number of a label in each
+                pixel, 0 for none; 255 too is the label of a mask that has one. ``None`` samples without a condition.
             options: arguments that are seldom needed:
 
+                - ``condition_guidance_scale``: as ``guidance_scale``, of the condition alone; the same when ``None``. If both
+                  differ, the network sees each image three times a step.
                 - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts. It is
                   often better without guidance at both ends (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without
                   guidance the network sees each image once a step instead of twice.
@@ -557,7 +685,7 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
         request = self.check_inputs(
             class_labels=class_labels, num_images=num_images, num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale, generator=generator, height=height, width=width,
-            output_type=output_type, return_dict=return_dict, **options,
+            output_type=output_type, return_dict=return_dict, condition=condition, **options,
         )  # fmt: skip
         chain = self.begin(request)
         return self.denoise(chain, self.draw_start(chain))
@@ -635,7 +763,47 @@ def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) ->
     Raises:
         ValueError: when it has another size, number or range. Nothing is resized: that is for the caller to decide.
     """
-    arrays = [as_array(part, name) for part in (given if isinstance(given, (list, tuple)) else [given])]
+    pixels = stacked(given, name, shape, as_array)
+    inside = ((pixels >= 0) & (pixels <= 1)).all()
+    refuse((not inside, f"{name} has values outside [0, 1]; scale it to that range, black to white."))
+    return torch.from_numpy(pixels).expand(shape)
+
+
+def as_one_hot(
+    given: GivenImage, name: str, shape: tuple[int, int, int, int], labels: Sequence[str]
+) -> torch.Tensor:
+    """Bring a mask, or one for each image, to ``(B, labels, H, W)``: 1 where a pixel has the label, else 0.
+
+    Args:
+        given: the numbers of labels, 0 for none.
+        name: of the mask, for errors.
+        shape: ``(B, 1, H, W)``.
+        labels: names of 1, 2, ...
+
+    Raises:
+        ValueError: when it has another size or number, or a label that is unknown. Nothing is resized.
+    """
+    pixels = stacked(given, name, shape, as_numbers)
+    if len(labels) == 1 and np.isin(pixels, (0, 255)).all():  # a black and white picture
+        pixels = pixels / np.float32(255)
+    known = range(len(labels) + 1)
+    strange = pixels[~np.isin(pixels, known)]
+    told = ", ".join(f"{number} ({label})" for number, label in zip(known, ("none", *labels), strict=True))
+    first = ", ".join(f"{value:g}" for value in strange[:1])
+    refuse((len(strange) > 0, f"{name} has the label {first}, which the model does not know; it has {told}."))
+    planes = [pixels == number for number in known[1:]]
+    return torch.from_numpy(np.concatenate(planes, axis=1).astype(np.float32)).expand(shape[0], -1, -1, -1)
+
+
+def stacked(
+    given: GivenImage, name: str, shape: tuple[int, int, int, int], read: Callable[..., np.ndarray]
+) -> np.ndarray:
+    """A picture, or one for each image, as ``(1 or B, C, H, W)``.
+
+    Raises:
+        ValueError: when it has another size or number than ``shape``.
+    """
+    arrays = [read(part, name) for part in (given if isinstance(given, (list, tuple)) else [given])]
     one_size = bool(arrays) and all(array.shape == arrays[0].shape for array in arrays)
     refuse((not one_size, f"{name} is no image, or images of several sizes; give (H, W) or (B, H, W)."))
     pixels = np.stack(arrays)
@@ -648,13 +816,11 @@ def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) ->
          f"{name} is {size[-1]}x{size[0]} pixels, but the model samples {width}x{height}; resize it to that first."),
     )  # fmt: skip
     pixels = pixels.reshape(-1, channels, height, width)
-    inside = ((pixels >= 0) & (pixels <= 1)).all()
     refuse(
         (len(pixels) not in (1, count),
          f"{len(pixels)} are given as {name} for {count} images; give 1, or one an image."),
-        (not inside, f"{name} has values outside [0, 1]; scale it to that range, black to white."),
     )  # fmt: skip
-    return torch.from_numpy(pixels).expand(shape)
+    return pixels
 
 
 def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
@@ -666,6 +832,37 @@ def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.nd
         return array
     levels = np.uint16 if output_type == "pil16" else np.uint8
     return [Image.fromarray(image) for image in (array * np.iinfo(levels).max).round().astype(levels)]
+
+
+def to_masks(planes: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    """Convert one channel a label, ``(B, labels, H, W)`` in [0, 1], to numbers of labels: the likeliest, 0 where none is 0.5."""
+    share, label = planes.max(dim=1, keepdim=True)
+    numbers = torch.where(share >= 0.5, label + 1, 0).to(torch.uint8)  # (B, 1, H, W)
+    if output_type == "pt":
+        return numbers
+    array = numbers[:, 0].cpu().numpy()  # (B, H, W)
+    if output_type == "np":
+        return array
+    none, *others = LABEL_COLOURS
+    palette = np.array([none, *(others[i % len(others)] for i in range(255))], dtype=np.uint8)
+    masks = [Image.fromarray(mask) for mask in array]
+    for mask in masks:
+        mask.putpalette(palette.tobytes())  # of all 256, or a file would have too few bits
+    return masks
+
+
+def as_numbers(given: Image.Image | np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """One mask's pixels as they are, in float32.
+
+    Raises:
+        ValueError: for a picture in colours, of which nobody knows the labels.
+    """
+    if isinstance(given, Image.Image) and given.mode not in ("1", "L", "P", "I;16"):
+        raise ValueError(f"{name} is a PIL image of mode {given.mode}; give labels as 'L', 'P' or '1'.")
+    array = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is of {array.dtype}; give numbers of labels.")
+    return array.astype(np.float32)
 
 
 def as_array(given: Image.Image | np.ndarray | torch.Tensor, name: str) -> np.ndarray:

@@ -126,7 +126,7 @@ def test_the_code_files_import_no_sibling(exported, name, monkeypatch, caplog):
     found = re.findall(r"^\s*(?:import|from)\s+([\w.]+)", text, flags=re.MULTILINE)
     assert {module.split(".")[0] for module in found} <= {
         "torch", "diffusers", "huggingface_hub", "numpy", "PIL", "functools", "inspect", "json", "logging", "math", "shutil", "collections",
-        "dataclasses", "pathlib", "unicodedata",
+        "dataclasses", "pathlib", "re", "unicodedata",
     }  # fmt: skip
 
 

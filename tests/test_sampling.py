@@ -181,7 +181,7 @@ def test_images_are_the_same_in_batches_of_any_size(pipeline):
     def draw(batch_size):
         options = SamplingOptions(batch_size=batch_size, seed=3, num_inference_steps=6)
         batches = sample_batches(pipeline, [0, 1] * 4, 8, options, output_type="np")
-        return np.concatenate([images for _, images in batches])
+        return np.concatenate([output.images for _, output in batches])
 
     whole = draw(8)
     assert whole.std() > 0.02

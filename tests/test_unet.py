@@ -252,7 +252,7 @@ def test_any_condition_is_dropped_to_its_null(make_unet):
         "mask": noise(2, 1, 16, 16),
         "age": torch.tensor([70.0, 71.0]),
     }
-    found = unet.drop_conditioning(conditioning, dropped)
+    found = unet.drop_conditioning(conditioning, dict.fromkeys(conditioning, dropped))
     assert found.keys() == conditioning.keys()
     assert found["class_labels"].tolist() == [3, 2]
     assert found["age"].tolist() == [0.0, 71.0]

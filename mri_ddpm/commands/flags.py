@@ -27,7 +27,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--guidance_scale",
         type=float,
         default=1.0,
-        help="how closely an image follows its class; 1 is no guidance",
+        help="how closely an image follows its class and its condition; 1 is no guidance",
+    )
+    parser.add_argument(
+        "--condition_guidance_scale",
+        type=float,
+        help="how closely it follows its condition, where that is not --guidance_scale",
     )
     parser.add_argument(
         "--guidance_start", type=float, default=0.0, help="share of the chain where guidance begins"

@@ -20,6 +20,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import (
     MRIDDPMInpaintPipeline,
     MRIDDPMPipeline,
     as_array,
+    as_numbers,
 )
 from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
@@ -61,6 +62,14 @@ def main(args: list[str] | None = None) -> None:
         help="mask: its white part of --image is sampled anew, the rest stays as it is",
     )
     parser.add_argument(
+        "--condition",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="what a model with a condition is given, for all images: a scan, or a mask in numbers of labels; such as "
+        "seg=mask.png t1=scan.png",
+    )
+    parser.add_argument(
         "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
     )
     add_scans(parser, "for --reject_copies, the scans the model was trained on")
@@ -100,7 +109,9 @@ def sample(args: argparse.Namespace) -> None:
     names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
     pipeline, edit = with_edit(args, pipeline)
-    options = sampling_options(args, edit=edit)
+    refuse_several_channels(args, pipeline)
+    condition = read_condition(args, pipeline)
+    options = sampling_options(args, edit={**edit, **({"condition": condition} if condition else {})})
     options.prepare(pipeline, args.num_images, names[0] if names else None)
 
     facts = {**provenance(pipeline), **options.facts(pipeline), "strength": args.strength}
@@ -110,6 +121,13 @@ def sample(args: argparse.Namespace) -> None:
         facts["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
         files = {name: edit[name] for name in ("image", "mask_image") if name in edit}
         facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
+    elif condition:
+        facts["synthetic"] = (
+            f"yes: sampled from a diffusion model to fit a given {' and '.join(condition)}, not for diagnosis"
+        )
+    facts |= {
+        f"condition_{name}_sha256": sha256(given.tobytes()).hexdigest() for name, given in condition.items()
+    }
     request = {**facts, **asked, "reject_copies": args.reject_copies}
     folder = SampleFolder(args.output_dir, request, args.format)
     films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
@@ -135,6 +153,50 @@ def sample(args: argparse.Namespace) -> None:
         print(
             f"{len(folder.rejected)} of {args.num_images} images came too close to a training scan and were left out."
         )
+
+
+def refuse_several_channels(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> None:
+    """Refuse what shows or compares one contrast, of a model that draws several channels or masks."""
+    labels = [name for name in pipeline.channel_names if name in pipeline.mask_labels]
+    if pipeline.unet.config.out_channels > 1:
+        for flag in ("film", "reject_copies"):
+            if getattr(args, flag):
+                raise InputError(
+                    f"--{flag} is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
+                )
+    if labels and args.format == "dicom":
+        raise InputError(
+            f"--format dicom holds no mask, and this model draws {labels[0]}; take --format png or nifti."
+        )
+
+
+def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> dict[str, np.ndarray]:
+    """``--condition``: each file as ``(H, W)``, a scan in [0, 1] and a mask as it is, by name."""
+    found, scale = {}, scale_of_manifest(load_record(args.pipeline).manifest) if args.condition else None
+    for given in args.condition:
+        name, _, file = given.partition("=")
+        if not file:
+            raise InputError(f"--condition {given} names no file; write NAME=FILE, such as seg=mask.png.")
+        if name not in pipeline.condition_names:
+            known = ", ".join(pipeline.condition_names) or "nothing"
+            raise InputError(
+                f"--condition {name} is not what the model was trained with; it is given {known}."
+            )
+        is_mask = name in pipeline.mask_labels
+        found[name] = read_mask(Path(file)) if is_mask else read_file("condition", Path(file), scale)
+    return found
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """The numbers of labels in a picture."""
+    try:
+        with Image.open(path) as picture:
+            return as_numbers(picture, str(path))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(
+            f"--condition {path}: {str(reason).rstrip('.')}; name a picture of labels."
+        ) from error
 
 
 def bit_depth_of(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Scans for training: found, read, checked, de-duplicated and split; and the phantom for want of scans."""
 
 from .account import PLACES, dark_warning, format_account, format_findings, write_sources
+from .channels import Channels
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
 from .layout import NO_PATIENTS
@@ -14,6 +15,7 @@ __all__ = [
     "NO_PATIENTS",
     "PHANTOM_CLASS_NAMES",
     "PLACES",
+    "Channels",
     "ScanDataset",
     "Scans",
     "Volume",

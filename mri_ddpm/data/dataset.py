@@ -10,21 +10,32 @@ import datasets
 import numpy as np
 import torch
 
-from .cache import DEPTH
+from .channels import Channels
 
 AT_ONCE = 256  # images that are read to be held, so that they are not twice in memory
 
 
 class ScanDataset(torch.utils.data.Dataset):
-    """Items {"pixel_values": float32 (1, H, W) in [0, 1], "class_labels": int64 ()}; nothing random happens here.
+    """Items {"pixel_values": float32 (C, H, W) in [0, 1], "class_labels": int64 ()}; nothing random happens here.
 
-    table: has a column "pixels", uint16 (H * W,) in 0..65535, of which the data set shows `rows`.
-    class_labels: int64, one for every row shown.
+    Where something is given they also have "condition": float32 (K, H, W), see `Channels.batch`.
+
+    table: has a column "pixels", uint16 (H * W,): contrasts in 0..65535, masks in numbers of labels.
+    rows: where in it the planes of each scan are, (N, P), or (N,) for scans of one.
+    class_labels: int64, one for every scan.
+    channels: what the planes are.
     """
 
-    def __init__(self, table: datasets.Dataset, rows: np.ndarray, class_labels: np.ndarray) -> None:
-        self.class_labels = np.asarray(class_labels, dtype=np.int64)
-        self._table, self._rows = table, np.asarray(rows, dtype=np.int64)
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        rows: np.ndarray,
+        class_labels: np.ndarray,
+        channels: Channels | None = None,
+    ) -> None:
+        self.class_labels, self.channels = np.asarray(class_labels, dtype=np.int64), channels or Channels()
+        rows = np.asarray(rows, dtype=np.int64)
+        self._table, self._rows = table, rows if rows.ndim == 2 else rows[:, None]
         chunks = table.data.column("pixels").chunks
         self._starts = np.cumsum([0, *map(len, chunks)])
         # Views into the memory map, (rows of the chunk, H, W): nothing is read before it is asked for.
@@ -33,7 +44,7 @@ class ScanDataset(torch.utils.data.Dataset):
 
     def __reduce__(self) -> tuple:
         """Worker processes map the table again instead of getting a copy of its pixels."""
-        return (ScanDataset, (self._table, self._rows, self.class_labels))
+        return (ScanDataset, (self._table, self._rows, self.class_labels, self.channels))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,18 +58,21 @@ class ScanDataset(torch.utils.data.Dataset):
         return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """{"pixel_values": float32 (B, 1, H, W) in [0, 1], "class_labels": int64 (B,)}, in the order asked for."""
+        """{"pixel_values": float32 (B, C, H, W) in [0, 1], "class_labels": int64 (B,)}, in the order asked for.
+
+        And "condition": float32 (B, K, H, W), where something is given.
+        """
         if self._held:
             chosen = torch.as_tensor(indices, device=self._held["class_labels"].device)
             return {name: tensor[chosen] for name, tensor in self._held.items()}
         indices = np.asarray(indices)
-        rows = self._rows[indices]
+        rows = self._rows[indices]  # (B, P)
         chunk = np.searchsorted(self._starts, rows, side="right") - 1
-        stored = [self._chunks[c][r] for c, r in zip(chunk, rows - self._starts[chunk], strict=True)]
-        unit = np.stack(stored, dtype=np.float32)[:, None]  # (B, 1, H, W)
-        unit /= DEPTH
+        places = zip(chunk.ravel(), (rows - self._starts[chunk]).ravel(), strict=True)
+        stored = np.stack([self._chunks[c][r] for c, r in places])  # (B * P, H, W)
+        images = self.channels.batch(stored.reshape(*rows.shape, *stored.shape[1:]))
         return {
-            "pixel_values": torch.from_numpy(unit),
+            **{name: torch.from_numpy(array) for name, array in images.items()},
             "class_labels": torch.from_numpy(self.class_labels[indices]),
         }
 

@@ -44,6 +44,11 @@ _TONES = {
     "t2": (0.0, 0.04, 0.28, 0.55, 0.18, 0.92, 0.47, 0.31, 0.40, 0.86, 0.72, 0.74, 0.70, 0.05),
     "flair": (0.0, 0.05, 0.24, 0.48, 0.26, 0.07, 0.46, 0.35, 0.74, 0.22, 0.66, 0.74, 0.72, 0.15),
 }
+CONTRASTS = ("t1", "t1ce", "t2", "flair")  # of one head, each by its name
+_TONES_OF = {"t1ce": "enhanced"}
+LABELS = ("brain", "ventricle", "lesion")  # oedema is a part of the lesion
+MASK_LABELS = {"seg": LABELS}
+_BRAIN, _VENTRICLE, _LESION = range(1, len(LABELS) + 1)
 _CONTRAST_SHARES = {"enhanced": 0.55, "t1": 0.2, "t2": 0.15, "flair": 0.1}
 
 
@@ -59,11 +64,15 @@ class _Head:
     image: np.ndarray
     cavity: np.ndarray  # distance to the inner skull
     waves: np.ndarray  # smooth texture, mean 0 and variance 1
+    labels: np.ndarray  # uint8, numbers of LABELS from 1, 0 outside the brain
+    label: int = 0  # of what is painted
 
     def paint(self, distance: np.ndarray, tone: float | np.ndarray, edge: float = 0.0) -> None:
         """Blend a tone over where the distance is negative, across an edge of at least one sample."""
         mask = np.clip(0.5 - distance / max(edge, self.sample), 0.0, 1.0)
         self.image += mask * (tone - self.image)
+        if self.label:
+            self.labels[distance < 0] = self.label
 
 
 def draw_phantom(class_name: str, seed: int, resolution: int, plane: str | None = None) -> np.ndarray:
@@ -77,14 +86,27 @@ def draw_phantom(class_name: str, seed: int, resolution: int, plane: str | None 
     ValueError for any other name, a negative seed or a resolution under 16.
     """
     _check(class_name, seed, resolution, plane)
+    return _draw(class_name, seed, resolution, plane)[0]
+
+
+def _draw(
+    class_name: str, seed: int, resolution: int, plane: str | None = None, contrast: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image, and the number of a label in each pixel, uint8; the seed chooses the contrast where none is named."""
     streams = _streams(seed)
     view = _choose_view(streams["plane"], plane, class_name)
     samples = int(np.clip(96 // resolution, 2, 4))  # per pixel and axis
-    head = _draw_head(view, streams, resolution * samples)
+    head = _draw_head(view, streams, resolution * samples, contrast)
+    head.label = _LESION
     _LESION_PAINTERS[class_name](head, streams["lesion"])
     scan = _average_down(head.image, samples) * _coil_bias(streams["bias"], resolution)  # (res, res)
-    noise_level = streams["noise"].uniform(0.004, 0.018)
-    return np.clip(add_rician_noise(scan, noise_level, streams["noise"]), 0.0, 1.0).astype(np.float32)
+    noise = streams["noise"]
+    if contrast:  # each contrast of a head is measured anew
+        noise = np.random.default_rng([seed, _STREAMS.index("noise"), 1 + CONTRASTS.index(contrast)])
+    noise_level = noise.uniform(0.004, 0.018)
+    image = np.clip(add_rician_noise(scan, noise_level, noise), 0.0, 1.0).astype(np.float32)
+    shares = [_average_down(head.labels == number, samples) for number in range(len(LABELS) + 1)]
+    return image, np.argmax(shares, axis=0).astype(np.uint8)
 
 
 def draw_phantoms(num_images: int, resolution: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,19 +119,40 @@ def draw_phantoms(num_images: int, resolution: int, seed: int) -> tuple[np.ndarr
     if num_images < 0:
         raise ValueError(f"num_images is {num_images}: ask for 0 phantoms or more.")
     _check(CLASS_NAMES[0], seed, resolution, None)
-    images, labels = _drawn(num_images, resolution, seed)
-    return images.copy(), labels.copy()
+    planes, labels = draw_phantom_planes(num_images, resolution, seed, ("",))
+    return planes[""], labels
+
+
+def draw_phantom_planes(
+    num_images: int, resolution: int, seed: int, names: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Several planes of each head of `draw_phantoms`, by name, and the labels of the classes.
+
+    `names` are of `CONTRASTS`, "seg", whose pixels are the numbers of `LABELS` from 1, uint8, and "", the image of
+    `draw_phantoms` itself, in a contrast that the seed chooses. All planes of a head show one geometry.
+    """
+    _check(CLASS_NAMES[0], seed, resolution, None)
+    planes, labels = _drawn(num_images, resolution, seed, tuple(names))
+    return {name: plane.copy() for name, plane in planes.items()}, labels.copy()
 
 
 # A training and its evaluation ask for the same, and drawing takes longer than small networks train
 @functools.lru_cache(maxsize=1)
-def _drawn(num_images: int, resolution: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(
+    num_images: int, resolution: int, seed: int, names: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     labels = np.arange(num_images, dtype=np.int64) % len(CLASS_NAMES)
-    images = np.zeros((num_images, resolution, resolution), dtype=np.float32)
+    shape = (num_images, resolution, resolution)
+    planes = {name: np.zeros(shape, np.uint8 if name in MASK_LABELS else np.float32) for name in names}
+    images = [name for name in names if name not in MASK_LABELS]
     for index, label in enumerate(labels):
         own_seed = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
-        images[index] = draw_phantom(CLASS_NAMES[label], own_seed, resolution)
-    return images, labels
+        for name in images or [""]:
+            image, mask = _draw(CLASS_NAMES[label], own_seed, resolution, contrast=name or None)
+            for plane in (name, *MASK_LABELS):
+                if plane in planes:
+                    planes[plane][index] = mask if plane in MASK_LABELS else image
+    return planes, labels
 
 
 def add_rician_noise(signal: np.ndarray, sigma: float, generator: _Rng) -> np.ndarray:
@@ -149,21 +192,23 @@ def _choose_view(rng: _Rng, plane: str | None, class_name: str) -> View:
     return VIEWS["axial_low" if class_name == "pituitary_tumor" else f"axial_{level}"]
 
 
-def _draw_head(view: View, streams: dict[str, _Rng], size: int) -> _Head:
+def _draw_head(view: View, streams: dict[str, _Rng], size: int, contrast: str | None = None) -> _Head:
     """Draw everything but the lesion on a grid of (size, size) samples."""
     anatomy = streams["anatomy"]
     x, y = _head_coordinates(streams["pose"], size, view.egg)
     head = _Head(
         view=view,
-        tones=_choose_tones(streams["contrast"]),
+        tones=_choose_tones(streams["contrast"], contrast),
         x=x,
         y=y,
         sample=2.0 / size,
         image=np.zeros_like(x),
         cavity=_union(view.cavity, x, y),
         waves=_waves(anatomy, x, y, 7, 5.0, 15.0),
+        labels=np.zeros(x.shape, np.uint8),
     )
     _paint_face(head, anatomy)
+    head.label = _BRAIN
     _paint_brain(head, anatomy)
     _paint_inside(head, anatomy)
     return head
@@ -186,8 +231,10 @@ def _head_coordinates(rng: _Rng, size: int, egg: float) -> tuple[np.ndarray, np.
     return warped_x * (1 - egg * warped_y), warped_y
 
 
-def _choose_tones(rng: _Rng) -> dict[str, float]:
-    contrast = rng.choice(list(_CONTRAST_SHARES), p=list(_CONTRAST_SHARES.values()))
+def _choose_tones(rng: _Rng, contrast: str | None = None) -> dict[str, float]:
+    """The intensity of each tissue. Contrasts of one head differ in nothing but their table."""
+    drawn = rng.choice(list(_CONTRAST_SHARES), p=list(_CONTRAST_SHARES.values()))
+    contrast = _TONES_OF.get(contrast, contrast) or drawn
     brightness = rng.uniform(0.8, 1.15)
     tones = {
         tissue: min(tone * brightness * rng.uniform(0.9, 1.1), 1.0)
@@ -297,6 +344,7 @@ def _paint_inside(head: _Head, rng: _Rng) -> None:
     for shape in head.view.inside:
         varied = _vary(shape, rng, ventricle_size if shape.tissue == "ventricle" else 1.0)
         distance = _ellipse_distance(varied, head.x, head.y)
+        head.label = _VENTRICLE if shape.tissue == "ventricle" else _BRAIN
         if shape.tissue == "cerebellum":
             folia = 0.5 + 0.5 * np.sin(95 * distance + 2 * head.waves)
             head.paint(distance, tones["grey"] + (tones["white"] - tones["grey"]) * folia)

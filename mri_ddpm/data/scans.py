@@ -19,10 +19,11 @@ from mri_ddpm.errors import InputError
 
 from .account import make_manifest
 from .cache import DEPTH, cache_folder, decoded, kept
+from .channels import Channels
 from .dataset import ScanDataset
 from .index import Index
 from .layout import PARTS, ScanFile
-from .phantom import CLASS_NAMES, draw_phantoms
+from .phantom import CLASS_NAMES, CONTRASTS, MASK_LABELS, draw_phantom_planes
 from .reading.pictures import BadImageError
 from .sources import Source, find_source
 from .split import ScanRecord, assign_split, group_records
@@ -51,6 +52,7 @@ class Scans:
 
     test: the published testing part less what leaks from training; None where there is no such part.
     class_names: sorted; () for scans without classes, whose class_labels are all 0.
+    channels: what each scan's planes are.
     manifest: JSON-able, see `account.make_manifest`.
     paths: where the files of the manifest lie, by the names that they have there; where no patient is known the
         names are the paths.
@@ -62,6 +64,7 @@ class Scans:
     class_names: tuple[str, ...]
     manifest: dict
     paths: dict[str, str]
+    channels: Channels = Channels()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,10 @@ def load_scans(**options) -> Scans:
     Raises `InputError` for anything of this that cannot be used.
     """
     options = ScanOptions(**options)
+    if options.channels or options.condition_on:
+        raise InputError(
+            f"--{'channels' if options.channels else 'condition_on'} is for the phantom so far, not for scans of a folder; leave it out."
+        )
     source = find_source(options)
     examined = _examine(source, options.resolution, options)
     records = examined.records
@@ -121,11 +128,31 @@ def account_of(train_data_dir: str | None = None, **options) -> tuple[dict, dict
     )
 
 
-def load_phantoms(*, num_images: int, resolution: int, validation_share: float = 0.1, seed: int = 0) -> Scans:
-    """Draw `num_images` phantom heads of all classes and split them; there is no test part."""
-    options = ScanOptions(resolution=resolution, validation_share=validation_share, seed=seed)
-    images, labels = draw_phantoms(num_images, resolution, seed)  # (N, H, W) in [0, 1], (N,)
-    stored = np.round(images * DEPTH).astype(np.uint16).reshape(num_images, resolution**2)
+def load_phantoms(*, num_images: int, **options) -> Scans:
+    """Draw `num_images` phantom heads of all classes and split them; there is no test part.
+
+    options: of `config.ScanOptions`: `resolution`, `validation_share`, `seed`, `channels` and `condition_on`.
+
+    Raises `InputError` for a channel that the phantom does not have.
+    """
+    options = ScanOptions(**options)
+    channels = Channels.of(options, MASK_LABELS)
+    for flag in ("channels", "condition_on"):
+        for name in getattr(options, flag):
+            if name not in (*CONTRASTS, *MASK_LABELS):
+                raise InputError(
+                    f"--{flag} {name} is nothing that the phantom has; it has the contrasts {', '.join(CONTRASTS)} and the mask "
+                    f"{', '.join(MASK_LABELS)}."
+                )
+    resolution, planes = options.resolution, channels.planes
+    drawn, labels = draw_phantom_planes(num_images, resolution, options.seed, planes)
+    stored = [
+        drawn[name] if name in MASK_LABELS else np.round(drawn[name] * DEPTH).astype(np.uint16)
+        for name in planes
+    ]
+    stored = np.stack(stored, axis=1).reshape(
+        num_images * len(planes), resolution**2
+    )  # a scan's planes in a row
     pixels = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
     table = datasets.Dataset.from_dict({"pixels": stored}, features=datasets.Features({"pixels": pixels}))
     records = [
@@ -140,11 +167,12 @@ def load_phantoms(*, num_images: int, resolution: int, validation_share: float =
             group=index,
             unit=index,
         )
-        for index, (image, label) in enumerate(zip(stored, labels, strict=True))
+        for index, (image, label) in enumerate(zip(np.split(stored, num_images), labels, strict=True))
     ]
-    assign_split(records, validation_share, keep_repeats=False, seed=seed)
+    assign_split(records, options.validation_share, keep_repeats=False, seed=options.seed)
     manifest, paths = make_manifest("phantom", records, tuple(CLASS_NAMES), options, grouped=False)
-    return _scans(table, records, tuple(CLASS_NAMES), manifest, paths, np.arange(num_images))
+    rows = np.arange(len(stored)).reshape(num_images, len(planes))
+    return _scans(table, records, tuple(CLASS_NAMES), manifest, paths, rows, channels)
 
 
 def _examine(source: Source, resolution: int | None, options: ScanOptions) -> Examined:
@@ -350,15 +378,17 @@ def _scans(
     manifest: dict,
     paths: dict[str, str],
     rows: np.ndarray,
+    channels: Channels | None = None,
 ) -> Scans:
     """The data sets of each split; `rows`: where each record's pixels are."""
+    channels = channels or Channels()
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of.get(record.class_name, 0) for record in records])
     where = {
         name: np.array([record.split == name for record in records])
         for name in ("train", "validation", "test")
     }
-    splits = {name: ScanDataset(table, rows[mask], labels[mask]) for name, mask in where.items()}
+    splits = {name: ScanDataset(table, rows[mask], labels[mask], channels) for name, mask in where.items()}
     has_test_part = any(record.part == "testing" for record in records)
     return Scans(
         splits["train"],
@@ -367,4 +397,5 @@ def _scans(
         class_names,
         manifest,
         paths,
+        channels,
     )

@@ -1,6 +1,7 @@
 """The evaluation's doors: a model, which is sampled first, or anybody's images. What is measured is in `parts`."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mri_ddpm.evaluation.features import EXTRACTORS, make_extractor
 from mri_ddpm.evaluation.given import images_of_files, labels_of, read_images
 from mri_ddpm.evaluation.memorisation import CopyDetector
 from mri_ddpm.evaluation.parts import CHOICES, check_metrics, denoising, measure, timed
-from mri_ddpm.evaluation.subject import class_counts, load_real_scans, real_scans
+from mri_ddpm.evaluation.subject import class_counts, conditions_of, load_real_scans, real_scans
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling import SamplingOptions
@@ -41,7 +42,8 @@ def evaluate(
         name: run folder, saved pipeline or repository on the Hub; with the manifest of its training.
         output_dir: for ``metrics.json``, ``report.html``, pictures and ``samples/``; new or empty, or one that holds the
             samples of the same evaluation, whole or cut short, which is resumed.
-        num_images: how many to sample, in the classes' training proportions.
+        num_images: how many to sample, in the classes' training proportions. A model with a condition is given those of
+            training scans of the class, chosen at random.
         options: how they are sampled; by all steps of the training's scheduler when ``None``.
         extractor: ``"in_domain"``, ``"dinov2"`` or ``"inception"``.
         metrics: what to measure, of ``CHOICES``; all by default.
@@ -65,7 +67,15 @@ def evaluate(
     options = options or SamplingOptions()
     pipeline, record = load_pipeline(name, device), load_record(name)
     noise_scheduler = pipeline.scheduler
-    options.prepare(pipeline, num_images, pipeline.class_names[0] if pipeline.class_names else None)
+    refuse_several_channels(pipeline)
+    # Each image gets a condition of its own, once the scans are there; until then all get an empty one
+    blank = np.zeros([pipeline.unet.config.sample_size] * 2)
+    nothing = (
+        {"condition": dict.fromkeys(pipeline.condition_names, blank)} if pipeline.condition_names else {}
+    )
+    replace(options, edit=nothing).prepare(
+        pipeline, num_images, pipeline.class_names[0] if pipeline.class_names else None
+    )
     facts = {**provenance(pipeline), **options.facts(pipeline)}
     settings = {**facts, "num_images": num_images, "seed": options.seed}
     refuse_other_folder(output_dir)
@@ -80,8 +90,9 @@ def evaluate(
     counts = class_counts(real.training[1], max(1, len(real.class_names)), num_images)
     labels = np.repeat(np.arange(len(counts)), counts)
     names = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
+    condition = conditions_of(real, labels, options.seed) if pipeline.condition_names else None
     with timed(seconds, "sampling"):
-        folder.fill(pipeline, names, num_images, options, facts=facts)
+        folder.fill(pipeline, names, num_images, options, facts=facts, condition=condition)
     readers = [file.read_bytes for file in folder.files(names or [None] * num_images)]
     synthetic = images_of_files(readers, pipeline.unet.config.sample_size), labels
 
@@ -157,6 +168,15 @@ def evaluate_images(
     settings = {"images": images.name, "num_images": len(pictures), "seed": seed}
     settings |= {"model": images.name, "Software": f"mri-ddpm {version('mri-ddpm')}"}
     return measure(real, (pictures, labels), features, output_dir, settings=settings, metrics=metrics)
+
+
+def refuse_several_channels(pipeline: MRIDDPMPipeline) -> None:
+    """Refuse a model of several channels: what is measured here is of one."""
+    if pipeline.unet.config.out_channels > 1:
+        raise InputError(
+            f"a model of several channels ({', '.join(pipeline.channel_names)}) cannot be evaluated yet; evaluate one that was "
+            "trained with one contrast as --channels."
+        )
 
 
 def refuse_other_folder(output_dir: Path) -> None:

@@ -80,7 +80,8 @@ def load_real_scans(
     settings = {name: value for name, value in manifest["settings"].items() if name in known - set(PLACES)}
     settings["resolution"] = resolution
     if manifest["source"] == "phantom":
-        settings = {name: settings[name] for name in ("resolution", "validation_share", "seed")}
+        named = ("resolution", "validation_share", "seed", "channels", "condition_on")
+        settings = {name: settings[name] for name in named if name in settings}
         scans = load_phantoms(num_images=len(manifest["files"]), **settings)
     else:
         found = where_scans_are(record, where)
@@ -164,6 +165,14 @@ def class_counts(labels: np.ndarray, num_classes: int, total: int) -> np.ndarray
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact)[: total - counts.sum()]] += 1
     return counts
+
+
+def conditions_of(real: RealScans, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """What training scans chosen at random give, one of the class for each label ``(N,)``: ``(N, H, W)`` by name."""
+    choose, scans = np.random.default_rng(seed), real.scans["training"]
+    of_class = {label: np.flatnonzero(real.training[1] == label) for label in np.unique(labels)}
+    rows = [choose.choice(of_class[label]) for label in labels]
+    return scans.channels.by_name(scans.batch(rows)["condition"].cpu().numpy())
 
 
 def raw_unet(pipeline: MRIDDPMPipeline, record: Record) -> AttentionUNet2DModel | None:

@@ -6,6 +6,7 @@ Letters in shape comments: B batch, C channels, H height, W width, N = H * W tok
 import functools
 import json
 import logging
+import re
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import nn
 MIN_SIZE = 16  # pixels
 MAX_SIZE = 8192  # of a config; any is taken for a single sample
 MAX_MOMENTS_SIZE = MAX_COMPONENTS = 256  # of a config too; ours keep 32 and 16
+NAME = r"\w[\w.-]{0,63}"  # of a channel, which becomes a part of file names
+MAX_LABELS = 255  # of a mask, which is kept in 8 bits
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
 
 
@@ -174,8 +177,9 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
 
     Args:
         sample_size: pixels a side that the model is trained at; what the pipeline draws unless told otherwise.
-        in_channels: channels of the sample.
-        out_channels: channels of the prediction.
+        in_channels: channels that the first convolution takes: those of the sample, of its condition, and one that says
+            where a condition is known.
+        out_channels: channels of the sample and of the prediction.
         block_out_channels: channels of each level, finest first.
         layers_per_block: blocks a level.
         block_type: ``"resnet"`` or ``"convnext"``.
@@ -192,6 +196,11 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
             each class, and last the one over all, ``(num_class_embeds + 1, out_channels, moments_size, moments_size)``.
         num_components: in how many directions scans vary about it, in ``x_0_components``, each as long as a standard
             deviation, ``(num_components, out_channels, moments_size, moments_size)``.
+        channel_names: names of what is drawn, in order, such as ``("t1", "t2")``; ``None`` is one channel without a name.
+        condition_names: names of what is given, in order, such as ``("seg",)``; ``None`` for a model without a condition.
+        mask_labels: the labels of those names that are masks, such as ``{"seg": ("oedema", "core")}``. A mask takes a
+            channel a label, which is 1 where its pixels are and 0 elsewhere.
+        null_condition: whether "no condition" was seen in training.
 
     Raises:
         ValueError: when a number does not fit another; the sentence names both.
@@ -217,6 +226,10 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         null_class: bool = True,
         moments_size: int | None = None,
         num_components: int = 0,
+        channel_names: tuple[str, ...] | None = None,
+        condition_names: tuple[str, ...] | None = None,
+        mask_labels: dict[str, tuple[str, ...]] | None = None,
+        null_condition: bool = True,
     ):
         super().__init__()
         check_architecture(
@@ -229,6 +242,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         )
         if not MIN_SIZE <= sample_size <= MAX_SIZE:
             raise ValueError(f"sample_size is {sample_size}; take {MIN_SIZE} to {MAX_SIZE} pixels.")
+        check_channels(in_channels, out_channels, channel_names, condition_names, mask_labels)
         num_classes = num_class_embeds or 0
         if class_names is not None and [type(name) for name in class_names] != [str] * num_classes:
             raise ValueError(f"class_names are not the names of {num_classes} classes.")
@@ -364,23 +378,29 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     def conditioning_of(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What `forward` is to be given of a batch beside the images: ``class_labels``, where the model has classes.
+        """What `forward` is to be given of a batch beside the images, as far as the model takes it and the batch has it.
 
-        A batch without them is one of images without a class.
+        ``class_labels (B,)``, and ``condition (B, K + 1, H, W)``: the batch's own K channels and one of 1. That one says that
+        the condition is known: a mask that is empty is not the same as no mask.
         """
-        return {name: batch[name] for name in ("class_labels",) if self.class_embedding and name in batch}
+        found = {name: batch[name] for name in ("class_labels",) if self.class_embedding and name in batch}
+        if self.config.condition_names and "condition" in batch:
+            planes = batch["condition"]
+            found["condition"] = torch.cat([planes, torch.ones_like(planes[:, :1])], dim=1)
+        return found
 
     def drop_conditioning(
-        self, conditioning: dict[str, torch.Tensor], dropped: torch.Tensor
+        self, conditioning: dict[str, torch.Tensor], dropped: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """The same with no condition where ``dropped``, bool ``(B,)``, says so (Ho & Salimans 2022, arXiv:2207.12598).
+        """The same without what ``dropped``, bool ``(B,)`` by name, says (Ho & Salimans 2022, arXiv:2207.12598).
 
         Of classes that is the null class; of any other tensor ``(B, ...)`` it is 0.
         """
         nulls = {"class_labels": self.config.num_class_embeds}
-        return {
-            name: tensor.masked_fill(dropped.reshape(-1, *[1] * (tensor.ndim - 1)), nulls.get(name, 0))
+        return conditioning | {
+            name: tensor.masked_fill(dropped[name].reshape(-1, *[1] * (tensor.ndim - 1)), nulls.get(name, 0))
             for name, tensor in conditioning.items()
+            if name in dropped
         }
 
     def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
@@ -403,23 +423,32 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
+        condition: torch.Tensor | None = None,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict epsilon, v or x_0 (whatever it was trained for) from a noisy sample.
 
         Args:
-            sample: x_t, ``(B, in_channels, H, W)``, H and W at least 16.
+            sample: x_t, ``(B, out_channels, H, W)``, H and W at least 16.
             timestep: one timestep for all, or ``(B,)``.
             class_labels: ``(B,)`` int64 class indices; ``num_class_embeds`` or ``None`` mean "no class".
             return_dict: return a ``UNet2DOutput`` instead of a tuple.
+            condition: ``(B, in_channels - out_channels, H, W)``, as `conditioning_of` makes it; 0 or ``None`` mean "none".
 
         Raises:
-            ValueError: for a height or width under 16, or class labels on a model without classes.
+            ValueError: for a height or width under 16, or class labels or a condition on a model without them.
         """
         if min(sample.shape[-2:]) < MIN_SIZE:
             raise ValueError(
                 f"a sample of {tuple(sample.shape[-2:])} pixels is too small; the least is {MIN_SIZE}."
             )
         embedding = self.embed(sample, timestep, class_labels)
+        if self.config.condition_names:
+            if condition is None:
+                shape = len(sample), self.config.in_channels - self.config.out_channels, *sample.shape[-2:]
+                condition = sample.new_zeros(shape)
+            sample = torch.cat([sample, condition.to(sample.dtype)], dim=1)  # (B, in_channels, H, W)
+        elif condition is not None:
+            raise ValueError("a condition was given, but this model was trained without one; leave it out.")
 
         def run(block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -486,3 +515,35 @@ def check_architecture(
                 raise ValueError(
                     f"block_out_channels {channels} is not a multiple of {name} {divisor}; change one."
                 )
+
+
+def count_channels(names, mask_labels) -> int:
+    """Channels that these names take: one each, and a mask one a label."""
+    return sum(len((mask_labels or {}).get(name, (name,))) for name in names)
+
+
+def check_channels(in_channels, out_channels, channel_names, condition_names, mask_labels) -> None:
+    """Raise a ``ValueError`` whose sentence says which names and numbers of channels do not fit together."""
+    drawn, given, masks = channel_names or (), condition_names or (), dict(mask_labels or {})
+    names = [*drawn, *given]
+    labels = [label for of_mask in masks.values() for label in (of_mask or [None])]
+    odd = [name for name in (*names, *labels) if not isinstance(name, str) or not re.fullmatch(NAME, name)]
+    if odd:
+        raise ValueError(
+            f"{odd[0]!r} is no name of a channel or a label; take letters, numbers, '_', '-' and '.'."
+        )
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is named twice in channel_names and condition_names; name it once.")
+    if many := [name for name, of_mask in masks.items() if len(of_mask) > MAX_LABELS]:
+        raise ValueError(f"{many[0]} has {len(masks[many[0]])} labels; a mask holds at most {MAX_LABELS}.")
+    if strangers := masks.keys() - {*names}:
+        raise ValueError(f"mask_labels has {min(strangers)}, which is neither a channel nor a condition.")
+    wanted = count_channels(drawn, masks) if drawn else out_channels
+    if out_channels != wanted:
+        raise ValueError(f"out_channels is {out_channels}, and {', '.join(drawn)} take {wanted}.")
+    wanted = out_channels + count_channels(given, masks) + 1
+    if given and in_channels != wanted:
+        raise ValueError(
+            f"in_channels is {in_channels}, and with the condition {', '.join(given)} it is {wanted}."
+        )

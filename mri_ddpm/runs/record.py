@@ -56,6 +56,8 @@ def read_record(source: Path) -> Record:
     if checkpoints:  # the steps that a kill came after are in no weights
         rows = [row for row in rows if row.get("step", 0) <= step_of(checkpoints[-1])]
     config, manifest = read_json(run.config), read_json(run.manifest)
+    if (config or {}).get("condition_on"):
+        pictures.pop(GRID)  # its samples follow masks or contrasts of patients
     # No owner/name, but a folder's
     if manifest and "source" in manifest and not (config or {}).get("dataset_name"):
         manifest["source"] = Path(str(manifest["source"])).name

@@ -8,7 +8,6 @@ import numpy as np
 import psutil
 import torch
 from accelerate.utils import find_executable_batch_size
-from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -29,7 +28,8 @@ def sample_batches(
     *,
     done: Container[int] = (),
     output_type: str = "pil",
-) -> Iterator[tuple[range, list[Image.Image] | np.ndarray]]:
+    condition: dict[str, np.ndarray] | None = None,
+) -> Iterator[tuple[range, MRIDDPMPipelineOutput]]:
     """Sample with a progress bar; image i comes from seed + i, whatever its batch.
 
     Args:
@@ -39,15 +39,17 @@ def sample_batches(
         options: how.
         done: numbers of images that exist already; a batch of these alone is skipped.
         output_type: as of the pipeline.
+        condition: by name, one for each image, ``(num_images, H, W)``; one for all is in ``options.edit``.
 
     Yields:
-        The numbers of a batch's images, and the images.
+        The numbers of a batch's images, and what the pipeline returned.
 
     Raises:
         InputError: when the network's predictions are not finite.
     """
     if options.batch_size == AUTO:
-        options = replace(options, batch_size=batch_size_that_fits(pipeline, labels, num_images, options))
+        fitted = batch_size_that_fits(pipeline, labels, num_images, options, condition)
+        options = replace(options, batch_size=fitted)
     one_batch = num_images <= options.batch_size  # then its steps are counted, and else images
     pipeline.set_progress_bar_config(desc="sampling", unit="step", disable=not one_batch)
     with tqdm(total=num_images, desc="sampling", unit="image", disable=one_batch) as bar:
@@ -55,7 +57,8 @@ def sample_batches(
             numbers = range(start, min(start + options.batch_size, num_images))
             if not all(i in done for i in numbers):
                 batch = labels[numbers.start : numbers.stop] if labels is not None else None
-                yield numbers, sample(pipeline, batch, numbers, options, output_type=output_type).images
+                known = condition_of(condition, numbers)
+                yield numbers, sample(pipeline, batch, numbers, options, output_type=output_type, **known)
             bar.update(len(numbers))
 
 
@@ -71,7 +74,7 @@ def sample_arrays(
     labels = np.repeat(np.arange(len(counts)), counts)
     asked = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
     batches = sample_batches(pipeline, asked, len(labels), options, output_type="np")
-    images = np.concatenate([images for _, images in batches])
+    images = np.concatenate([output.images for _, output in batches])
     return (np.round(images * 255) / 255).astype(np.float32)[:, None], labels
 
 
@@ -95,8 +98,19 @@ def sample(
         raise InputError(str(error)) from error
 
 
+def condition_of(condition: dict[str, np.ndarray] | None, numbers: range) -> dict:
+    """The argument for a call of the pipeline, where each image has a condition of its own; else none."""
+    if not condition:
+        return {}
+    return {"condition": {name: given[numbers.start : numbers.stop] for name, given in condition.items()}}
+
+
 def batch_size_that_fits(
-    pipeline: MRIDDPMBasePipeline, labels: Sequence | None, num_images: int, options: SamplingOptions
+    pipeline: MRIDDPMBasePipeline,
+    labels: Sequence | None,
+    num_images: int,
+    options: SamplingOptions,
+    condition: dict[str, np.ndarray] | None = None,
 ) -> int:
     """How many images to sample at once: by estimate half of the free memory; fewer if a step fails."""
     pipeline.set_progress_bar_config(disable=True)
@@ -105,14 +119,16 @@ def batch_size_that_fits(
     if "mask_image" in options.edit:
         dearest["jump_n_sample"] = 1
     with activation_bytes(pipeline.unet) as each:
-        sample(pipeline, labels[:1] if labels else None, range(1), options, **dearest)
+        known = condition_of(condition, range(1))
+        sample(pipeline, labels[:1] if labels else None, range(1), options, **dearest, **known)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     largest = min(LARGEST_BATCH.get(device, LARGEST_BATCH_ELSEWHERE), free // (2 * max(1, sum(each))))
 
     @find_executable_batch_size(starting_batch_size=max(1, largest))
     def try_one_step(batch_size: int) -> int:
         tried = range(min(batch_size, num_images))
-        sample(pipeline, [labels[0]] * len(tried) if labels else None, tried, options, **dearest)
+        known = condition_of(condition, tried)
+        sample(pipeline, [labels[0]] * len(tried) if labels else None, tried, options, **dearest, **known)
         return batch_size
 
     return try_one_step()

@@ -23,7 +23,7 @@ SH, LO, ST, LT = 16, 64, 1024, 10240  # characters that values of these kinds ma
 EMPTY = (  # required, with no value where none is known
     "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-OF_ONE_IMAGE = ("class", "seed", "index")  # facts that images of one sampling differ in
+OF_ONE_IMAGE = ("class", "channel", "seed", "index")  # facts that images of one sampling differ in
 
 
 def save_dicom(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mri_ddpm.errors import InputError
@@ -22,7 +23,7 @@ REFUSAL = ("name another folder.", "--output_dir ")
 
 
 class SampleFolder:
-    """Files by number and class, and ``.sampling.json``: the request, and the numbers of rejected images.
+    """Files by number, class and channel, and ``.sampling.json``: the request, and the numbers of rejected images.
 
     Each file is whole or not there.
 
@@ -64,6 +65,7 @@ class SampleFolder:
         facts: dict,
         copies: Callable[[list[Image.Image]], Sequence[bool]] | None = None,
         output_type: str = "pil",
+        condition: dict[str, np.ndarray] | None = None,
         **geometry: float | str,
     ) -> None:
         """Sample the images that are missing, and write each batch as soon as it is sampled.
@@ -76,37 +78,45 @@ class SampleFolder:
             facts: text that is written into every image.
             copies: decides for each image whether it is rejected.
             output_type: ``"pil"`` for 8 bits, ``"pil16"`` for 16.
+            condition: by name, one for each image, ``(num_images, H, W)``.
             geometry: ``spacing_mm`` and ``plane``, as far as known, for formats that have fields for them.
         """
         self.save_request()  # first: a folder that cannot be written is known before anything is sampled
         if options.batch_size == AUTO:
             device = pipeline.device.type  # a batch that fitted elsewhere says nothing
             fitted = self.batch_size.get(device) or batch_size_that_fits(
-                pipeline, labels, num_images, options
+                pipeline, labels, num_images, options, condition
             )
             options = replace(options, batch_size=fitted)
             self.batch_size[device] = fitted
             self.save_request()
-        files = self.files(labels or [None] * num_images)
-        done = self.rejected | {i for i, file in enumerate(files) if file.exists()}
-        for numbers, images in sample_batches(
-            pipeline, labels, num_images, options, done=done, output_type=output_type
+        channels = pipeline.channel_names or ("",)
+        several = len(channels) > 1
+        files = {
+            name: self.files(labels or [None] * num_images, name if several else None) for name in channels
+        }
+        whole = (all(file.exists() for file in of_image) for of_image in zip(*files.values(), strict=True))
+        done = self.rejected | {i for i, is_whole in enumerate(whole) if is_whole}
+        for numbers, output in sample_batches(
+            pipeline, labels, num_images, options, done=done, output_type=output_type, condition=condition
         ):
-            left_out = copies(images) if copies else [False] * len(images)
+            left_out = copies(output.images) if copies else [False] * len(numbers)
             self.rejected |= {i for i, flag in zip(numbers, left_out, strict=True) if flag}
-            for i, image in zip(numbers, images, strict=True):
-                if i not in done and i not in self.rejected:
-                    label = labels[i] if labels else None
-                    text = {**facts, "class": label, "seed": options.seed + i, "index": i}
-                    self.save(image, files[i], text, **geometry)
+            missing = [(row, i) for row, i in enumerate(numbers) if i not in done and i not in self.rejected]
+            for name, images in (output.channels or {"": output.images}).items():
+                for row, i in missing:
+                    text = {**facts, "class": labels[i] if labels else None, "channel": name or None}
+                    text |= {"seed": options.seed + i, "index": i}
+                    self.save(images[row], files[name][i], text, **geometry)
             if self.rejected:
                 self.save_request()
 
-    def files(self, labels: Sequence[str | None]) -> list[Path]:
-        """The file of each image, by number and class, whether it exists or not."""
+    def files(self, labels: Sequence[str | None], channel: str | None = None) -> list[Path]:
+        """The file of each image, by number, class and channel, whether it exists or not."""
         # A class's name comes with the model, and must not lead out of the folder
         prefixes = ["" if label is None else re.sub(r"[^\w.-]", "_", f"{label}-") for label in labels]
-        return [self.path / f"{prefix}{i:05d}{self.format.suffix}" for i, prefix in enumerate(prefixes)]
+        suffix = f"{f'-{channel}' if channel else ''}{self.format.suffix}"
+        return [self.path / f"{prefix}{i:05d}{suffix}" for i, prefix in enumerate(prefixes)]
 
     def save(self, image: Image.Image, file: Path, text: dict, **geometry: float | str) -> None:
         """Write one image under a temporary name and rename it."""

@@ -40,7 +40,7 @@ def save_nifti(
 
     Args:
         path: of the ``.nii.gz`` file.
-        image: of 8 or 16 bits, or floats in [0, 1].
+        image: of 8 or 16 bits, or floats in [0, 1]; a mask, with a palette, is written in numbers of labels.
         facts: written as JSON into a comment extension; those that are ``None`` are left out.
         spacing_mm: side of a pixel.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``, in radiological display.
@@ -49,7 +49,9 @@ def save_nifti(
         InputError: when nibabel is missing.
     """
     nibabel = import_extra("nibabel", "volumes")
-    stored = to_uint16(as_array(image, "image"))[::-1].T[..., None]  # (W, H, 1)
+    is_mask = isinstance(image, Image.Image) and image.mode == "P"  # whose pixels are numbers of labels
+    levels = np.asarray(image).astype(np.uint16) if is_mask else to_uint16(as_array(image, "image"))
+    stored = levels[::-1].T[..., None]  # (W, H, 1)
     volume = nibabel.Nifti1Image(stored, None)
     header, size = volume.header, spacing_mm or 1.0
     header.set_zooms((size, size, size))
@@ -64,6 +66,7 @@ def save_nifti(
         "ascii", "replace"
     )
     header["intent_name"] = MARK.encode()
-    header["cal_min"], header["cal_max"] = 0, np.iinfo(np.uint16).max  # black and white of viewers
+    if not is_mask:
+        header["cal_min"], header["cal_max"] = 0, np.iinfo(np.uint16).max  # black and white of viewers
     header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, json_text(facts).encode()))
     Path(path).write_bytes(gzip.compress(volume.to_bytes(), mtime=0))

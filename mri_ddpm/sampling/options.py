@@ -17,18 +17,20 @@ class SamplingOptions:
     Args:
         scheduler: a name in ``SCHEDULERS``; that of the training when ``None``.
         num_inference_steps: steps of the reverse chain; all when ``None``.
-        guidance_scale: how closely an image follows its class; 1 is no guidance.
+        guidance_scale: how closely an image follows its class and its condition; 1 is no guidance.
+        condition_guidance_scale: how closely it follows its condition, where that is not ``guidance_scale``.
         guidance_start: share of the chain where guidance begins.
         guidance_end: share of the chain where guidance ends.
         dynamic_thresholding_ratio: such as 0.995; estimates of x_0 are scaled down instead of clipped.
         seed: image i is sampled from seed + i, whatever its batch.
         batch_size: images at once; ``"auto"`` takes as many as fit into memory.
-        edit: ``image``, ``strength`` and ``mask_image``, for the pipelines that take them.
+        edit: what is given: ``image``, ``strength`` and ``mask_image``, for the pipelines that take them, and ``condition``.
     """
 
     scheduler: str | None = None
     num_inference_steps: int | None = None
     guidance_scale: float = 1.0
+    condition_guidance_scale: float | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     dynamic_thresholding_ratio: float | None = None
@@ -42,6 +44,7 @@ class SamplingOptions:
         return {
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
+            "condition_guidance_scale": self.condition_guidance_scale,
             "guidance_start": self.guidance_start,
             "guidance_end": self.guidance_end,
             "dynamic_thresholding_ratio": self.dynamic_thresholding_ratio,

@@ -52,11 +52,12 @@ def batch_size_that_fits(accelerator: Accelerator, config: TrainingConfig, scans
     A CPU gives out memory that it does not have and kills who uses it, so there the bound is half of what is free, by estimate.
     """
     device = accelerator.device
-    unet = build_unet(config, scans.class_names).to(device, memory_format=torch.channels_last)
+    unet = build_unet(config, scans.class_names, scans.channels).to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, unet)
 
     def step(batch_size: int) -> int:
-        images = torch.randn(batch_size, 1, config.resolution, config.resolution, device=device)
+        shape = batch_size, unet.config.out_channels, config.resolution, config.resolution
+        images = torch.randn(shape, device=device)
         with accelerator.autocast():
             unet(images, torch.zeros(batch_size, device=device)).sample.float().square().mean().backward()
         optimizer.step()

@@ -111,7 +111,14 @@ def train(config: TrainingConfig) -> Path:
     with loop.writing():
         if accelerator.is_main_process:
             with state.averaged_weights:
-                draw_grid(state.raw_unet, state.noise_scheduler, config, folder.grid, progress=True)
+                draw_grid(
+                    state.raw_unet,
+                    state.noise_scheduler,
+                    config,
+                    folder.grid,
+                    scans.validation,
+                    progress=True,
+                )
     if accelerator.is_main_process:
         print(f"Pipeline: {folder.pipeline}   samples: {folder.grid}   loss: {folder.loss_plot}")
         if loop.push:

@@ -210,7 +210,8 @@ class TrainingLoop:
                     path = self.state.folder.epoch_grid(epoch, weights)
                     path.parent.mkdir(exist_ok=True)
                     with self.state.averaged_weights if weights == "ema" else nullcontext():
-                        draw_grid(self.state.raw_unet, self.state.noise_scheduler, self.state.config, path)
+                        known = self.state.config, path, self.state.scans.validation
+                        draw_grid(self.state.raw_unet, self.state.noise_scheduler, *known)
         self.since = time.perf_counter()
 
     def evaluate(self, epoch: int) -> None:

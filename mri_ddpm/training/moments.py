@@ -16,16 +16,16 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans, to_model_range
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 
-SIZE = 32  # pixels a side at most: x_T shows nothing finer
+SIZE = 32  # pixels a side at most, of one channel: x_T shows nothing finer
 PRIOR_SCANS = 50  # a mean of n scans counts n, and what it is shrunk towards counts this many
 SCANS_A_COMPONENT = 50
 MAX_COMPONENTS = 16
 _BATCH = 512
 
 
-def moments_size(resolution: int) -> int:
-    """Pixels a side at which the moments of scans of that size are kept."""
-    return min(resolution, SIZE)
+def moments_size(resolution: int, num_channels: int = 1) -> int:
+    """Pixels a side at which the moments of such scans are kept: all channels together have no more than one would."""
+    return min(resolution, int(SIZE / num_channels**0.5))
 
 
 def num_components(num_scans: int) -> int:
@@ -66,7 +66,8 @@ def keep_moments(unet: AttentionUNet2DModel, scans: Scans, config: TrainingConfi
         products += rows.T @ (weights[:, None] * rows)
 
     total, overall = counts.sum(), sums.sum(0)
-    flat = (overall.mean() / total).expand(pixels)  # black, grey or white: it shows nobody
+    # Black, grey or white, a channel: it shows nobody
+    flat = (overall.unflatten(0, (shape[0], -1)).mean(1) / total).repeat_interleave(size * size)
     mean = shrunk(overall, total, flat)
     means = shrunk(sums, counts[:, None], mean)  # (classes, pixels)
     # Of the scans about their classes' plain means, in which the shrinkage has no part

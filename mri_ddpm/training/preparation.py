@@ -53,6 +53,13 @@ def load_training_scans(accelerator: Accelerator, config: TrainingConfig) -> dat
             resolution=config.resolution,
             validation_share=config.validation_share,
             seed=config.seed,
+            channels=config.channels,
+            condition_on=config.condition_on,
+        )
+    if config.evaluate_epochs and (scans.channels.width(scans.channels.drawn) > 1 or scans.channels.given):
+        raise InputError(
+            "--evaluate_epochs measures one channel without a condition so far; leave it out with several --channels, or with "
+            "--condition_on."
         )
     global_batch = accelerator.num_processes * (
         1 if config.train_batch_size == AUTO else config.train_batch_size
@@ -123,6 +130,9 @@ def announce(state: TrainingState) -> None:
     say(
         f"{len(scans.train)} training and {len(scans.validation)} validation images{names}, {config.resolution} px"
     )
+    if config.channels or config.condition_on:
+        given = f" given {', '.join(config.condition_on)}" if config.condition_on else ""
+        say(f"drawn: {', '.join(config.channels) or 'one channel'}{given}")
     if scans.manifest["findings"]:
         say(data.format_findings(scans.manifest))
     kinds = {"repeat": "repeat", "bad": "unreadable file", "leak": "leak", "test": "test scan"}

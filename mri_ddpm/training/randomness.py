@@ -45,12 +45,14 @@ class EpochSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class Draws:
-    """What one batch draws: noise like the scans, timesteps ``(B,)``, and two masks ``(B,)``."""
+    """What one batch draws: noise like the scans, timesteps ``(B,)``, three masks ``(B,)`` and one ``(B, labels)``."""
 
     noise: torch.Tensor
     timesteps: torch.Tensor
     drop_class: torch.Tensor
     flip: torch.Tensor
+    drop_condition: torch.Tensor
+    drop_labels: torch.Tensor
 
 
 def draw_for_batch(
@@ -60,6 +62,7 @@ def draw_for_batch(
     rank: int,
     world_size: int,
     timestep_weights: torch.Tensor | None = None,
+    num_labels: int = 0,
 ) -> Draws:
     """Draw for this process's part of a batch: the global batch is drawn, and its rank-th slice is kept.
 
@@ -67,6 +70,7 @@ def draw_for_batch(
         batch_index: batches since the start of training, over all epochs.
         x_0: this process's scans, ``(B, C, H, W)``.
         timestep_weights: how often each timestep is drawn, ``(T,)``; all alike when ``None``.
+        num_labels: of the masks that are given.
     """
     generator = make_generator(config.seed, STEP, batch_index, device=x_0.device)
     local, total = len(x_0), len(x_0) * world_size
@@ -84,4 +88,8 @@ def draw_for_batch(
     noise = torch.randn((total, *x_0.shape[1:]), generator=generator, device=x_0.device, dtype=x_0.dtype)[
         mine
     ]
-    return Draws(noise, timesteps, drop_class, flip)
+    # Last, so that a model without a condition draws what it always drew
+    drop_condition = uniform() < config.condition_dropout_prob
+    of_labels = torch.rand((total, num_labels), generator=generator, device=x_0.device)[mine]
+    drop_labels = of_labels < config.mask_label_dropout_prob
+    return Draws(noise, timesteps, drop_class, flip, drop_condition, drop_labels)

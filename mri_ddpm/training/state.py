@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from mri_ddpm.config import TrainingConfig
-from mri_ddpm.data import Scans
+from mri_ddpm.data import Channels, Scans
 from mri_ddpm.diffusion import lognormal_timestep_weights, make_noise_scheduler
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.runs import RunFolder
@@ -77,7 +77,7 @@ def prepare(
         num_workers=0 if held else config.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda" and not held,
     )
-    raw_unet = build_unet(config, scans.class_names).to(memory_format=torch.channels_last)
+    raw_unet = build_unet(config, scans.class_names, scans.channels).to(memory_format=torch.channels_last)
     if config.start_from_moments:
         keep_moments(raw_unet, scans, config)
     optimizer = build_optimizer(config, raw_unet)
@@ -131,12 +131,19 @@ def averaged_weights(ema: EMAModel, unet: AttentionUNet2DModel):
         ema.restore(parameters)
 
 
-def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> AttentionUNet2DModel:
-    """The network, its weights drawn from the seed."""
+def build_unet(
+    config: TrainingConfig, class_names: tuple[str, ...], channels: Channels | None = None
+) -> AttentionUNet2DModel:
+    """The network, its weights drawn from the seed; of one channel without a name where ``channels`` says nothing else."""
+    channels = channels or Channels()
+    out_channels, known = channels.width(channels.drawn) or 1, channels.width(channels.given)
     conditional = config.class_conditional and bool(class_names)
     torch.manual_seed(config.seed)
     unet = AttentionUNet2DModel(
         sample_size=config.resolution,
+        in_channels=out_channels
+        + (known + 1 if known else 0),  # and one that says that the condition is known
+        out_channels=out_channels,
         block_out_channels=tuple(config.block_out_channels),
         layers_per_block=config.layers_per_block,
         block_type=config.block_type,
@@ -147,8 +154,12 @@ def build_unet(config: TrainingConfig, class_names: tuple[str, ...]) -> Attentio
         num_class_embeds=len(class_names) if conditional else None,
         class_names=tuple(class_names) if conditional else None,
         null_class=not conditional or config.class_dropout_prob > 0,
-        moments_size=moments_size(config.resolution) if config.start_from_moments else None,
+        moments_size=moments_size(config.resolution, out_channels) if config.start_from_moments else None,
         num_components=MAX_COMPONENTS if config.start_from_moments else 0,
+        channel_names=channels.drawn or None,
+        condition_names=channels.given or None,
+        mask_labels=channels.mask_labels or None,
+        null_condition=not known or config.condition_dropout_prob > 0,
     )
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -52,9 +52,13 @@ def take_step(state: TrainingState, batches: list[tuple[int, dict]]) -> dict:
 
 
 def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean loss ``()`` of this process's part of a batch: ``pixel_values (B, C, H, W)`` in [0, 1], ``class_labels (B,)``."""
+    """Mean loss ``()`` of this process's part of a batch: ``pixel_values (B, C, H, W)`` in [0, 1], ``class_labels (B,)``.
+
+    And ``condition (B, K, H, W)``, where there is one: it gets no noise, and has no part in the loss.
+    """
     config, accelerator = state.config, state.accelerator
     torch.manual_seed(derive_seed(config.seed, DROPOUT, batch_index, accelerator.process_index))
+    labels = state.scans.channels.label_channels
     draws = draw_for_batch(
         config,
         batch_index,
@@ -62,7 +66,14 @@ def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Te
         accelerator.process_index,
         accelerator.num_processes,
         state.timestep_weights,
+        len(labels),
     )
+    if (
+        config.mask_label_dropout_prob
+    ):  # as segmentation-guided-diffusion trains (Konz et al. 2024, arXiv:2402.05210)
+        condition = batch["condition"].clone()  # (B, K, H, W)
+        condition[:, labels] = condition[:, labels].masked_fill(draws.drop_labels[..., None, None], 0)
+        batch = batch | {"condition": condition}
     if config.random_flip:
         keep_side = [state.scans.class_names.index(name) for name in config.no_flip_classes]
         flip = draws.flip & ~torch.isin(batch["class_labels"], batch["class_labels"].new_tensor(keep_side))
@@ -72,7 +83,8 @@ def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Te
             name: torch.where(flip[:, None, None, None], x.flip(-1), x) for name, x in images.items()
         }
     x_0 = to_model_range(batch["pixel_values"])  # (B, C, H, W)
-    conditioning = state.raw_unet.drop_conditioning(state.raw_unet.conditioning_of(batch), draws.drop_class)
+    dropped = {"class_labels": draws.drop_class, "condition": draws.drop_condition}
+    conditioning = state.raw_unet.drop_conditioning(state.raw_unet.conditioning_of(batch), dropped)
     kind = {"loss_type": config.loss_type, "huber_delta": config.huber_delta}
     with accelerator.autocast():
         noised = (x_0, draws.noise, draws.timesteps)

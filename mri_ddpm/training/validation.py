@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
@@ -67,9 +68,13 @@ def draw_grid(
     scheduler: DDPMScheduler,
     config: TrainingConfig,
     path: Path,
+    scans: ScanDataset | None = None,
     progress: bool = False,
 ) -> None:
-    """Sample ``config.num_samples`` images, a row a class, from the same noise every time, and write them as one grid."""
+    """Sample ``config.num_samples`` images from the same noise every time, and write them as one grid.
+
+    It has a row a class, and of each a row a channel. What the model is to be given is taken from ``scans``, of the class.
+    """
     with pipeline_of(unet, scheduler) as pipeline:
         pipeline.set_progress_bar_config(disable=not progress, desc="sampling", leave=False)
         names = pipeline.class_names or ("",)
@@ -77,8 +82,24 @@ def draw_grid(
         labels = [name for name in names for _ in range(columns)] if pipeline.class_names else None
         num_images = columns * len(names)
         generators = [make_generator(config.seed, SAMPLES, i) for i in range(num_images)]
+        known = conditions_for_grid(scans, names, columns) if pipeline.condition_names and scans else None
         try:
-            images = pipeline(labels, num_images, config.num_inference_steps, generator=generators).images
+            sampled = pipeline(
+                labels, num_images, config.num_inference_steps, generator=generators, condition=known
+            )
         except ValueError as error:  # of predictions that are not finite
             raise InputError(f"{path} cannot be made: {error}") from error
-        save_grid(images, names, path)
+        channels = sampled.channels or {"": sampled.images}
+        rows = [(i, channel) for i in range(len(names)) for channel in channels]
+        images = [image for i, name in rows for image in channels[name][i * columns : (i + 1) * columns]]
+        titles = [" ".join(filter(None, (names[i], channel))) for i, channel in rows]
+        save_grid(images, titles, path)
+
+
+def conditions_for_grid(scans: ScanDataset, class_names: tuple[str, ...], columns: int) -> dict:
+    """What the first scans of each class give, ``columns`` of each, over again where there are fewer."""
+    of_class = [np.flatnonzero(scans.class_labels == label) for label in range(len(class_names))]
+    everything = np.arange(len(scans))
+    rows = [np.resize(found if len(found) else everything, columns) for found in of_class]
+    condition = scans.batch(np.concatenate(rows))["condition"]
+    return scans.channels.by_name(condition.cpu().numpy())

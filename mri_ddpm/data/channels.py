@@ -1,0 +1,83 @@
+"""What a scan's planes are: which are drawn, which are given, and which of them are masks.
+
+A plane is one stored picture of a scan: a contrast, or a mask with the number of a label in each pixel. B: batch, P: planes,
+H, W: the resolution.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mri_ddpm.config import ScanOptions
+
+from .cache import DEPTH
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The names of ``--channels`` and ``--condition_on``.
+
+    drawn: what a model learns to draw, in order; () for one contrast without a name.
+    given: what it is given, in order.
+    mask_labels: of those that are masks; the first label is stored as 1.
+    """
+
+    drawn: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    mask_labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: ScanOptions, mask_labels: dict[str, tuple[str, ...]]) -> "Channels":
+        """What is asked for, of a source that has these masks."""
+        drawn, given = tuple(options.channels), tuple(options.condition_on)
+        asked = {name: labels for name, labels in mask_labels.items() if name in (*drawn, *given)}
+        return cls(drawn, given, asked)
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """The stored pictures of a scan by name, in order; "" is one without a name."""
+        return (*(self.drawn or ("",)), *self.given)
+
+    def width(self, names: tuple[str, ...]) -> int:
+        """How many channels these names take: a mask one a label."""
+        return sum(len(self.mask_labels.get(name, (name,))) for name in names)
+
+    @property
+    def label_channels(self) -> list[int]:
+        """Which channels of a condition are labels of masks."""
+        is_label = [name in self.mask_labels for name in self.given for _ in range(self.width((name,)))]
+        return np.flatnonzero(is_label).tolist()
+
+    def batch(self, stored: np.ndarray) -> dict[str, np.ndarray]:
+        """Stored uint16 ``(B, P, H, W)`` as float32: ``pixel_values (B, C, H, W)`` and, where something is given, ``condition``."""
+        planes = zip(self.planes, np.moveaxis(stored, 1, 0), strict=True)
+        unit = [self._as_channels(name, plane) for name, plane in planes]
+        count = len(self.drawn) or 1
+        parts = {"pixel_values": unit[:count], "condition": unit[count:]}
+        # One alone is not copied again
+        return {
+            name: part[0] if len(part) == 1 else np.concatenate(part, axis=1)
+            for name, part in parts.items()
+            if part
+        }
+
+    def by_name(self, condition: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch's condition ``(B, K, H, W)`` as the pipeline takes it: ``(B, H, W)`` each, a mask in numbers of labels."""
+        found, start = {}, 0
+        for name in self.given:
+            width = self.width((name,))
+            planes = condition[:, start : start + width]
+            is_mask = name in self.mask_labels
+            numbers = np.arange(1, width + 1, dtype=np.float32)[:, None, None]
+            found[name] = (planes * numbers).sum(1) if is_mask else planes[:, 0]
+            start += width
+        return found
+
+    def _as_channels(self, name: str, plane: np.ndarray) -> np.ndarray:
+        """A stored plane ``(B, H, W)`` as float32: in [0, 1] ``(B, 1, H, W)``, or one-hot ``(B, labels, H, W)``."""
+        if name in self.mask_labels:
+            numbers = np.arange(1, self.width((name,)) + 1)[:, None, None]
+            return (plane[:, None] == numbers).astype(np.float32)
+        unit = plane[:, None].astype(np.float32)
+        unit /= DEPTH
+        return unit

@@ -1,0 +1,489 @@
+"""Several channels, and what is given beside them: closed forms, the phantom's contrasts and mask, and a real run of both."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import assert_same_to_the_bit, forget_accelerator, state_of, tiny, train_alone
+from PIL import Image
+
+from mri_ddpm import AttentionUNet2DModel, MRIDDPMImg2ImgPipeline, MRIDDPMPipeline, commands
+from mri_ddpm.data import Channels, draw_phantoms, load_phantoms, to_model_range
+from mri_ddpm.data.phantom import CLASS_NAMES, LABELS, draw_phantom_planes
+from mri_ddpm.diffusion import make_noise_scheduler, training_loss
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.evaluate import evaluate
+from mri_ddpm.evaluation.subject import conditions_of, load_real_scans
+from mri_ddpm.hub import export_repository
+from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
+from mri_ddpm.runs import RunFolder, load_record
+from mri_ddpm.sampling import SamplingOptions
+from mri_ddpm.training.moments import PRIOR_SCANS, keep_moments
+from mri_ddpm.training.preparation import load_training_scans
+from mri_ddpm.training.randomness import Draws, draw_for_batch
+from mri_ddpm.training.state import build_unet, prepare
+from mri_ddpm.training.step import batch_loss
+
+SEG = {"seg": ("core", "oedema")}
+BOTH = Channels(("t1", "t2"), ("seg", "flair"), SEG)
+NAMED = {
+    "in_channels": 6, "out_channels": 2, "num_class_embeds": 2, "class_names": ("a", "b"),
+    "channel_names": BOTH.drawn, "condition_names": BOTH.given, "mask_labels": SEG,
+}  # fmt: skip
+
+
+def noise(*shape, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stored(count: int = 5, side: int = 16) -> np.ndarray:
+    """Planes of ``BOTH``, ``(B, P, H, W)``."""
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 65536, (count, 4, side, side)).astype(np.uint16)
+    planes[:, 2] = rng.integers(0, 3, (count, side, side))
+    return planes
+
+
+def batch_of_both(count: int = 5) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in BOTH.batch(stored(count)).items()}
+
+
+# The planes of a scan
+
+
+def test_contrasts_are_scaled_and_masks_are_one_hot_without_the_background():
+    planes, batch = stored(), BOTH.batch(stored())
+    assert {name: array.shape for name, array in batch.items()} == {
+        "pixel_values": (5, 2, 16, 16),
+        "condition": (5, 3, 16, 16),
+    }
+    np.testing.assert_array_equal(batch["pixel_values"] * 65535, planes[:, :2].astype(np.float32))
+    for label in (1, 2):
+        np.testing.assert_array_equal(batch["condition"][:, label - 1], planes[:, 2] == label)
+    np.testing.assert_array_equal(batch["condition"][:, 2] * 65535, planes[:, 3].astype(np.float32))
+    assert Channels().batch(planes[:, :1]).keys() == {"pixel_values"}
+
+
+def test_a_batchs_condition_goes_through_the_pipeline_to_the_bit(make_unet):
+    batch, unet = batch_of_both(), make_unet(**NAMED)
+    pipeline = MRIDDPMPipeline(unet, make_noise_scheduler())
+    request = pipeline.check_inputs(num_images=5, condition=BOTH.by_name(batch["condition"].numpy()))
+    known = pipeline.begin(request).known["condition"]
+    assert torch.equal(known, unet.conditioning_of(batch)["condition"])
+
+
+def test_a_black_and_white_picture_is_a_mask_of_one_label():
+    picture = Image.fromarray(np.eye(16, dtype=np.uint8) * 255)
+    for given in (picture, picture.convert("1"), np.eye(16), np.eye(16, dtype=bool), torch.eye(16).long()):
+        assert torch.equal(
+            as_one_hot(given, "seg", (2, 1, 16, 16), ("lesion",)), torch.eye(16).expand(2, 1, 16, 16)
+        )
+
+
+# The network
+
+
+def test_no_mask_is_not_an_empty_mask(make_unet):
+    unet, x_t = make_unet(**NAMED), noise(2, 2, 16, 16)
+    empty = unet.conditioning_of({"condition": torch.zeros(2, 3, 16, 16)})
+    dropped = unet.drop_conditioning(empty, {"condition": torch.tensor([True, False])})
+    none, found = unet(x_t, 9).sample, unet(x_t, 9, **dropped).sample
+    assert torch.equal(found[0], none[0])
+    assert (found[1] - none[1]).abs().max() > 1e-3
+
+
+def test_class_and_condition_are_dropped_apart(make_unet):
+    unet, batch = make_unet(**NAMED), batch_of_both(2) | {"class_labels": torch.tensor([0, 1])}
+    apart = {"class_labels": torch.tensor([True, False]), "condition": torch.tensor([False, True])}
+    found = unet.drop_conditioning(unet.conditioning_of(batch), apart)
+    assert found["class_labels"].tolist() == [2, 1]
+    assert torch.equal(found["condition"][0, :3], batch["condition"][0])
+    assert not found["condition"][1].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"in_channels": 5}, "in_channels is 5, and with the condition seg, flair it is 6"),
+        ({"out_channels": 3}, "out_channels is 3, and t1, t2 take 2"),
+        ({"condition_names": ("seg", "t1")}, "t1 is named twice"),
+        ({"channel_names": ("t1", "../t2")}, "'../t2' is no name"),
+        ({"mask_labels": SEG | {"pet": ("a",)}}, "mask_labels has pet"),
+        ({"mask_labels": {"seg": ("a",) * 256}}, "seg has 256 labels; a mask holds at most 255"),
+        ({"mask_labels": {"seg": ()}}, "None is no name of a channel or a label"),
+    ],
+)
+def test_names_and_numbers_that_do_not_fit_are_one_sentence(make_unet, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make_unet(**{**NAMED, **changes})
+
+
+def test_a_model_saved_before_there_were_names_opens_and_samples_to_the_bit(make_unet, tmp_path):
+    unet = make_unet(num_class_embeds=2)
+    MRIDDPMPipeline(unet, make_noise_scheduler()).save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    new = ("channel_names", "condition_names", "mask_labels", "null_condition")
+    file.write_text(json.dumps({name: value for name, value in config.items() if name not in new}))
+
+    def draw(pipeline):
+        generator = torch.Generator().manual_seed(0)
+        return pipeline([0, 1], 2, 3, guidance_scale=2.0, generator=generator, output_type="pt")
+
+    old, now = (
+        draw(MRIDDPMPipeline.from_pretrained(tmp_path)),
+        draw(MRIDDPMPipeline(unet, make_noise_scheduler())),
+    )
+    assert torch.equal(old.images, now.images)
+    assert old.channels is None
+
+
+# Training
+
+
+def test_noise_and_loss_are_on_the_channels_alone():
+    """Of a network that predicts no noise the loss is the noise's own, and the condition reaches it as it was."""
+    batch, scheduler, seen = batch_of_both(), make_noise_scheduler(), {}
+    unet = AttentionUNet2DModel(16, 6, block_out_channels=(8, 16), attention_types=(None, None), norm_num_groups=4,
+                                attention_head_dim=4, **{k: v for k, v in NAMED.items() if k != "in_channels"})  # fmt: skip
+    unet.conv_in.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    x_0, eps, t = (
+        to_model_range(batch["pixel_values"]),
+        noise(5, 2, 16, 16),
+        torch.tensor([0, 9, 99, 199, 299]),
+    )
+    found = training_loss(unet, scheduler, x_0, eps, t, unet.conditioning_of(batch))
+    huber = torch.where(eps.abs() <= 1, eps.square() / 2, eps.abs() - 0.5)
+    torch.testing.assert_close(found.per_sample, huber.mean((1, 2, 3)))
+    assert torch.equal(seen["x"][:, :2], scheduler.add_noise(x_0, eps, t))
+    assert torch.equal(seen["x"][:, 2:5], batch["condition"])
+    assert seen["x"][:, 5].eq(1).all()
+
+
+def test_the_condition_is_dropped_as_often_as_asked_and_changes_no_other_draw():
+    x_0 = torch.zeros(20_000, 1, 1, 1)
+    draws = {
+        p: draw_for_batch(tiny("x", condition_on=["seg"], condition_dropout_prob=p), 3, x_0, 0, 1)
+        for p in (0.1, 0.3)
+    }
+    for p, drawn in draws.items():
+        assert abs(drawn.drop_condition.float().mean() - p) < 4 * (p * (1 - p) / 20_000) ** 0.5
+    both = (draws[0.3].drop_condition & draws[0.3].drop_class).float().mean()
+    assert abs(both - 0.03) < 0.005  # apart from the class
+    for name in ("noise", "timesteps", "drop_class", "flip"):
+        assert torch.equal(getattr(draws[0.1], name), getattr(draws[0.3], name))
+
+
+def test_the_moments_of_several_channels_are_those_of_each():
+    scans = load_phantoms(num_images=40, resolution=16, channels=["t1", "t2"])
+    config = tiny("nowhere", channels=["t1", "t2"])
+    unet = build_unet(config, scans.class_names, scans.channels)
+    keep_moments(unet, scans, config)
+    batch = scans.train.batch(range(len(scans.train)))
+    rows, labels = to_model_range(batch["pixel_values"]).double(), batch["class_labels"]
+    for channel in (0, 1):
+        of_channel = rows[:, channel]  # (N, 16, 16)
+        overall = (of_channel.sum(0) + PRIOR_SCANS * of_channel.mean()) / (len(rows) + PRIOR_SCANS)
+        torch.testing.assert_close(unet.x_0_mean[-1, channel].double(), overall, rtol=0, atol=1e-6)
+        of_class = of_channel[labels == 2]
+        expected = (of_class.sum(0) + PRIOR_SCANS * overall) / (len(of_class) + PRIOR_SCANS)
+        torch.testing.assert_close(unet.x_0_mean[2, channel].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def state(tmp_path):
+    """Return a function that prepares a training on the phantom."""
+
+    def build(**changes):
+        forget_accelerator()
+        config = tiny(tmp_path, channels=["t1", "t2"], condition_on=["seg", "flair"], **changes)
+        scans = load_training_scans(Accelerator(cpu=True), config)
+        return prepare(Accelerator(cpu=True), config, scans, RunFolder(tmp_path))
+
+    return build
+
+
+def seen_by_the_network(state) -> tuple[torch.Tensor, dict, Draws]:
+    """The network's input in the 6th batch, that batch, and what it drew."""
+    seen, batch = {}, state.scans.train.batch(range(8))
+    state.raw_unet.conv_in.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+    batch_loss(state, 5, batch)
+    draws = draw_for_batch(state.config, 5, batch["pixel_values"], 0, 1, state.timestep_weights, num_labels=3)
+    return seen["x"], batch, draws
+
+
+def test_mirroring_turns_channels_and_condition_alike(state):
+    x, batch, draws = seen_by_the_network(state(random_flip=True))
+    assert draws.flip.any()
+    assert not draws.flip.all()
+    flip = draws.flip[:, None, None, None]
+    turned = {
+        name: torch.where(flip, batch[name].flip(-1), batch[name]) for name in ("pixel_values", "condition")
+    }
+    noised = make_noise_scheduler().add_noise(
+        to_model_range(turned["pixel_values"]), draws.noise, draws.timesteps
+    )
+    torch.testing.assert_close(x[:, :2], noised)
+    known = turned["condition"] * ~draws.drop_condition[:, None, None, None]
+    assert torch.equal(x[:, 2:6], known)
+
+
+def test_single_labels_are_left_out_and_contrasts_never(state):
+    x, batch, draws = seen_by_the_network(state(mask_label_dropout_prob=0.5, condition_dropout_prob=0.0))
+    assert 0 < draws.drop_labels.float().mean() < 1
+    kept = torch.cat([~draws.drop_labels, torch.ones(8, 1, dtype=bool)], dim=1)[..., None, None]
+    assert torch.equal(x[:, 2:6], batch["condition"] * kept)
+    assert x[:, 6].eq(1).all()
+
+
+# The phantom
+
+
+def test_all_planes_show_one_head_and_its_mask_shows_the_lesion():
+    planes, labels = draw_phantom_planes(16, 48, 5, ("", "t1", "t2", "seg"))
+    images, same = draw_phantoms(16, 48, 5)
+    np.testing.assert_array_equal(planes[""], images)
+    np.testing.assert_array_equal(labels, same)
+    brain, ventricle, lesion = (planes["seg"] == number for number in range(1, len(LABELS) + 1))
+    has_lesion = labels != CLASS_NAMES.index("no_tumor")
+    np.testing.assert_array_equal(lesion.any((1, 2)), has_lesion)
+    assert lesion[has_lesion].mean((1, 2)).max() < 0.15
+    for i in range(16):  # fluid is dark in T1 and bright in T2
+        assert planes["t2"][i][ventricle[i]].mean() > planes["t1"][i][ventricle[i]].mean() + 0.2
+        outside = ~(brain | ventricle | lesion)[i]
+        assert np.corrcoef(planes["t1"][i][outside], planes["t2"][i][outside])[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            {"channels": ["t3"]},
+            "--channels t3 is nothing that the phantom has; it has the contrasts t1, t1ce",
+        ),
+        ({"channels": ["t1"], "condition_on": ["t1"]}, "t1 is named twice"),
+        ({"condition_dropout_prob": 0.2}, "--condition_dropout_prob is given without --condition_on"),
+        ({"channels": ["t1", "t2"], "evaluate_epochs": [1]}, "--evaluate_epochs measures one channel"),
+        ({"channels": ["t1"], "train_data_dir": "."}, "--channels is for the phantom so far"),
+    ],
+)
+def test_flags_that_cannot_be_are_one_sentence(tmp_path, flags, words):
+    with pytest.raises(InputError, match=words):
+        train_alone(tiny(tmp_path / "run", **flags))
+
+
+# A real run
+
+
+FLAGS = {"channels": ["t1", "t2"], "condition_on": ["seg"], "random_flip": True}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train_alone(tiny(tmp_path_factory.mktemp("channels") / "run", **FLAGS))
+
+
+@pytest.fixture(scope="module")
+def pipeline(run):
+    pipeline = MRIDDPMPipeline.from_pretrained(run / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def mask():
+    return draw_phantom_planes(4, 16, 9, ("seg",))[0]["seg"]
+
+
+def draw(pipeline, seed: int = 0, num_images: int = 2, **arguments):
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
+    return pipeline(num_images=num_images, num_inference_steps=3, generator=generators, **arguments)
+
+
+def test_a_run_keeps_the_names_and_draws_every_channel(run, pipeline, mask):
+    assert pipeline.channel_names == ("t1", "t2")
+    assert pipeline.condition_names == ("seg",)
+    assert pipeline.mask_labels == {"seg": LABELS}
+    found = draw(pipeline, class_labels="glioma_tumor", condition={"seg": mask[0]}, output_type="pt")
+    assert found.channels.keys() == {"t1", "t2"}
+    assert found.channels["t2"].shape == (2, 1, 16, 16)
+    assert torch.equal(found.images, found.channels["t1"])
+    grid = Image.open(run / "samples.png")
+    assert grid.height == 4 * 2 * 96  # a row a class and channel
+    assert draw(pipeline, condition={"seg": mask[0]}).channels["t1"][0].mode == "L"
+
+
+def test_a_run_resumes_to_the_bit_and_not_with_other_channels(run, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints" / "step-000020")
+    train_alone(tiny(again, **FLAGS, resume_from_checkpoint="latest"))
+    assert_same_to_the_bit(state_of(again), state_of(run))
+    for change in ({"channels": ["t1"]}, {"condition_on": []}):
+        with pytest.raises(InputError, match=f"{run.name} was trained with --{next(iter(change))} "):
+            train_alone(tiny(again, **{**FLAGS, **change}, resume_from_checkpoint="latest"))
+
+
+def test_one_condition_for_all_is_one_for_each(pipeline, mask):
+    one = draw(pipeline, condition={"seg": mask[0]}, output_type="np")
+    each = draw(pipeline, condition={"seg": [mask[0], Image.fromarray(mask[0])]}, output_type="np")
+    other = draw(pipeline, condition={"seg": mask[1:3]}, output_type="np")
+    for name, images in one.channels.items():
+        np.testing.assert_array_equal(images, each.channels[name])
+        assert (images != other.channels[name]).any()
+    assert (one.images != draw(pipeline, output_type="np").images).any()  # nor is it the same as without
+
+
+def test_guidance_by_class_and_condition_is_the_sum_of_single_calls(make_unet):
+    unet = make_unet(**NAMED)
+    pipeline = MRIDDPMPipeline(unet, make_noise_scheduler())
+    x_t, labels = noise(2, 2, 16, 16), torch.tensor([0, 1])
+    condition = unet.conditioning_of(batch_of_both(2))["condition"]
+    none = unet(x_t, 9).sample
+    of_condition = unet(x_t, 9, condition=condition).sample
+    of_both = unet(x_t, 9, labels, condition=condition).sample
+    known = {"class_labels": labels, "condition": condition}
+    for by_class, by_condition in ((3.0, 2.0), (2.0, 2.0), (3.0, 1.0), (1.0, 2.0), (1.0, 1.0), (0.0, 1.5)):
+        scales = {"class_labels": by_class, "condition": by_condition}
+        expected = none + by_condition * (of_condition - none) + by_class * (of_both - of_condition)
+        torch.testing.assert_close(pipeline.predict(x_t, 9, known, scales), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"condition": np.zeros((16, 16))}, "condition is a ndarray; give a dict by name, of: seg"),
+        ({"condition": {}}, "condition lacks 'seg'"),
+        ({"condition": {"seg": np.zeros((16, 16)), "t1": 0}}, "condition has 't1', which the model does not know"),
+        ({"condition": {"seg": np.zeros((20, 16))}}, "condition 'seg' is 16x20 pixels, but the model samples 16x16"),
+        ({"condition": {"seg": np.zeros((3, 16, 16))}}, "3 are given as condition 'seg' for 2 images"),
+        ({"condition": {"seg": np.full((16, 16), 7)}}, "has the label 7, which the model does not know; it has 0 .none., 1"),
+        ({"condition": {"seg": "mask.png"}}, "condition 'seg' is of <U8; give numbers of labels"),
+        ({"guidance_scale": 2.0}, "without class_labels or a condition to follow"),
+        ({"condition_guidance_scale": 2.0}, "condition_guidance_scale is 2.0 without a condition"),
+    ],
+)  # fmt: skip
+def test_conditions_that_do_not_fit_are_one_sentence(pipeline, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        draw(pipeline, **arguments)
+
+
+def test_what_a_model_cannot_do_is_one_sentence(pipeline, make_unet, mask):
+    with pytest.raises(ValueError, match="changes scans of one channel, and the model draws 2"):
+        draw(MRIDDPMImg2ImgPipeline.from_pipe(pipeline), image=mask[0] / 3)
+    plain = MRIDDPMPipeline(make_unet(), make_noise_scheduler())
+    with pytest.raises(ValueError, match="a condition was given, but the model was trained without one"):
+        draw(plain, condition={"seg": mask[0]})
+    always = MRIDDPMPipeline(make_unet(**NAMED, null_condition=False), make_noise_scheduler())
+    with pytest.raises(
+        ValueError, match="trained with the condition of every scan .* give condition: seg, flair"
+    ):
+        draw(always)
+
+
+def sample(run, folder, *flags) -> None:
+    commands.main(
+        ["sample", str(run), "--output_dir", str(folder), "--num_inference_steps", "2", *map(str, flags)]
+    )
+
+
+def test_from_the_shell(run, mask, tmp_path, capsys):
+    given = tmp_path / "mask.png"
+    Image.fromarray(mask[0]).save(given)
+    flags = ("--num_images", 2, "--class_label", "no_tumor", "--condition", f"seg={given}")
+    sample(run, tmp_path / "a", *flags)
+    names = [f"no_tumor-0000{i}-{channel}.png" for i in (0, 1) for channel in ("t1", "t2")]
+    assert sorted(file.name for file in (tmp_path / "a").glob("*.png")) == names
+    text = Image.open(tmp_path / "a" / names[1]).text
+    assert (text["channel"], text["index"], text["seed"]) == ("t2", "0", "0")
+    assert "to fit a given seg" in text["synthetic"]
+    assert len(text["condition_seg_sha256"]) == 64
+    before = (tmp_path / "a" / names[3]).read_bytes()
+    (tmp_path / "a" / names[3]).unlink()
+    sample(run, tmp_path / "a", *flags)  # what is missing of an image is made again
+    assert (tmp_path / "a" / names[3]).read_bytes() == before
+    for flag, words in (
+        (("--condition", "seg"), "--condition seg names no file"),
+        (
+            ("--condition", f"t1={given}"),
+            "--condition t1 is not what the model was trained with; it is given seg",
+        ),
+        (("--condition", f"seg={tmp_path}/no.png"), "No such file or directory"),
+        (("--film",), "--film is for models of one channel"),
+        (("--reject_copies",), "--reject_copies is for models of one channel"),
+    ):
+        with pytest.raises(SystemExit):
+            sample(run, tmp_path / "b", *flag)
+        assert words in capsys.readouterr().err
+
+
+def test_a_model_of_several_channels_is_not_evaluated_yet(run, tmp_path):
+    with pytest.raises(InputError, match="several channels .t1, t2. cannot be evaluated yet"):
+        evaluate(str(run), tmp_path / "report")
+
+
+@pytest.mark.slow
+def test_a_model_with_a_condition_is_evaluated_with_those_of_training_scans(tmp_path):
+    run = train_alone(tiny(tmp_path / "run", channels=["t1"], condition_on=["seg", "t2"], phantom_images=120))
+    options = SamplingOptions(num_inference_steps=2)
+    found = evaluate(
+        str(run), tmp_path / "a", num_images=100, options=options, metrics=("wavelet_kid", "likelihood")
+    )
+    assert found["quality"]["wavelet_kid"]["n"] > 0
+    assert found["bits_per_dimension"]["validation"]["value"] > 0
+    real = load_real_scans(load_record(str(run)), {}, 16)
+    labels = np.array([0, 1, 1, 3])
+    given = conditions_of(real, labels, seed=0)
+    batch = real.scans["training"].batch(range(len(real.training[1])))
+    masks = real.scans["training"].channels.by_name(batch["condition"].numpy())
+    for i, label in enumerate(labels):  # both are of one training scan of the class
+        same = [(given[name][i] == masks[name]).all((1, 2)) for name in ("seg", "t2")]
+        assert label in batch["class_labels"][np.logical_and(*same)]
+
+
+def test_the_grid_of_a_model_with_a_condition_stays_and_its_card_says_how_to_call_it(
+    run, tmp_path, run_fresh
+):
+    folder = tmp_path / "repository"
+    files = [path.as_posix() for path in export_repository(run, folder, "me/tiny")]
+    assert "training/samples.png" not in files
+    card = (folder / "README.md").read_text()
+    assert "It draws t1, t2 together. It is given seg. The labels of seg: 0 none, 1 brain" in card
+    assert 'pipeline(condition={"seg": seg}, ...)' in card
+    run_fresh(
+        """
+import sys, numpy as np, torch
+sys.modules['mri_ddpm'] = None
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+generator = torch.Generator().manual_seed(0)
+found = pipeline(num_inference_steps=2, condition={"seg": np.eye(16)}, generator=generator, output_type="np")
+np.save(sys.argv[2], found.channels["t2"])
+""",
+        folder,
+        tmp_path / "alone.npy",
+    )
+    generator, here = torch.Generator().manual_seed(0), MRIDDPMPipeline.from_pretrained(folder)
+    found = here(num_inference_steps=2, condition={"seg": np.eye(16)}, generator=generator, output_type="np")
+    np.testing.assert_array_equal(np.load(tmp_path / "alone.npy"), found.channels["t2"])
+
+
+def test_a_mask_is_drawn_as_numbers_of_labels(tmp_path):
+    run = train_alone(tiny(tmp_path / "run", channels=["t1", "seg"], max_train_steps=2, lr_warmup_steps=1))
+    pipeline = MRIDDPMPipeline.from_pretrained(run / "pipeline")
+    found = {kind: draw(pipeline, output_type=kind).channels["seg"] for kind in ("pil", "np", "pt")}
+    assert found["pil"][0].mode == "P"
+    assert found["np"].dtype == np.uint8
+    assert found["np"].max() <= len(LABELS)
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in found["pil"]]), found["np"])
+    np.testing.assert_array_equal(found["pt"][:, 0].numpy(), found["np"])
+    sample(run, tmp_path / "png", "--num_images", 1)
+    again = np.asarray(Image.open(next((tmp_path / "png").glob("*-seg.png"))))
+    assert again.max() <= len(LABELS)
+    nibabel = pytest.importorskip("nibabel")
+    sample(run, tmp_path / "nifti", "--num_images", 1, "--format", "nifti")
+    volume = nibabel.load(next((tmp_path / "nifti").glob("*-seg.nii.gz")))
+    np.testing.assert_array_equal(np.asarray(volume.dataobj)[..., 0].T[::-1], again)
