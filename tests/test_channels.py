@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import assert_same_to_the_bit, forget_accelerator, state_of, tiny, train_alone
+from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
 from PIL import Image
 
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMImg2ImgPipeline, MRIDDPMPipeline, commands
@@ -18,7 +19,6 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.evaluate import evaluate
 from mri_ddpm.evaluation.subject import conditions_of, load_real_scans
 from mri_ddpm.hub import export_repository
-from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
 from mri_ddpm.runs import RunFolder, load_record
 from mri_ddpm.sampling import SamplingOptions
 from mri_ddpm.training.moments import PRIOR_SCANS, keep_moments
