@@ -36,7 +36,7 @@ LARGE, SMALL = (240, 240, 155), (48, 48, 155)  # voxels of 1 mm, and of 5x5x1 mm
 MANY = 1000  # volumes that the goals are of
 STAGES = (
     "find_source",
-    "_examine",
+    "examine",
     "kept",
     "_split",
     "make_manifest",

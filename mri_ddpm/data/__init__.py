@@ -1,10 +1,11 @@
 """Scans for training: found, read, checked, de-duplicated and split; and the phantom for want of scans."""
 
-from .account import PLACES, dark_warning, format_account, format_findings, write_sources
+from .account import dark_warning, format_account, format_findings
 from .channels import Channels
 from .dataset import ScanDataset
 from .intensity import to_model_range, to_unit_range
 from .layout import NO_PATIENTS
+from .manifest import PLACES, write_sources
 from .phantom import CLASS_NAMES as PHANTOM_CLASS_NAMES
 from .phantom import draw_phantoms
 from .reading import read_volume
