@@ -477,13 +477,16 @@ class MRIDDPMBasePipeline(Opener):
 
         q(x_T) has the mean sqrt(alpha_bar_T) E[x_0], and the covariance alpha_bar_T Cov[x_0] + (1 - alpha_bar_T) I
         (Ho et al. 2020, equation 4). N(0, I) has neither, unless the schedule leaves nothing of the scan. So an x_0 of the
-        Gaussian with the training scans' moments, those of the class or of all, is drawn and noised.
+        Gaussian with the training scans' moments, those of the class or of all, is drawn and noised. With a condition it is
+        their mean.
         """
         scheduler, noise = chain.scheduler, chain.draw_noise()
         if not self.knows_moments:
             # x_T / sqrt(alpha_bar_T) where a scheduler counts in sigmas; with "trailing" its own start is a little short
             return noise * (1.0 if scheduler.init_noise_sigma == 1 else alpha_bars_of(scheduler)[0] ** -0.5)
         mean, components = (x.to(noise) for x in self.unet.x_0_moments(*chain.shape[-2:]))
+        if "condition" in chain.known:
+            components = components[:0]  # a head drawn from them would not be the given one
         labels = chain.known.get("class_labels")
         x_0 = mean[-1:] if labels is None else mean[labels]  # (1 or B, C, H, W)
         shape, kind = (len(noise), len(components)), {"device": noise.device, "dtype": noise.dtype}

@@ -239,6 +239,29 @@ def test_single_labels_are_left_out_and_contrasts_never(state):
     assert x[:, 6].eq(1).all()
 
 
+def test_with_a_condition_a_chain_starts_from_the_mean_alone(make_unet):
+    """A head drawn from the variations would contradict the one that is given."""
+    unet = make_unet(**NAMED, moments_size=16, num_components=3)
+    unet.x_0_mean.copy_(noise(3, 2, 16, 16, seed=1))
+    unet.x_0_components.copy_(noise(3, 2, 16, 16, seed=2))
+    pipeline, given = (
+        MRIDDPMPipeline(unet, make_noise_scheduler()),
+        BOTH.by_name(batch_of_both(2)["condition"].numpy()),
+    )
+
+    def start(**arguments):
+        generator = torch.Generator().manual_seed(0)
+        chain = pipeline.begin(
+            pipeline.check_inputs(class_labels=[1, 0], num_images=2, generator=generator, **arguments)
+        )
+        return pipeline.draw_start(chain), chain.scheduler
+
+    eps = torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    x_t, scheduler = start(condition=given)
+    torch.testing.assert_close(x_t, scheduler.add_noise(unet.x_0_mean[[1, 0]], eps, torch.tensor([299])))
+    assert (start()[0] - x_t).abs().max() > 0.1
+
+
 # The phantom
 
 

@@ -191,6 +191,8 @@ def _start(unet, x_0: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> tu
     if getattr(unet, "x_0_mean", None) is None:
         return ()
     mean, components = unet.x_0_moments(*x_0.shape[-2:])
+    if "condition" in conditioning:
+        components = components[:0]  # as in the pipeline
     labels = conditioning.get("class_labels")  # the only condition that the moments know
     return (mean[-1:].expand_as(x_0) if labels is None else mean[labels]), components
 
