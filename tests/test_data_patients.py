@@ -1,7 +1,6 @@
 """Patients: who they are, that none is on two sides, and that nothing of them leaves the machine."""
 
 import io
-import itertools
 import json
 import stat
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import account_of, draw_phantoms, format_account, format_findings, load_scans
 from mri_ddpm.data.patients import KNOWN, known_name, patients_by_name
 from mri_ddpm.data.split import ScanRecord, assign_split, group_records
@@ -373,18 +371,3 @@ def test_the_account_is_that_of_the_training(load, tmp_path):
     )
     assert manifest["content_sha256"] == load(paths).manifest["content_sha256"]
     assert "patients: 8, 7 in train, 1 in validation, 0 in test" in format_account(manifest)
-
-
-def test_options_are_those_of_the_manifest():
-    """What an evaluation needs to split the scans as the training did."""
-    places = {
-        "train_data_dir",
-        "dataset_name",
-        "dataset_config_name",
-        "image_column",
-        "cache_dir",
-        "on_bad_image",
-    }
-    names = set(ScanOptions.__dataclass_fields__)
-    assert places < names
-    assert all(itertools.starmap(lambda name, _: name in names, ((n, 0) for n in places)))
