@@ -366,8 +366,7 @@ def test_the_key_stays_with_the_run_for_its_user_alone(load, tmp_path):
 
 def test_the_account_is_that_of_the_training(load, tmp_path):
     paths = [f"sub-{p:02d}/{i}.png" for p in range(8) for i in range(4)]
-    manifest, _ = (
-        account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache")) if load(paths) else None
-    )
-    assert manifest["content_sha256"] == load(paths).manifest["content_sha256"]
+    trained = load(paths).manifest
+    manifest, _ = account_of(str(tmp_path / "scans"), cache_dir=str(tmp_path / "cache"))
+    assert manifest["content_sha256"] == trained["content_sha256"]
     assert "patients: 8, 7 in train, 1 in validation, 0 in test" in format_account(manifest)

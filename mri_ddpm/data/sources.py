@@ -98,9 +98,8 @@ def _passed_over(others: Contents) -> tuple[Finding, ...]:
 def _counted(others: Contents) -> tuple[str, str]:
     suffixes = sorted({path.suffix.lower() or "without a suffix" for path in others})
     suffixes = ", ".join(suffixes[:MOST_SUFFIXES] + ["..."] * (len(suffixes) > MOST_SUFFIXES))
-    return "1 file that is no image" if len(
-        others
-    ) == 1 else f"{len(others)} files that are no images", suffixes
+    counted = "1 file that is no image" if len(others) == 1 else f"{len(others)} files that are no images"
+    return counted, suffixes
 
 
 def _left_out(counts: dict[tuple[str, str], int]) -> list[str]:

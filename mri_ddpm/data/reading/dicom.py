@@ -24,6 +24,7 @@ from .dicom_tags import (
     value_of,
     values_of_frame,
 )
+from .marks import dicom_is_synthetic
 from .pictures import BadImageError
 
 MAX_PIXELS = 2**28  # in one file or one series: 1 GiB as float32
@@ -50,7 +51,6 @@ SIEMENS_CSA = (0x0029, "SIEMENS CSA HEADER", 0x10)
 PHASE = {"P", "PHASE", "PHASE MAP", "VELOCITY MAP", "I", "IMAGINARY"}
 PROJECTION = {"PROJECTION IMAGE", "MIP", "MAX_IP", "MNIP", "MIN_IP", "MINIP"}
 LOCALIZER = re.compile(r"(?<![a-z])(locali[sz]er|scout|survey)", re.IGNORECASE)
-SYNTHETIC = re.compile("SYNTHETIC ?-")  # as this project's own samples begin their patient and description
 SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"
 
 
@@ -188,11 +188,11 @@ def claimed_size(dataset) -> tuple[int, int, int, int]:
 
 def _left_out(dataset, image_type: tuple[str, ...], description: str) -> str | None:
     """Why a file is no scan; None for one that may be."""
-    modality, patient = text_of(dataset, "Modality"), text_of(dataset, "PatientID")
+    modality = text_of(dataset, "Modality")
     has_pixels = all(value_of(dataset, name) for name in ("Rows", "Columns"))
     if not has_pixels or text_of(dataset, "SOPClassUID") == SPECTROSCOPY:
         return "no image"  # a directory, a report, a spectrum
-    if text_of(dataset, "SyntheticData") == "YES" or SYNTHETIC.match(patient) or SYNTHETIC.match(description):
+    if dicom_is_synthetic(dataset):
         return "synthetic"
     if modality not in ("MR", ""):
         return f"not MR: {modality[:16]}"

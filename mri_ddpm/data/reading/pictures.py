@@ -14,7 +14,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..intensity import Samples, Scale, common_scale, from_samples
 
-FITS = ("pad", "crop", "stretch")
 RUN_BY_OTHERS = ("EPS", "WMF")  # Pillow hands these programs to Ghostscript and to Windows
 UNREAD = ("PDF", "MPEG", "HDF5", "GRIB", "BUFR")  # Pillow knows their names, but cannot read them
 FIRST_IS_ALL = ("MPO", "PSD")  # of which other frames are views and layers of the first
