@@ -6,6 +6,7 @@ the preset, else from the default below, which is our own recipe.
 
 import argparse
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,9 @@ class ScanOptions:
         "What is drawn together, of one head: contrasts, and seg for its mask, such as t1 t2. One image when not given.",
     )
     condition_on: list[str] = about(
-        [], "What the model is given beside the noise: contrasts, or seg for the mask of the head."
+        [],
+        "What the model is given beside the noise: contrasts, seg for the mask of the head, or lowres:4 for what is drawn at a "
+        "quarter of the resolution.",
     )
     plane: Literal["axial", "coronal", "sagittal", "all"] = about("axial", "Plane of the slices of volumes.")
     slices: Literal["all", "with_mask", "without_mask"] = about(
@@ -115,8 +118,12 @@ class ScanOptions:
         refuse_wrong_fields(self)
         if self.train_data_dir and self.dataset_name:
             raise InputError("--train_data_dir and --dataset_name are both given; give one of them.")
+        lowres = [name for name in self.condition_on if name.partition(":")[0] == "lowres"]
+        for name in lowres:
+            self._refuse_wrong_lowres(name)
         for flag in ("channels", "condition_on"):
-            if odd := [name for name in getattr(self, flag) if not name.replace("_", "").isalnum()]:
+            names = [name for name in getattr(self, flag) if name not in lowres]
+            if odd := [name for name in names if not name.replace("_", "").isalnum()]:
                 raise InputError(
                     f"--{flag} {odd[0]!r} is no name of a contrast or mask; take words, such as t1 or seg."
                 )
@@ -130,6 +137,22 @@ class ScanOptions:
             raise InputError(f"--slice_range is {words}; take two numbers, the lower first, such as 0.3 0.8.")
         if self.seed > LARGEST_SEED:
             raise InputError(f"--seed is {self.seed}; take at most {LARGEST_SEED}.")
+
+    def _refuse_wrong_lowres(self, name: str) -> None:
+        found = re.fullmatch(r"lowres:([1-9]\d{0,4})", name)
+        factor = int(found[1]) if found else 1
+        if factor == 1:
+            raise InputError(
+                f"--condition_on {name} is no lower resolution; write a factor, such as lowres:4."
+            )
+        if self.resolution % factor:
+            raise InputError(
+                f"--condition_on {name} does not divide --resolution {self.resolution}; take a factor that does."
+            )
+        if len(self.channels) > 1:
+            raise InputError(
+                f"--condition_on {name} is of one contrast, and --channels draws {', '.join(self.channels)}; name one."
+            )
 
 
 @dataclass(frozen=True, init=False)

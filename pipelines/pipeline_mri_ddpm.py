@@ -375,6 +375,8 @@ class MRIDDPMBasePipeline(Opener):
     def read_condition(self, condition: dict[str, GivenImage], shape: tuple) -> dict[str, torch.Tensor]:
         """A condition by name as tensors in [0, 1]: ``(B, 1, H, W)`` of an image, ``(B, labels, H, W)`` of a mask.
 
+        A lower resolution is brought to ``(H, W)`` by repeating its pixels.
+
         Raises:
             ValueError: for names, sizes, numbers or labels that do not fit the model.
         """
@@ -390,9 +392,14 @@ class MRIDDPMBasePipeline(Opener):
         count, _, height, width = shape
         found = {}
         for name in self.condition_names:
-            given = condition[name], f"condition {name!r}", (count, 1, height, width)
-            labels = self.mask_labels.get(name)
-            found[name] = as_one_hot(*given, labels) if labels else as_images(*given)
+            factor, labels = factor_of(name), self.mask_labels.get(name)
+            refuse(
+                (height % factor or width % factor,
+                 f"{width}x{height} are no multiples of {factor}, which {name} needs; take another height and width."),
+            )  # fmt: skip
+            given = condition[name], f"condition {name!r}", (count, 1, height // factor, width // factor)
+            images = as_one_hot(*given, labels) if labels else as_images(*given)
+            found[name] = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
         return found
 
     def shape(self, request: Request) -> tuple[int, int, int, int]:
@@ -665,7 +672,8 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
             return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
             condition: what is given, by name, such as ``{"seg": mask, "t1": image}``: for all images, or one for each. Images
                 are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the number of a label in each
-                pixel, 0 for none; 255 too is the label of a mask that has one. ``None`` samples without a condition.
+                pixel, 0 for none; 255 too is the label of a mask that has one. ``"lowres:4"`` is a small image,
+                ``(H / 4, W / 4)``. ``None`` samples without a condition.
             options: arguments that are seldom needed:
 
                 - ``condition_guidance_scale``: as ``guidance_scale``, of the condition alone; the same when ``None``. If both
@@ -760,6 +768,11 @@ def refuse(*cases: tuple[bool, str]) -> None:
             raise ValueError(sentence)
 
 
+def factor_of(name: str) -> int:
+    """How many times smaller a side of what is given under this name is: 4 of ``"lowres:4"``, else 1."""
+    return int(name.partition(":")[2] or 1)
+
+
 def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) -> torch.Tensor:
     """Bring a scan or mask, or one for each image, to ``shape`` as float32 in [0, 1].
 
@@ -811,12 +824,14 @@ def stacked(
     refuse((not one_size, f"{name} is no image, or images of several sizes; give (H, W) or (B, H, W)."))
     pixels = np.stack(arrays)
     (count, channels, height, width), size = shape, pixels.shape[-2:]
-    coloured = pixels.shape[-1] <= 4 or (arrays[0].ndim == 4 and pixels.shape[-3] != channels)
+    coloured = (pixels.shape[-1] <= 4 and pixels.shape[-1] != width) or (
+        arrays[0].ndim == 4 and pixels.shape[-3] != channels
+    )
     refuse(
         (pixels.ndim < 3 or coloured,
          f"{name} of shape {arrays[0].shape} is not grey; give (H, W), (B, H, W) or (B, 1, H, W)."),
         (size != (height, width),
-         f"{name} is {size[-1]}x{size[0]} pixels, but the model samples {width}x{height}; resize it to that first."),
+         f"{name} is {size[-1]}x{size[0]} pixels, but the model takes {width}x{height}; resize it to that first."),
     )  # fmt: skip
     pixels = pixels.reshape(-1, channels, height, width)
     refuse(

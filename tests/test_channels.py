@@ -51,6 +51,9 @@ def batch_of_both(count: int = 5) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in BOTH.batch(stored(count)).items()}
 
 
+LOW = Channels(("t1",), ("lowres:4", "seg"), SEG)
+
+
 # The planes of a scan
 
 
@@ -67,10 +70,31 @@ def test_contrasts_are_scaled_and_masks_are_one_hot_without_the_background():
     assert Channels().batch(planes[:, :1]).keys() == {"pixel_values"}
 
 
-def test_a_batchs_condition_goes_through_the_pipeline_to_the_bit(make_unet):
-    batch, unet = batch_of_both(), make_unet(**NAMED)
+def test_a_lower_resolution_is_the_mean_of_each_block_and_is_not_stored():
+    planes, alone = stored()[:, [0, 2]], Channels(given=("lowres:8",))
+    assert LOW.planes == ("t1", "seg")
+    assert alone.planes == ("",)
+    batch, images = LOW.batch(planes), planes[:, 0].astype(np.float64) / 65535
+    expected = np.array([[[image[i:i + 4, j:j + 4].mean() for j in range(0, 16, 4)] for i in range(0, 16, 4)] for image in images])  # fmt: skip
+    np.testing.assert_allclose(batch["condition"][:, 0], np.kron(expected, np.ones((4, 4))), atol=1e-6)
+    small = LOW.by_name(batch["condition"])["lowres:4"]
+    np.testing.assert_array_equal(np.kron(small, np.ones((4, 4))), batch["condition"][:, 0])
+    np.testing.assert_array_equal(batch["condition"][:, 1], planes[:, 1] == 1)
+    assert alone.by_name(alone.batch(planes[:, :1])["condition"])["lowres:8"].shape == (5, 2, 2)
+
+
+@pytest.mark.parametrize("channels", [BOTH, LOW])
+def test_a_batchs_condition_goes_through_the_pipeline_to_the_bit(make_unet, channels):
+    planes = stored() if channels is BOTH else stored()[:, [0, 2]]
+    batch = {name: torch.from_numpy(array) for name, array in channels.batch(planes).items()}
+    names = {
+        "channel_names": channels.drawn,
+        "condition_names": channels.given,
+        "out_channels": len(channels.drawn),
+    }
+    unet = make_unet(**{**NAMED, **names, "in_channels": len(channels.drawn) + 4})
     pipeline = MRIDDPMPipeline(unet, make_noise_scheduler())
-    request = pipeline.check_inputs(num_images=5, condition=BOTH.by_name(batch["condition"].numpy()))
+    request = pipeline.check_inputs(num_images=5, condition=channels.by_name(batch["condition"].numpy()))
     known = pipeline.begin(request).known["condition"]
     assert torch.equal(known, unet.conditioning_of(batch)["condition"])
 
@@ -111,6 +135,8 @@ def test_class_and_condition_are_dropped_apart(make_unet):
         ({"out_channels": 3}, "out_channels is 3, and t1, t2 take 2"),
         ({"condition_names": ("seg", "t1")}, "t1 is named twice"),
         ({"channel_names": ("t1", "../t2")}, "'../t2' is no name"),
+        ({"channel_names": ("t1", "lowres:4")}, "'lowres:4' is no name"),
+        ({"condition_names": ("seg", "lowres:")}, "'lowres:' is no name"),
         ({"mask_labels": SEG | {"pet": ("a",)}}, "mask_labels has pet"),
         ({"mask_labels": {"seg": ("a",) * 256}}, "seg has 256 labels; a mask holds at most 255"),
         ({"mask_labels": {"seg": ()}}, "None is no name of a channel or a label"),
@@ -291,6 +317,18 @@ def test_all_planes_show_one_head_and_its_mask_shows_the_lesion():
         ({"condition_dropout_prob": 0.2}, "--condition_dropout_prob is given without --condition_on"),
         ({"channels": ["t1", "t2"], "evaluate_epochs": [1]}, "--evaluate_epochs measures one channel"),
         ({"channels": ["t1"], "train_data_dir": "."}, "--channels is for the phantom so far"),
+        (
+            {"condition_on": ["lowres"]},
+            "--condition_on lowres is no lower resolution; write a factor, such as lowres:4",
+        ),
+        ({"condition_on": ["lowres:1"]}, "--condition_on lowres:1 is no lower resolution"),
+        ({"condition_on": ["lowres:5"]}, "--condition_on lowres:5 does not divide --resolution 16"),
+        (
+            {"channels": ["t1", "t2"], "condition_on": ["lowres:4"]},
+            "lowres:4 is of one contrast, and --channels draws t1, t2",
+        ),
+        ({"channels": ["seg"], "condition_on": ["lowres:4"]}, "lowres:4 is of a contrast, and seg is a mask"),
+        ({"channels": ["lowres:4"]}, "--channels 'lowres:4' is no name"),
     ],
 )
 def test_flags_that_cannot_be_are_one_sentence(tmp_path, flags, words):
@@ -381,7 +419,7 @@ def test_guidance_by_class_and_condition_is_the_sum_of_single_calls(make_unet):
         ({"condition": np.zeros((16, 16))}, "condition is a ndarray; give a dict by name, of: seg"),
         ({"condition": {}}, "condition lacks 'seg'"),
         ({"condition": {"seg": np.zeros((16, 16)), "t1": 0}}, "condition has 't1', which the model does not know"),
-        ({"condition": {"seg": np.zeros((20, 16))}}, "condition 'seg' is 16x20 pixels, but the model samples 16x16"),
+        ({"condition": {"seg": np.zeros((20, 16))}}, "condition 'seg' is 16x20 pixels, but the model takes 16x16"),
         ({"condition": {"seg": np.zeros((3, 16, 16))}}, "3 are given as condition 'seg' for 2 images"),
         ({"condition": {"seg": np.full((16, 16), 7)}}, "has the label 7, which the model does not know; it has 0 .none., 1"),
         ({"condition": {"seg": "mask.png"}}, "condition 'seg' is of <U8; give numbers of labels"),
@@ -510,3 +548,33 @@ def test_a_mask_is_drawn_as_numbers_of_labels(tmp_path):
     sample(run, tmp_path / "nifti", "--num_images", 1, "--format", "nifti")
     volume = nibabel.load(next((tmp_path / "nifti").glob("*-seg.nii.gz")))
     np.testing.assert_array_equal(np.asarray(volume.dataobj)[..., 0].T[::-1], again)
+
+
+@pytest.fixture(scope="module")
+def lowres_run(tmp_path_factory):
+    """Of scans from a folder, which have no names."""
+    folder = tmp_path_factory.mktemp("lowres")
+    for i, image in enumerate(draw_phantoms(24, 32, 3)[0]):
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    flags = {"train_data_dir": str(folder), "condition_on": ["lowres:4"], "random_flip": True}
+    return train_alone(tiny(folder / "run", **flags))
+
+
+def test_a_small_picture_is_sampled_larger(lowres_run, tmp_path, capsys):
+    given = tmp_path / "small.png"
+    Image.fromarray(np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)).save(given)
+    sample(lowres_run, tmp_path / "a", "--num_images", 2, "--condition", f"lowres:4={given}")
+    sampled = sorted((tmp_path / "a").glob("*.png"))
+    assert [Image.open(file).size for file in sampled] == [(16, 16)] * 2
+    text = Image.open(sampled[0]).text
+    assert "to fit a given lowres:4" in text["synthetic"]
+    assert len(text["condition_lowres:4_sha256"]) == 64
+    with pytest.raises(SystemExit):
+        sample(lowres_run, tmp_path / "b", "--condition", f"lowres:4={sampled[0]}")
+    words = "condition 'lowres:4' is 16x16 pixels, but the model takes 4x4"
+    assert words in capsys.readouterr().err
+    pipeline = MRIDDPMPipeline.from_pretrained(lowres_run / "pipeline")
+    with pytest.raises(ValueError, match="18x18 are no multiples of 4, which lowres:4 needs"):
+        draw(pipeline, condition={"lowres:4": np.zeros((4, 4))}, height=18, width=18)
+    export_repository(lowres_run, tmp_path / "repository", "me/tiny")
+    assert 'pipeline(condition={"lowres:4": lowres}, ...)' in (tmp_path / "repository/README.md").read_text()

@@ -330,8 +330,8 @@ def test_all_steps_are_the_same_by_any_spacing(make_pipeline, scheduler, spacing
     ("arguments", "sentence"),
     [
         ({"strength": 0.0}, r"strength is 0\.0; take a share"),
-        ({"image": np.ones((16, 12))}, "image is 12x16 pixels, but the model samples 16x16; resize it"),
-        ({"width": 20}, "image is 16x16 pixels, but the model samples 20x16"),
+        ({"image": np.ones((16, 12))}, "image is 12x16 pixels, but the model takes 16x16; resize it"),
+        ({"width": 20}, "image is 16x16 pixels, but the model takes 20x16"),
         ({"image": np.ones((3, 16, 16))}, "3 are given as image for 1 images"),
         ({"image": np.ones((1, 3, 16, 16))}, r"image of shape \(1, 3, 16, 16\) is not grey"),
         ({"image": np.ones((16, 16, 3))}, r"image of shape \(16, 16, 3\) is not grey"),

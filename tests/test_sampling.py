@@ -328,11 +328,11 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
         ),
         (
             ["--image", "BIG", *CLASS],
-            "image is 20x20 pixels, but the model samples 16x16; resize it to that first.",
+            "image is 20x20 pixels, but the model takes 16x16; resize it to that first.",
         ),
         (
             ["--image", "GOOD", "--mask_image", "BIG", *CLASS],
-            "mask_image is 20x20 pixels, but the model samples 16x16",
+            "mask_image is 20x20 pixels, but the model takes 16x16",
         ),
         (
             ["--image", "GOOD", "--strength", "1.5", *CLASS],

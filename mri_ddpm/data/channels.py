@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mri_ddpm.config import ScanOptions
+from mri_ddpm.errors import InputError
+from mri_ddpm.pipelines.pipeline_mri_ddpm import factor_of
 
 from .cache import DEPTH
 
@@ -18,7 +20,7 @@ class Channels:
     """The names of ``--channels`` and ``--condition_on``.
 
     drawn: what a model learns to draw, in order; () for one contrast without a name.
-    given: what it is given, in order.
+    given: what it is given, in order; "lowres:4" is what is drawn, at a quarter of the resolution.
     mask_labels: of those that are masks; the first label is stored as 1.
     """
 
@@ -28,15 +30,24 @@ class Channels:
 
     @classmethod
     def of(cls, options: ScanOptions, mask_labels: dict[str, tuple[str, ...]]) -> "Channels":
-        """What is asked for, of a source that has these masks."""
+        """What is asked for, of a source that has these masks.
+
+        Raises `InputError` for a mask at a lower resolution.
+        """
         drawn, given = tuple(options.channels), tuple(options.condition_on)
+        lowres = [name for name in given if factor_of(name) > 1]
+        if lowres and drawn and drawn[0] in mask_labels:
+            raise InputError(
+                f"--condition_on {lowres[0]} is of a contrast, and {drawn[0]} is a mask; name a contrast by --channels."
+            )
         asked = {name: labels for name, labels in mask_labels.items() if name in (*drawn, *given)}
         return cls(drawn, given, asked)
 
     @property
     def planes(self) -> tuple[str, ...]:
         """The stored pictures of a scan by name, in order; "" is one without a name."""
-        return (*(self.drawn or ("",)), *self.given)
+        stored = (name for name in self.given if factor_of(name) == 1)
+        return (*(self.drawn or ("",)), *stored)
 
     def width(self, names: tuple[str, ...]) -> int:
         """How many channels these names take: a mask one a label."""
@@ -50,10 +61,13 @@ class Channels:
 
     def batch(self, stored: np.ndarray) -> dict[str, np.ndarray]:
         """Stored uint16 ``(B, P, H, W)`` as float32: ``pixel_values (B, C, H, W)`` and, where something is given, ``condition``."""
-        planes = zip(self.planes, np.moveaxis(stored, 1, 0), strict=True)
-        unit = [self._as_channels(name, plane) for name, plane in planes]
-        count = len(self.drawn) or 1
-        parts = {"pixel_values": unit[:count], "condition": unit[count:]}
+        planes = dict(zip(self.planes, np.moveaxis(stored, 1, 0), strict=True))
+        drawn = stored[:, 0]
+        names = {"pixel_values": self.drawn or ("",), "condition": self.given}
+        parts = {
+            part: [self._as_channels(name, planes.get(name, drawn)) for name in of_part]
+            for part, of_part in names.items()
+        }
         # One alone is not copied again
         return {
             name: part[0] if len(part) == 1 else np.concatenate(part, axis=1)
@@ -62,14 +76,18 @@ class Channels:
         }
 
     def by_name(self, condition: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch's condition ``(B, K, H, W)`` as the pipeline takes it: ``(B, H, W)`` each, a mask in numbers of labels."""
+        """A batch's condition ``(B, K, H, W)`` as the pipeline takes it: ``(B, H, W)`` each, a mask in numbers of labels.
+
+        A lower resolution is as small as it is, ``(B, H / factor, W / factor)``.
+        """
         found, start = {}, 0
         for name in self.given:
             width = self.width((name,))
             planes = condition[:, start : start + width]
             is_mask = name in self.mask_labels
             numbers = np.arange(1, width + 1, dtype=np.float32)[:, None, None]
-            found[name] = (planes * numbers).sum(1) if is_mask else planes[:, 0]
+            step = factor_of(name)
+            found[name] = (planes * numbers).sum(1) if is_mask else planes[:, 0, ::step, ::step]
             start += width
         return found
 
@@ -80,4 +98,14 @@ class Channels:
             return (plane[:, None] == numbers).astype(np.float32)
         unit = plane[:, None].astype(np.float32)
         unit /= DEPTH
-        return unit
+        return coarse(unit, factor_of(name))
+
+
+def coarse(images: np.ndarray, factor: int) -> np.ndarray:
+    """Images ``(B, 1, H, W)`` with the mean of each factor x factor block in all of its pixels; the factor divides H and W."""
+    if factor == 1:
+        return images
+    count, _, height, width = images.shape
+    blocks = images.reshape(count, 1, height // factor, factor, width // factor, factor)
+    means = blocks.mean(axis=(3, 5), keepdims=True)
+    return np.broadcast_to(means, blocks.shape).reshape(images.shape)

@@ -56,7 +56,8 @@ def load_scans(**options) -> Scans:
     Raises `InputError` for anything of this that cannot be used.
     """
     options = ScanOptions(**options)
-    if options.channels or options.condition_on:
+    channels = Channels.of(options, {})
+    if channels.planes != ("",):
         raise InputError(
             f"--{'channels' if options.channels else 'condition_on'} is for the phantom so far, not for scans of a folder; leave it out."
         )
@@ -76,7 +77,7 @@ def load_scans(**options) -> Scans:
     manifest, paths = make_manifest(
         source.name, records, class_names, options, source.findings, examined.volumes
     )
-    return _scans(examined.table, records, class_names, manifest, paths, examined.rows)
+    return _scans(examined.table, records, class_names, manifest, paths, examined.rows, channels)
 
 
 def account_of(train_data_dir: str | None = None, **options) -> tuple[dict, dict]:
@@ -104,7 +105,7 @@ def load_phantoms(*, num_images: int, **options) -> Scans:
     channels = Channels.of(options, MASK_LABELS)
     for flag in ("channels", "condition_on"):
         for name in getattr(options, flag):
-            if name not in (*CONTRASTS, *MASK_LABELS):
+            if name in channels.planes and name not in (*CONTRASTS, *MASK_LABELS):
                 raise InputError(
                     f"--{flag} {name} is nothing that the phantom has; it has the contrasts {', '.join(CONTRASTS)} and the mask "
                     f"{', '.join(MASK_LABELS)}."

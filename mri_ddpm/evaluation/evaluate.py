@@ -14,7 +14,7 @@ from mri_ddpm.evaluation.given import images_of_files, labels_of, read_images
 from mri_ddpm.evaluation.memorisation import CopyDetector
 from mri_ddpm.evaluation.parts import CHOICES, check_metrics, denoising, measure, timed
 from mri_ddpm.evaluation.subject import class_counts, conditions_of, load_real_scans, real_scans
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, factor_of
 from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling import SamplingOptions
 from mri_ddpm.sampling.folder import SampleFolder
@@ -69,10 +69,9 @@ def evaluate(
     noise_scheduler = pipeline.scheduler
     refuse_several_channels(pipeline)
     # Each image gets a condition of its own, once the scans are there; until then all get an empty one
-    blank = np.zeros([pipeline.unet.config.sample_size] * 2)
-    nothing = (
-        {"condition": dict.fromkeys(pipeline.condition_names, blank)} if pipeline.condition_names else {}
-    )
+    size = pipeline.unet.config.sample_size
+    blanks = {name: np.zeros([size // factor_of(name)] * 2) for name in pipeline.condition_names}
+    nothing = {"condition": blanks} if blanks else {}
     replace(options, edit=nothing).prepare(
         pipeline, num_images, pipeline.class_names[0] if pipeline.class_names else None
     )

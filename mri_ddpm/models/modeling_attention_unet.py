@@ -20,6 +20,7 @@ MIN_SIZE = 16  # pixels
 MAX_SIZE = 8192  # of a config; any is taken for a single sample
 MAX_MOMENTS_SIZE = MAX_COMPONENTS = 256  # of a config too; ours keep 32 and 16
 NAME = r"\w[\w.-]{0,63}"  # of a channel, which becomes a part of file names
+LOWRES = r"lowres:[1-9]\d{0,4}"  # the condition that is what is drawn, at a fraction of the resolution
 MAX_LABELS = 255  # of a mask, which is kept in 8 bits
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
 
@@ -198,6 +199,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
             deviation, ``(num_components, out_channels, moments_size, moments_size)``.
         channel_names: names of what is drawn, in order, such as ``("t1", "t2")``; ``None`` is one channel without a name.
         condition_names: names of what is given, in order, such as ``("seg",)``; ``None`` for a model without a condition.
+            ``"lowres:4"`` is what is drawn at a quarter of the resolution, each pixel repeated 4 x 4 times.
         mask_labels: the labels of those names that are masks, such as ``{"seg": ("oedema", "core")}``. A mask takes a
             channel a label, which is 1 where its pixels are and 0 elsewhere.
         null_condition: whether "no condition" was seen in training.
@@ -522,12 +524,18 @@ def count_channels(names, mask_labels) -> int:
     return sum(len((mask_labels or {}).get(name, (name,))) for name in names)
 
 
+def is_called(name, pattern: str) -> bool:
+    """Whether it is a name of that kind, wherever it comes from."""
+    return isinstance(name, str) and re.fullmatch(pattern, name) is not None
+
+
 def check_channels(in_channels, out_channels, channel_names, condition_names, mask_labels) -> None:
     """Raise a ``ValueError`` whose sentence says which names and numbers of channels do not fit together."""
     drawn, given, masks = channel_names or (), condition_names or (), dict(mask_labels or {})
     names = [*drawn, *given]
     labels = [label for of_mask in masks.values() for label in (of_mask or [None])]
-    odd = [name for name in (*names, *labels) if not isinstance(name, str) or not re.fullmatch(NAME, name)]
+    odd = [name for name in (*drawn, *labels) if not is_called(name, NAME)]
+    odd += [name for name in given if not is_called(name, f"{NAME}|{LOWRES}")]
     if odd:
         raise ValueError(
             f"{odd[0]!r} is no name of a channel or a label; take letters, numbers, '_', '-' and '.'."
