@@ -159,6 +159,8 @@ class ScanOptions:
 class TrainingConfig(ScanOptions):
     """One training run, as it is saved in ``config.json``: the preset's values, but for those that are given.
 
+    ``given`` has the names of these; what is neither given nor the preset's may come from a model to begin from.
+
     Raises:
         InputError: for an unknown name or preset, and when a number is out of range or two do not fit; the sentence
             states them.
@@ -169,6 +171,21 @@ class TrainingConfig(ScanOptions):
         "Start from a preset: tiny, quickstart, mridiff-44, mridiff-72, mridiff-figure4, mri-ddpm-64 or mri-ddpm-44.",
     )
     output_dir: str = about("runs/quickstart", "Run folder: checkpoints, metrics, grids and the pipeline.")
+
+    # A model to begin from
+    pretrained_model_name_or_path: str | None = about(
+        None,
+        "Model to begin from: a run folder, a saved pipeline or a Hub repository. Its weights, network, schedule, size and "
+        "classes hold; another --resolution may be given.",
+    )
+    revision: str | None = about(
+        None, "Commit, branch or tag of that repository.", needs="pretrained_model_name_or_path"
+    )
+    like: str | None = about(
+        None,
+        "Class of that model as which classes that are new to it start; the mean of its classes when not given.",
+        needs="pretrained_model_name_or_path",
+    )
 
     # Data, beside the fields of `ScanOptions`
     random_flip: bool = about(False, "Mirror training scans left to right, half of the time.")
@@ -341,6 +358,7 @@ class TrainingConfig(ScanOptions):
             values["report_to"] = None
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "given", frozenset(given))
         self.__post_init__()
         refuse_wrong_values(self)
 

@@ -185,3 +185,17 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000010"]
     unet = MRIDDPMPipeline.from_pretrained(tmp_path / "run" / "pipeline").unet
     assert all(parameter.isfinite().all() for parameter in unet.parameters())
+
+
+def test_one_that_begins_with_a_models_weights_needs_no_hundred_steps():
+    """The second gradient is held against the first, and the losses from the eleventh on against the first ten."""
+    weight, optimizer, guard = guarded(begun=True)
+    assert update(weight, optimizer, guard, 1.0) == {"clipped": False, "skipped": False}
+    assert update(weight, optimizer, guard, 20.0) == {"clipped": True, "skipped": False}
+    assert weight.grad.norm().item() == pytest.approx(CLIP_AT)
+    assert update(weight, optimizer, guard, 1000.0)["skipped"]
+    assert guard.trouble([0.03] * 10, [False] * 10) is None
+    assert guard.trouble([0.3] * 10, [False] * 10) == "the loss rose from 0.03 to 0.3"
+    _, _, young = guarded()
+    assert young.trouble([0.03] * 10, [False] * 10) is None
+    assert young.trouble([0.3] * 10, [False] * 10) is None

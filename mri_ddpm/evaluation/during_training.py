@@ -72,6 +72,7 @@ class TrainingEvaluator:
 
         What there are too few scans or images for is left out.
         """
+        # Scans without classes are of "no class" to a model that has some
         names = pipeline.class_names
         labels = self.labels if names else np.zeros_like(self.labels)
         counts = class_counts(labels, max(1, len(names)), self.num_images)

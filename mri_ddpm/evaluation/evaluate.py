@@ -81,14 +81,15 @@ def evaluate(
     folder = SampleFolder(output_dir / SAMPLES, settings)
     real = load_real_scans(record, where, pipeline.unet.config.sample_size, cache_dir)
     features = make_extractor(extractor, *real.training, real.class_names, device, cache_dir)
-    real = real if pipeline.class_names else real.without_classes()
+    known = pipeline.class_names
+    real = real.numbered_by(known) if known else real.without_classes()
     output_dir.mkdir(parents=True, exist_ok=True)
 
     # Sample
     seconds: dict[str, float] = {}
     counts = class_counts(real.training[1], max(1, len(real.class_names)), num_images)
     labels = np.repeat(np.arange(len(counts)), counts)
-    names = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
+    names = [real.class_names[label] for label in labels] if real.class_names else None
     condition = conditions_of(real, labels, options.seed) if pipeline.condition_names else None
     with timed(seconds, "sampling"):
         folder.fill(pipeline, names, num_images, options, facts=facts, condition=condition)

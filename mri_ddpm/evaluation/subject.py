@@ -26,6 +26,7 @@ class RealScans:
     """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part.
 
     ``scans`` are the data sets of the first two, by the same names, from which `batch` takes them with their conditions.
+    ``numbers`` are the model's own of these classes, where it has others before them.
     """
 
     training: Labelled
@@ -34,6 +35,7 @@ class RealScans:
     class_names: tuple[str, ...]
     scans: dict[str, ScanDataset]
     caution: str | None = None  # where nobody knows the patients: what that does to the numbers
+    numbers: tuple[int, ...] = ()
 
     @property
     def unseen(self) -> dict[str, Labelled]:
@@ -44,8 +46,14 @@ class RealScans:
     def batch(self, part: str, rows: Sequence[int], device: torch.device | str) -> dict[str, torch.Tensor]:
         """Scans of "training" or "validation" as a batch of the training; without classes where there are none."""
         batch = self.scans[part].batch(rows)
+        if self.numbers:
+            batch["class_labels"] = torch.tensor(self.numbers)[batch["class_labels"].cpu()]
         names = batch.keys() - (() if self.class_names else {"class_labels"})
         return {name: batch[name].to(device) for name in names}
+
+    def numbered_by(self, class_names: tuple[str, ...]) -> "RealScans":
+        """The same for a model with these classes, among which are those of the scans."""
+        return dataclasses.replace(self, numbers=tuple(map(class_names.index, self.class_names)))
 
     def without_classes(self) -> "RealScans":
         """The same as one class, for a model that knows none: its images have no class to be compared by."""

@@ -6,8 +6,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs.base import FLAG
 from mri_ddpm.runs.folder import GRID, LOSS_PLOT
-from mri_ddpm.runs.record import Record
+from mri_ddpm.runs.record import Record, is_hub_name
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 TAGS = ["diffusers", "ddpm", "mri", "brain", "medical-imaging", "synthetic-data"]
@@ -24,7 +25,7 @@ def make_model_card(
     record: Record, pipeline: MRIDDPMPipeline, repo_id: str, license: str | None
 ) -> ModelCard:
     """Fill ``model_card.md`` from a run's papers and its pipeline; what was not measured is said to be so."""
-    config, manifest = record.config or {}, record.manifest
+    config, manifest, base = record.config or {}, record.manifest, record.base
     facts = training_facts(record)
     hub_data = [config["dataset_name"]] if "/" in (config.get("dataset_name") or "") else None
     data = ModelCardData(
@@ -33,6 +34,7 @@ def make_model_card(
         license=license or "other",
         license_name=None if license else "not-chosen",
         tags=TAGS,
+        base_model=base[FLAG] if base and is_hub_name(base[FLAG]) else None,
         datasets=hub_data,
         model_name=repo_id.split("/")[-1],
         eval_results=eval_results(record, facts) or None,
@@ -55,6 +57,7 @@ def make_model_card(
         config=config,
         recipe={key: config[key] for key in RECIPE if config.get(key) is not None},
         manifest=manifest,
+        base=base and {"name": base[FLAG], **base},
         environment=record.environment,
         evaluation=record.evaluation,
         facts=facts,

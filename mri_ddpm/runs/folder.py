@@ -34,6 +34,11 @@ class RunFolder:
         return self.path / "manifest.json"
 
     @property
+    def base(self) -> Path:
+        """The model that the run began from, where it began from one."""
+        return self.path / "base.json"
+
+    @property
     def environment(self) -> Path:
         """The machine and the versions."""
         return self.path / "environment.json"

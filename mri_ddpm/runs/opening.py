@@ -13,8 +13,8 @@ from mri_ddpm.runs.folder import RunFolder
 from mri_ddpm.runs.record import PAPERS, Record, read_record
 
 
-def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
-    """Load a pipeline from its folder, a run folder or the Hub on to a device.
+def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDPMPipeline:
+    """Load a pipeline from its folder, a run folder or the Hub, there of a revision, on to a device.
 
     Raises:
         InputError: when there is none, or no such device.
@@ -24,7 +24,7 @@ def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
     run = RunFolder(Path(name))
     name = str(run.pipeline) if run.has_pipeline else name
     try:
-        pipeline = MRIDDPMPipeline.from_pretrained(name)
+        pipeline = MRIDDPMPipeline.from_pretrained(name, revision=revision)
     except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries
         reason = " ".join(str(error).split())
         if http_response(error) is not None or is_network_fault(error):
@@ -38,8 +38,8 @@ def load_pipeline(name: str, device: str) -> MRIDDPMPipeline:
         raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def load_record(name: str) -> Record:
-    """What the run of a model wrote about itself, wherever the model is.
+def load_record(name: str, revision: str | None = None) -> Record:
+    """What the run of a model wrote about itself, wherever the model is; on the Hub, of a revision.
 
     Raises:
         InputError: when the name leads to no model.
@@ -47,9 +47,8 @@ def load_record(name: str) -> Record:
     if Path(name).exists():
         return read_record(Path(name))
     try:
-        return read_record(
-            Path(snapshot_download(name, allow_patterns=["model_index.json", f"{PAPERS}/*.json*"]))
-        )
+        patterns = ["model_index.json", f"{PAPERS}/*.json*"]
+        return read_record(Path(snapshot_download(name, revision=revision, allow_patterns=patterns)))
     except Exception as error:  # of several HTTP libraries
         raise InputError(hub_sentence(error, name)) from error
 

@@ -13,7 +13,8 @@ from mri_ddpm.runs.folder import EMA_GRIDS, GRID, LOSS_PLOT, RunFolder, step_of
 LOCAL_PATHS = ("train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint")
 PAPERS = "training"  # the folder of a repository that holds the run's papers
 RAW_WEIGHTS = "model.safetensors"  # of a checkpoint
-DATA = ("dataset_name", "source")  # a path too, or a name on the Hub
+# Paths too, or names on the Hub
+NAMES = ("dataset_name", "source", "pretrained_model_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Record:
     pipeline_dir: Path
     config: dict | None = None
     manifest: dict | None = None
+    base: dict | None = None  # of a run that began from a model
     environment: dict | None = None
     evaluation: dict | None = None
     metrics: list[dict] = field(default_factory=list)
@@ -65,6 +67,7 @@ def read_record(source: Path) -> Record:
         pipeline_dir,
         config=config,
         manifest=manifest,
+        base=read_json(run.base),
         environment=read_json(run.environment),
         evaluation=read_evaluation(run.evaluation_metrics, pipeline_dir),
         metrics=rows,
@@ -82,6 +85,7 @@ def write_record(record: Record, folder: Path) -> None:
     papers = {
         run.config: record.config,
         run.manifest: record.manifest,
+        run.base: record.base,
         run.environment: record.environment,
         run.evaluation_metrics: record.evaluation,
     }
@@ -99,7 +103,7 @@ def write_record(record: Record, folder: Path) -> None:
 
 def papers_that_travel(run: RunFolder) -> list[Path]:
     """Every file that ``write_record`` may write: what a repository holds of a run besides its pipeline."""
-    papers = [run.config, run.manifest, run.environment, run.metrics, run.evaluation_metrics]
+    papers = [run.config, run.manifest, run.base, run.environment, run.metrics, run.evaluation_metrics]
     return [*papers, run.grid, run.loss_plot]
 
 
@@ -144,7 +148,7 @@ def without_places(value):
     for key in LOCAL_PATHS:
         if isinstance(kept.get(key), str):
             kept[key] = Path(kept[key]).name
-    for key in DATA:
+    for key in NAMES:
         if isinstance(kept.get(key), str) and not is_hub_name(kept[key]):
             kept[key] = Path(kept[key]).name
     return kept

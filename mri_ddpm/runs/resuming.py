@@ -12,9 +12,11 @@ from mri_ddpm.runs.folder import RunFolder
 ARCHITECTURE = (  # a checkpoint fits no other values of these
     "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
     "norm_num_groups", "class_conditional", "channels", "condition_on", "num_train_timesteps", "beta_start", "beta_end", "prediction_type",
-    "rescale_betas_zero_snr", "start_from_moments", "optimizer",
+    "rescale_betas_zero_snr", "start_from_moments", "optimizer", "pretrained_model_name_or_path",
 )  # fmt: skip
-OLDER = {"start_from_moments": False, "channels": [], "condition_on": []}  # of runs from before these flags
+OLDER = {  # of runs from before these flags
+    "start_from_moments": False, "channels": [], "condition_on": [], "pretrained_model_name_or_path": None,
+}  # fmt: skip
 
 
 def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
@@ -56,7 +58,7 @@ def flag(name: str, value) -> str:
     """A setting as it is given on the command line."""
     if isinstance(value, bool):
         return f"--{'' if value else 'no_'}{name}"
-    return f"no --{name}" if value == [] else f"--{name} {value}"
+    return f"no --{name}" if value in ([], None) else f"--{name} {value}"
 
 
 def check_metrics(path: Path) -> None:

@@ -68,11 +68,12 @@ def sample_arrays(
     """Sample images into memory, in the 256 grey levels that a user gets; ``counts`` ``(C,)`` is how many of each class.
 
     Returns:
-        Images ``(N, 1, H, W)`` float32 in [0, 1], and their classes ``(N,)``. For a model without classes ``counts``
-        is ``(1,)``.
+        Images ``(N, 1, H, W)`` float32 in [0, 1], and their classes ``(N,)``. ``counts`` of one more than the model has classes
+        end with how many are of no class; then all are.
     """
     labels = np.repeat(np.arange(len(counts)), counts)
-    asked = [pipeline.class_names[label] for label in labels] if pipeline.class_names else None
+    names = pipeline.class_names
+    asked = [names[label] for label in labels] if len(counts) <= len(names) else None
     batches = sample_batches(pipeline, asked, len(labels), options, output_type="np")
     images = np.concatenate([output.images for _, output in batches])
     return (np.round(images * 255) / 255).astype(np.float32)[:, None], labels

@@ -13,7 +13,7 @@ from mri_ddpm.data import Scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.fields import AUTO
 from mri_ddpm.files import read_json
-from mri_ddpm.runs import RunFolder
+from mri_ddpm.runs import Base, RunFolder
 from mri_ddpm.sampling import activation_bytes
 from mri_ddpm.training.state import build_optimizer, build_unet
 
@@ -23,7 +23,9 @@ LARGEST_ELSEWHERE = 1024
 HELD, HELD_CHECKPOINTING = 1.6, 0.45
 
 
-def settle_batch_size(accelerator: Accelerator, config: TrainingConfig, scans: Scans) -> TrainingConfig:
+def settle_batch_size(
+    accelerator: Accelerator, config: TrainingConfig, scans: Scans, base: Base | None = None
+) -> TrainingConfig:
     """Put a number in the place of "auto": that of the run which is resumed, else one that is found by trying.
 
     Every process takes the number of the one with the least memory.
@@ -41,18 +43,21 @@ def settle_batch_size(accelerator: Accelerator, config: TrainingConfig, scans: S
                 f"{folder.config} has no train_batch_size to resume with; name one by --train_batch_size."
             )
     else:
-        number = batch_size_that_fits(accelerator, config, scans)
+        number = batch_size_that_fits(accelerator, config, scans, base)
         number = int(accelerator.gather(torch.tensor([number], device=accelerator.device)).min())
     return dataclasses.replace(config, train_batch_size=number)
 
 
-def batch_size_that_fits(accelerator: Accelerator, config: TrainingConfig, scans: Scans) -> int:
+def batch_size_that_fits(
+    accelerator: Accelerator, config: TrainingConfig, scans: Scans, base: Base | None = None
+) -> int:
     """The largest batch of which a step of training works, halving from the most that could be of use.
 
     A CPU gives out memory that it does not have and kills who uses it, so there the bound is half of what is free, by estimate.
     """
     device = accelerator.device
-    unet = build_unet(config, scans.class_names, scans.channels).to(device, memory_format=torch.channels_last)
+    unet = build_unet(config, scans.class_names, scans.channels, base)
+    unet.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(config, unet)
 
     def step(batch_size: int) -> int:

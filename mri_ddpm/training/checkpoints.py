@@ -89,7 +89,7 @@ def load_checkpoint(state: TrainingState, folder: Path) -> None:
             moments[number] = take_tensors(saved[number], wanted, f"the optimizer's {name} ")
 
         step = unpickle("custom_checkpoint_0.pkl")["step"]
-        if type(step) is not int or step < 1 or step_of(folder) not in (None, step):
+        if type(step) is not int or step < 0 or step_of(folder) not in (None, step):
             raise ValueError(f"its step is {step!r:.20}")
         # Of fp16; a checkpoint of another precision has none, and the loss scale is looked for anew
         has_scale = state.accelerator.scaler and (folder / "scaler.pt").exists()

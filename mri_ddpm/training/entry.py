@@ -13,12 +13,13 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import write_sources
 from mri_ddpm.files import write_json
 from mri_ddpm.hub import BackgroundPush
-from mri_ddpm.runs import LATEST, RunFolder
+from mri_ddpm.runs import LATEST, RunFolder, base_of, take_over
 from mri_ddpm.runs.metrics import Metrics
 from mri_ddpm.runs.resuming import batch_change, check_run_folder, check_same_data
 from mri_ddpm.training import device, preparation
 from mri_ddpm.training.batch_size import settle_batch_size
-from mri_ddpm.training.checkpoints import load_checkpoint
+from mri_ddpm.training.beginning import in_order_of
+from mri_ddpm.training.checkpoints import load_checkpoint, save_checkpoint
 from mri_ddpm.training.interrupt import interrupt_between_steps
 from mri_ddpm.training.loop import TrainingLoop
 from mri_ddpm.training.restarts import mark_launcher, meet_anew, restarted
@@ -37,16 +38,19 @@ def train(config: TrainingConfig) -> Path:
         InputError: when the configuration, the scans and the run folder do not go together.
     """
     # Refuse what can be refused before any work
-    if config.dataset_name and Path(config.dataset_name).exists():  # and no owner/name on the Hub
-        config = dataclasses.replace(config, dataset_name=str(Path(config.dataset_name).absolute()))
     folder = RunFolder(Path(config.output_dir))
+    # A restart has the first command line, which knows nothing of the steps taken since
+    named = LATEST if restarted(folder) else config.resume_from_checkpoint
+    data_set = config.dataset_name
+    if data_set and Path(data_set).exists():  # and no owner/name on the Hub
+        data_set = str(Path(data_set).absolute())
+    base = base_of(config, folder, resuming=bool(named))
+    config = take_over(config, base) if base else config
+    config = dataclasses.replace(config, dataset_name=data_set, resume_from_checkpoint=named)
     preparation.check_architecture(config)
     preparation.check_tracker(config)
-    if restarted(folder):  # with the first command line, which knows nothing of the steps taken since
-        config = dataclasses.replace(config, resume_from_checkpoint=LATEST)
     check_run_folder(folder, config)
     config = device.settle_precision(config)
-    named = config.resume_from_checkpoint
     checkpoint = folder.find_checkpoint(named) if named else None
 
     # Scans, network and all that trains it
@@ -62,8 +66,10 @@ def train(config: TrainingConfig) -> Path:
     device.keep_freed_memory(accelerator.device)
     scans = preparation.load_training_scans(accelerator, config)
     check_same_data(folder, scans.manifest)
-    config = settle_batch_size(accelerator, config, scans)
-    state = prepare(accelerator, config, scans, folder)
+    if base:
+        scans = in_order_of(base, scans, config)
+    config = settle_batch_size(accelerator, config, scans, base)
+    state = prepare(accelerator, config, scans, folder, base)
     preparation.check_epochs(state)
     loop = TrainingLoop(state)
     change = None
@@ -85,11 +91,15 @@ def train(config: TrainingConfig) -> Path:
             write_json(folder.config, dataclasses.asdict(config))
             folder.checkpoint_root.mkdir(exist_ok=True)
             write_json(folder.manifest, scans.manifest)
+            if base:
+                write_json(folder.base, base.as_json())
             if scans.manifest["patients"]:
                 write_sources(folder.sources, scans.paths)
             write_json(folder.environment, device.environment(accelerator))
             loop.metrics = Metrics(folder.metrics, state.progress.step)
             folder.tidy_checkpoints(state.progress.step)
+    if base and not checkpoint:
+        save_checkpoint(state)  # for a surge in the first steps, and for a base that goes away
     if checkpoint:
         loop.save_pipeline()  # a kill may have come between the checkpoint and its pipeline
     preparation.announce(state)

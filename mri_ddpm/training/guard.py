@@ -31,6 +31,8 @@ class Guard:
         parameters: those that it updates.
         active: whether to do any of this; if not, a loss that is not finite is all that counts as trouble.
         fp16: whether a loss scale is being looked for, to which gradients that are not finite belong.
+        begun: whether the network begins with the weights of another training: its first gradients and losses then say what is
+            usual, where those of a young network say nothing.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Guard:
         parameters: list[torch.nn.Parameter],
         active: bool = True,
         fp16: bool = False,
+        begun: bool = False,
     ):
-        self.parameters, self.active, self.fp16 = parameters, active, fp16
+        self.parameters, self.active, self.fp16, self.begun = parameters, active, fp16, begun
         device = parameters[0].device
         # A ring; with few in it the median is inf
         self.norms = torch.full((WINDOW,), math.inf, device=device)
@@ -64,6 +67,9 @@ class Guard:
         if not self.active:
             return {}
         usual = self.norms.median()
+        if self.begun:  # that of the few
+            few = self.norms.masked_fill(self.norms.isinf(), math.nan).nanmedian()
+            usual = torch.where(few.isnan(), math.inf, few)
         limit, finite = CLIP_AT * usual, norm.isfinite()
         skipped = ~finite | (norm > SKIP_AT * usual)
         clipped = (norm.clamp(max=max_norm) > limit) & ~skipped
@@ -95,7 +101,7 @@ class Guard:
             return (
                 f"{sum(self.skipped)} of the last {len(self.skipped)} gradients were too large or not finite"
             )
-        if len(before) < WINDOW:
+        if len(before) < (NEWEST if self.begun else WINDOW):
             return None
         # A young run's first losses are far over its last
         usual = min(median(before), median(before[-RECENT:]))

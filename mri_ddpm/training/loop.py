@@ -50,6 +50,8 @@ class TrainingLoop:
         with self.bar:
             self.state.unet.train()
             self.since = time.perf_counter()
+            if self.state.base and not self.state.progress.step:
+                self.validate()  # what the base is worth on these scans
             self.show()  # of epoch 0, or what a kill between a checkpoint and this left out
             stopping = False
             while self.state.progress.step < self.state.max_steps and not stopping:

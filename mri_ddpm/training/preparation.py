@@ -124,12 +124,13 @@ def announce(state: TrainingState) -> None:
             "No scans given: training on the built-in head phantom, drawings that stand in for scans.\n"
             "  To train on real ones: --train_data_dir DIR, a folder with one folder of images a class."
         )
-    names = (
-        f" in {len(scans.class_names)} classes ({', '.join(scans.class_names)})" if scans.class_names else ""
-    )
+    found = scans.manifest["class_names"]
+    names = f" in {len(found)} classes ({', '.join(found)})" if found else ""
     say(
         f"{len(scans.train)} training and {len(scans.validation)} validation images{names}, {config.resolution} px"
     )
+    if state.base:
+        announce_base(state)
     if config.channels or config.condition_on:
         given = f" given {', '.join(config.condition_on)}" if config.condition_on else ""
         say(f"drawn: {', '.join(config.channels) or 'one channel'}{given}")
@@ -172,4 +173,25 @@ def announce(state: TrainingState) -> None:
         say(
             f"warning: this schedule leaves {signal:.3f} of the image in the last x_T (more than "
             f"{MAX_TERMINAL_SIGNAL}), while sampling starts from noise alone; leave out --no_start_from_moments, or take a larger --beta_end."
+        )
+
+
+def announce_base(state: TrainingState) -> None:
+    """Say what the training begins from, what becomes of its classes, and whether it has seen the validation scans."""
+    base, manifest, say = state.base, state.scans.manifest, state.accelerator.print
+    say(
+        f"begun from {base.name}, {base.unet_config['sample_size']} px, trained on {sum(base.scans.values())} scans"
+    )
+    kept = [name for name in base.class_names if name not in manifest["class_names"]]
+    new = [name for name in manifest["class_names"] if name not in base.class_names]
+    if kept:
+        say(f"classes of it without new scans: {', '.join(kept)}")
+    if new and base.class_names and state.raw_unet.class_embedding is not None:
+        start = state.config.like or "the mean of its classes"
+        say(f"classes that are new to it: {', '.join(new)}, begun as {start}")
+    files = [file["sha256"] for file in manifest["files"] if file["split"] == "validation"]
+    if seen := sum(sha256 in base.seen for sha256 in files):
+        say(
+            f"warning: {base.name} was trained on {seen} of the {len(files)} validation scans, so that what is measured on these is too "
+            "good; leave them out, or name the parts by folders train/ and val/."
         )

@@ -1,5 +1,6 @@
 """All that a training step reads or changes, as data, and how it is built."""
 
+import dataclasses
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Channels, Scans
 from mri_ddpm.diffusion import lognormal_timestep_weights, make_noise_scheduler
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
-from mri_ddpm.runs import RunFolder
+from mri_ddpm.runs import Base, RunFolder
+from mri_ddpm.training.beginning import begin_with, refuse_other_channels
 from mri_ddpm.training.device import hold_if_small
 from mri_ddpm.training.guard import Guard
 from mri_ddpm.training.moments import MAX_COMPONENTS, keep_moments, moments_size
@@ -55,6 +57,7 @@ class TrainingState:
     progress: Progress
     steps_per_epoch: int
     max_steps: int
+    base: Base | None  # what the training began from
     timestep_weights: torch.Tensor | None = None  # how often each is trained; all alike when None
 
     @property
@@ -64,9 +67,13 @@ class TrainingState:
 
 
 def prepare(
-    accelerator: Accelerator, config: TrainingConfig, scans: Scans, folder: RunFolder
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    scans: Scans,
+    folder: RunFolder,
+    base: Base | None = None,
 ) -> TrainingState:
-    """Build the network, the optimizer and the rest for this process."""
+    """Build the network, the optimizer and the rest for this process; with the weights of a base, where it is open."""
     sampler = EpochSampler(len(scans.train), config.seed)
     held = hold_if_small(accelerator, scans)
     loader = DataLoader(
@@ -77,9 +84,13 @@ def prepare(
         num_workers=0 if held else config.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda" and not held,
     )
-    raw_unet = build_unet(config, scans.class_names, scans.channels).to(memory_format=torch.channels_last)
+    raw_unet = build_unet(config, scans.class_names, scans.channels, base)
+    raw_unet.to(memory_format=torch.channels_last)
+    if base and base.unet:
+        refuse_other_channels(base, raw_unet)
+        begin_with(raw_unet, base, config.like)
     if config.start_from_moments:
-        keep_moments(raw_unet, scans, config)
+        keep_moments(raw_unet, scans, config, base)
     optimizer = build_optimizer(config, raw_unet)
     unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
     # Without accelerate's autocast, which losses ask for: samples are made in float32, as by the pipeline
@@ -99,7 +110,7 @@ def prepare(
     )
     progress = Progress()
     parameters, fp16 = list(raw_unet.parameters()), accelerator.scaler is not None
-    guard = Guard(optimizer.optimizer, parameters, config.surge_guard, fp16)
+    guard = Guard(optimizer.optimizer, parameters, config.surge_guard, fp16, begun=bool(base))
     accelerator.register_for_checkpointing(progress, ema, guard)  # the rate follows from the step
     noise_scheduler = make_noise_scheduler(
         config.num_train_timesteps,
@@ -113,9 +124,10 @@ def prepare(
         timestep_weights = lognormal_timestep_weights(
             noise_scheduler, config.log_sigma_mean, config.log_sigma_std
         ).to(accelerator.device)
+    base = base and dataclasses.replace(base, unet=None)  # its weights are in the network now
     return TrainingState(
         accelerator, config, folder, scans, sampler, loader, unet, raw_unet, noise_scheduler, optimizer, lr_scheduler, ema,
-        guard, progress, steps_per_epoch, max_steps, timestep_weights,
+        guard, progress, steps_per_epoch, max_steps, base, timestep_weights,
     )  # fmt: skip
 
 
@@ -132,12 +144,25 @@ def averaged_weights(ema: EMAModel, unet: AttentionUNet2DModel):
 
 
 def build_unet(
-    config: TrainingConfig, class_names: tuple[str, ...], channels: Channels | None = None
+    config: TrainingConfig,
+    class_names: tuple[str, ...],
+    channels: Channels | None = None,
+    base: Base | None = None,
 ) -> AttentionUNet2DModel:
-    """The network, its weights drawn from the seed; of one channel without a name where ``channels`` says nothing else."""
-    channels = channels or Channels()
+    """The network, its weights drawn from the seed; of one channel without a name where ``channels`` says nothing else.
+
+    With a base it fits the base's weights: it has the base's classes where the scans have none, and moments of the same size.
+    """
+    channels, before = channels or Channels(), base.unet_config if base else {}
     out_channels, known = channels.width(channels.drawn) or 1, channels.width(channels.given)
+    # "No class" and "no condition" mean something where the base or this training has seen them
+    null_class = config.class_dropout_prob > 0 or not class_names or (base and before["null_class"])
+    null_condition = config.condition_dropout_prob > 0 or (base and before["null_condition"])
+    class_names = class_names or (base.class_names if base else ())
     conditional = config.class_conditional and bool(class_names)
+    size, components = moments_size(config.resolution, out_channels), MAX_COMPONENTS
+    if base:
+        size, components = before["moments_size"], before["num_components"]
     torch.manual_seed(config.seed)
     unet = AttentionUNet2DModel(
         sample_size=config.resolution,
@@ -153,13 +178,13 @@ def build_unet(
         dropout=config.dropout,
         num_class_embeds=len(class_names) if conditional else None,
         class_names=tuple(class_names) if conditional else None,
-        null_class=not conditional or config.class_dropout_prob > 0,
-        moments_size=moments_size(config.resolution, out_channels) if config.start_from_moments else None,
-        num_components=MAX_COMPONENTS if config.start_from_moments else 0,
+        null_class=not conditional or bool(null_class),
+        moments_size=size if config.start_from_moments else None,
+        num_components=components if config.start_from_moments else 0,
         channel_names=channels.drawn or None,
         condition_names=channels.given or None,
         mask_labels=channels.mask_labels or None,
-        null_condition=not known or config.condition_dropout_prob > 0,
+        null_condition=not known or bool(null_condition),
     )
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
