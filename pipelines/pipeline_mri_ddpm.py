@@ -53,6 +53,8 @@ OF_OTHERS = {  # arguments of other pipelines
     "timesteps": "here it is num_inference_steps",
     "seed": "here it is generator, such as torch.Generator().manual_seed(0)",
 }
+MAX_VALUE = 2**16 - 1  # of a label in an image
+MOST_NAMED = 5  # labels that a mask should not have
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 TENSOR_INPUTS = ("x_t", "x_0")
 GivenImage = Image.Image | np.ndarray | torch.Tensor | list
@@ -78,7 +80,7 @@ class MRIDDPMPipelineOutput(BaseOutput):
             as an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``. Of a model with several channels, the
             first.
         channels: all channels by name, where the model has names for them. Each is of the form of ``images``. A mask has
-            the numbers of its labels, 0 for none: as a PIL image with a palette, or as uint8.
+            the values of its labels, 0 for none: as a PIL image with a palette, or as uint8; in 16 bits where one is over 255.
         x_t: with ``output_trajectory``, what is denoised at each call, ``(calls, num_images, C, H, W)``.
         x_0: with ``output_trajectory``, its estimate of the image at each call, of the same shape, in [-1, 1].
         timesteps: with ``output_trajectory``, the timestep of each call, ``(calls,)``.
@@ -267,7 +269,7 @@ class MRIDDPMBasePipeline(Opener):
 
     @property
     def mask_labels(self) -> dict[str, tuple[str, ...]]:
-        """The labels of those channels and conditions that are masks; the first is 1 in an image."""
+        """The labels of those channels and conditions that are masks; `label_values` says what each is in an image."""
         return {name: tuple(labels) for name, labels in (self.unet.config.get("mask_labels") or {}).items()}
 
     def check_inputs(self, **arguments) -> Request:
@@ -568,7 +570,7 @@ class MRIDDPMBasePipeline(Opener):
         for name in self.channel_names or ("",):
             labels = self.mask_labels.get(name)
             planes = unit[:, start : start + len(labels or (name,))]
-            found[name] = to_masks(planes, output_type) if labels else to_images(planes, output_type)
+            found[name] = to_masks(planes, output_type, labels) if labels else to_images(planes, output_type)
             start += planes.shape[1]
         return found
 
@@ -660,38 +662,43 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
     ) -> MRIDDPMPipelineOutput | tuple:
         """Sample ``num_images`` slices.
 
-        Args:
-            class_labels: a class by name or index, for all images or one for each; ``None`` samples without a class.
-            num_images: how many.
-            num_inference_steps: steps of the reverse chain; all of the training's when ``None``.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022): how closely an image follows its class; 1 is none.
-            generator: one for all images, or a list with one for each, which makes an image independent of its batch.
-            height: pixels; the size trained at when ``None``.
-            width: pixels; the size trained at when ``None``.
-            output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
-            return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
-            condition: what is given, by name, such as ``{"seg": mask, "t1": image}``: for all images, or one for each. Images
-                are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the number of a label in each
-                pixel, 0 for none; 255 too is the label of a mask that has one. ``"lowres:4"`` is a small image,
-                ``(H / 4, W / 4)``. ``None`` samples without a condition.
-            options: arguments that are seldom needed:
+                Args:
+                    class_labels: a class by name or index, for all images or one for each; ``None`` samples without a class.
+                    num_images: how many.
+                    num_inference_steps: steps of the reverse chain; all of the training's when ``None``.
+                    guidance_scale: classifier-free guidance (Ho & Salimans 2022): how closely an image follows its class; 1 is none.
+                    generator: one for all images, or a list with one for each, which makes an image independent of its batch.
+                    height: pixels; the size trained at when ``None``.
+                    width: pixels; the size trained at when ``None``.
+                    output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
+                    return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
+                    condition: what is given, by name, such as ``{"seg": mask, "t1": image}``: for all images, or one for each. Images
+        <<<<<<< HEAD
+                        are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the number of a label in each
+                        pixel, 0 for none; 255 too is the label of a mask that has one. ``"lowres:4"`` is a small image,
+                        ``(H / 4, W / 4)``. ``None`` samples without a condition.
+        =======
+                        are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the value of a label in each
+                        pixel, 0 for none; 255 too is the label of a mask that has one. ``None`` samples without a condition.
+        >>>>>>> 4c21828 (A volume in gives a volume out: every slice is sampled for its own slice of the condition and put back on the file's grid; labels called by numbers are these numbers)
+                    options: arguments that are seldom needed:
 
-                - ``condition_guidance_scale``: as ``guidance_scale``, of the condition alone; the same when ``None``. If both
-                  differ, the network sees each image three times a step.
-                - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts. It is
-                  often better without guidance at both ends (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without
-                  guidance the network sees each image once a step instead of twice.
-                - ``dynamic_thresholding_ratio``: such as 0.995. Each estimate of x_0 is clipped at this quantile of its
-                  pixels' magnitudes and divided by it, if it is over 1 (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
-                - ``output_trajectory``: return also the network's input and its estimate at each step.
-                - ``callback_on_step_end``: called after each step as ``f(pipeline, step, timestep, tensors)``. The
-                  chain continues with the x_t that it returns as ``{"x_t": ...}``.
-                - ``callback_on_step_end_tensor_inputs``: the tensors it is given: ``"x_t"`` (default), ``"x_0"``.
+                        - ``condition_guidance_scale``: as ``guidance_scale``, of the condition alone; the same when ``None``. If both
+                          differ, the network sees each image three times a step.
+                        - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts. It is
+                          often better without guidance at both ends (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without
+                          guidance the network sees each image once a step instead of twice.
+                        - ``dynamic_thresholding_ratio``: such as 0.995. Each estimate of x_0 is clipped at this quantile of its
+                          pixels' magnitudes and divided by it, if it is over 1 (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+                        - ``output_trajectory``: return also the network's input and its estimate at each step.
+                        - ``callback_on_step_end``: called after each step as ``f(pipeline, step, timestep, tensors)``. The
+                          chain continues with the x_t that it returns as ``{"x_t": ...}``.
+                        - ``callback_on_step_end_tensor_inputs``: the tensors it is given: ``"x_t"`` (default), ``"x_0"``.
 
-        Raises:
-            TypeError: for an unknown argument.
-            ValueError: for what cannot be sampled; the sentence names the argument and its possible values. Also when
-                the network's predictions are not finite.
+                Raises:
+                    TypeError: for an unknown argument.
+                    ValueError: for what cannot be sampled; the sentence names the argument and its possible values. Also when
+                        the network's predictions are not finite.
         """
         request = self.check_inputs(
             class_labels=class_labels, num_images=num_images, num_inference_steps=num_inference_steps,
@@ -785,30 +792,50 @@ def as_images(given: GivenImage, name: str, shape: tuple[int, int, int, int]) ->
     return torch.from_numpy(pixels).expand(shape)
 
 
+def label_values(labels: Sequence[str]) -> list[int]:
+    """What the pixels of each label are in an image: the number that it is called, where all have one, or else 1, 2, ..."""
+    numbers = [int(label) for label in labels if label.isdecimal()]
+    are_values = len({*numbers} - {0}) == len(labels) and max(numbers) <= MAX_VALUE
+    return numbers if are_values else [*range(1, len(labels) + 1)]
+
+
 def as_one_hot(
     given: GivenImage, name: str, shape: tuple[int, int, int, int], labels: Sequence[str]
 ) -> torch.Tensor:
     """Bring a mask, or one for each image, to ``(B, labels, H, W)``: 1 where a pixel has the label, else 0.
 
     Args:
-        given: the numbers of labels, 0 for none.
+        given: the values of labels, 0 for none.
         name: of the mask, for errors.
         shape: ``(B, 1, H, W)``.
-        labels: names of 1, 2, ...
+        labels: their names.
 
     Raises:
         ValueError: when it has another size or number, or a label that is unknown. Nothing is resized.
     """
-    pixels = stacked(given, name, shape, as_numbers)
-    if len(labels) == 1 and np.isin(pixels, (0, 255)).all():  # a black and white picture
-        pixels = pixels / np.float32(255)
-    known = range(len(labels) + 1)
-    strange = pixels[~np.isin(pixels, known)]
-    told = ", ".join(f"{number} ({label})" for number, label in zip(known, ("none", *labels), strict=True))
-    first = ", ".join(f"{value:g}" for value in strange[:1])
-    refuse((len(strange) > 0, f"{name} has the label {first}, which the model does not know; it has {told}."))
-    planes = [pixels == number for number in known[1:]]
+    pixels = known_labels(stacked(given, name, shape, as_numbers), name, labels)
+    planes = [pixels == value for value in label_values(labels)]
     return torch.from_numpy(np.concatenate(planes, axis=1).astype(np.float32)).expand(shape[0], -1, -1, -1)
+
+
+def known_labels(pixels: np.ndarray, name: str, labels: Sequence[str]) -> np.ndarray:
+    """A mask of any shape, in which 255 too may be the only label.
+
+    Raises:
+        ValueError: for labels that the model does not know.
+    """
+    values = [0, *label_values(labels)]
+    if len(labels) == 1 and np.isin(pixels, (0, 255)).all():  # a black and white picture
+        return pixels / np.float32(255) * values[1]
+    strange = np.setdiff1d(pixels, values)  # sorted
+    called = zip(values, ("none", *labels), strict=True)
+    told = ", ".join(f"{value}" if f"{value}" == label else f"{value} ({label})" for value, label in called)
+    first = ", ".join(f"{value:g}" for value in strange[:MOST_NAMED]) + ", ..." * (len(strange) > MOST_NAMED)
+    refuse(
+        (len(strange) > 0,
+         f"{name} has the label{'s' * (len(strange) > 1)} {first}, which the model does not know; it has {told}."),
+    )  # fmt: skip
+    return pixels
 
 
 def stacked(
@@ -852,19 +879,23 @@ def to_images(unit: torch.Tensor, output_type: str) -> list[Image.Image] | np.nd
     return [Image.fromarray(image) for image in (array * np.iinfo(levels).max).round().astype(levels)]
 
 
-def to_masks(planes: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-    """Convert one channel a label, ``(B, labels, H, W)`` in [0, 1], to numbers of labels: the likeliest, 0 where none is 0.5."""
-    share, label = planes.max(dim=1, keepdim=True)
-    numbers = torch.where(share >= 0.5, label + 1, 0).to(torch.uint8)  # (B, 1, H, W)
+def to_masks(
+    planes: torch.Tensor, output_type: str, labels: Sequence[str]
+) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    """Convert one channel a label, ``(B, labels, H, W)`` in [0, 1], to values of labels: the likeliest, 0 where none is 0.5."""
+    values = label_values(labels)
+    small = max(values) <= 255
+    share, label = planes.max(dim=1, keepdim=True)  # (B, 1, H, W)
+    found = torch.where(share >= 0.5, torch.tensor(values, device=label.device)[label], 0)
     if output_type == "pt":
-        return numbers
-    array = numbers[:, 0].cpu().numpy()  # (B, H, W)
+        return found.to(torch.uint8 if small else torch.uint16)
+    array = found[:, 0].cpu().numpy().astype(np.uint8 if small else np.uint16)  # (B, H, W)
     if output_type == "np":
         return array
     none, *others = LABEL_COLOURS
     palette = np.array([none, *(others[i % len(others)] for i in range(255))], dtype=np.uint8)
     masks = [Image.fromarray(mask) for mask in array]
-    for mask in masks:
+    for mask in masks if small else ():
         mask.putpalette(palette.tobytes())  # of all 256, or a file would have too few bits
     return masks
 

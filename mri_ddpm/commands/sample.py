@@ -1,6 +1,7 @@
-"""``mri-ddpm sample PIPELINE``: images to PNG, NIfTI or DICOM files."""
+"""``mri-ddpm sample PIPELINE``: images to PNG, NIfTI or DICOM files, and volumes that follow a given one."""
 
 import argparse
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from mri_ddpm.commands import parser_of
 from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
+from mri_ddpm.data import Volume
 from mri_ddpm.data.intensity import Scale, scale_of_manifest
 from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, import_extra
@@ -27,6 +29,7 @@ from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.formats import FORMATS, geometry_of_manifest
 from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
+from mri_ddpm.sampling.volumes import check, cut, draw, is_volume, read_given
 
 BIT_DEPTHS = {8: "pil", 16: "pil16"}
 
@@ -36,14 +39,14 @@ def main(args: list[str] | None = None) -> None:
     parser = parser_of("sample")
     parser.add_argument("pipeline", help=PIPELINE)
     parser.add_argument("--class_label", help="class to sample, by name or index; all in turn when not given")
-    parser.add_argument("--num_images", type=int, default=16)
+    parser.add_argument("--num_images", type=int, help="16 when not given; of volumes 1")
     add_sampling(parser)
     parser.add_argument("--device", default=DEVICE)
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        default="png",
-        help="of the files; nifti and dicom hold one slice of 16 bits each, and are marked as synthetic in their headers",
+        help="of the files, png when not given; nifti and dicom hold one slice of 16 bits each, and are marked as synthetic in "
+        "their headers",
     )
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, help="of PNG files; 8 when not given")
     parser.add_argument(
@@ -66,8 +69,8 @@ def main(args: list[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="NAME=FILE",
-        help="what a model with a condition is given, for all images: a scan, or a mask in numbers of labels; such as "
-        "seg=mask.png t1=scan.png",
+        help="what a model with a condition is given, for all images: a scan, or a mask in values of labels; such as "
+        "seg=mask.png t1=scan.png; of NIfTI volumes the whole is sampled, on their grid",
     )
     parser.add_argument(
         "--reject_copies", action="store_true", help="leave out images that come too close to a training scan"
@@ -106,28 +109,27 @@ def sample(args: argparse.Namespace) -> None:
         raise InputError(
             f"--image needs the --class_label to sample it as: {', '.join(pipeline.class_names)}."
         )
+    condition = read_condition(args, pipeline)
+    if any(isinstance(given, Volume) for given in condition.values()):
+        fill_with_volumes(args, pipeline, condition)
+        return
+    args.num_images, args.format = 16 if args.num_images is None else args.num_images, args.format or "png"
     names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
     pipeline, edit = with_edit(args, pipeline)
     refuse_several_channels(args, pipeline)
-    condition = read_condition(args, pipeline)
     options = sampling_options(args, edit={**edit, **({"condition": condition} if condition else {})})
     options.prepare(pipeline, args.num_images, names[0] if names else None)
 
     facts = {**provenance(pipeline), **options.facts(pipeline), "strength": args.strength}
     geometry = geometry_of_manifest(load_record(args.pipeline).manifest) if args.format != "png" else {}
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": bit_depth, **geometry}
+    if condition:
+        facts |= facts_of_condition(condition)
     if edit:  # a given scan is the larger part of what comes out
         facts["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
         files = {name: edit[name] for name in ("image", "mask_image") if name in edit}
         facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
-    elif condition:
-        facts["synthetic"] = (
-            f"yes: sampled from a diffusion model to fit a given {' and '.join(condition)}, not for diagnosis"
-        )
-    facts |= {
-        f"condition_{name}_sha256": sha256(given.tobytes()).hexdigest() for name, given in condition.items()
-    }
     request = {**facts, **asked, "reject_copies": args.reject_copies}
     folder = SampleFolder(args.output_dir, request, args.format)
     films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
@@ -170,9 +172,47 @@ def refuse_several_channels(args: argparse.Namespace, pipeline: MRIDDPMBasePipel
         )
 
 
-def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> dict[str, np.ndarray]:
-    """``--condition``: each file as ``(H, W)``, a scan in [0, 1] and a mask as it is, by name."""
-    found, scale = {}, scale_of_manifest(load_record(args.pipeline).manifest) if args.condition else None
+def fill_with_volumes(
+    args: argparse.Namespace, pipeline: MRIDDPMBasePipeline, volumes: dict[str, Volume]
+) -> None:
+    """Sample ``--num_images`` volumes that follow the given ones, and write each as soon as it is there."""
+    for flag in ("film", "reject_copies", "image", "mask_image", "strength", "bit_depth"):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} is for images, and --condition names volumes; leave it out.")
+    if args.format not in (None, "nifti"):
+        raise InputError(
+            f"--format {args.format} holds no volume, and --condition names one; leave it out, for NIfTI."
+        )
+    import_extra("nibabel", "volumes")
+    number = 1 if args.num_images is None else args.num_images
+    label = named_class(args.class_label, pipeline) if args.class_label else None
+    given, options = cut(pipeline, volumes, load_record(args.pipeline).manifest), sampling_options(args)
+    check(pipeline, given, options, number, label)
+    facts = {**provenance(pipeline), **options.facts(pipeline), **facts_of_condition(given.condition)}
+    folder = SampleFolder(args.output_dir, {**facts, "class_label": label, "seed": args.seed}, "nifti")
+    folder.save_request()
+    channels = pipeline.channel_names or ("",)
+    files = {name: folder.files([label] * number, name) for name in channels}
+    for i in range(number):
+        if all(files[name][i].exists() for name in channels):
+            continue
+        found = draw(pipeline, given, replace(options, seed=options.seed + i), label)
+        for name, voxels in found.items():
+            text = {**facts, "class": label, "channel": name or None, "seed": options.seed + i, "index": i}
+            folder.save(voxels, files[name][i], text, affine=given.affine)
+    print(f"written: {number} volume{'s' * (number > 1)} in {args.output_dir}")
+
+
+def facts_of_condition(condition: dict[str, np.ndarray]) -> dict[str, str]:
+    """What is written of a condition into every file."""
+    words = f"yes: sampled from a diffusion model to fit a given {' and '.join(condition)}, not for diagnosis"
+    hashes = {name: sha256(given.tobytes()).hexdigest() for name, given in condition.items()}
+    return {"synthetic": words, **{f"condition_{name}_sha256": digest for name, digest in hashes.items()}}
+
+
+def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> dict[str, np.ndarray | Volume]:
+    """``--condition`` by name: each file as ``(H, W)``, a scan in [0, 1] and a mask as it is; or all as volumes."""
+    found, manifest = {}, load_record(args.pipeline).manifest if args.condition else None
     for given in args.condition:
         name, _, file = given.partition("=")
         if not file:
@@ -182,8 +222,17 @@ def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> d
             raise InputError(
                 f"--condition {name} is not what the model was trained with; it is given {known}."
             )
-        is_mask = name in pipeline.mask_labels
-        found[name] = read_mask(Path(file)) if is_mask else read_file("condition", Path(file), scale)
+        if is_volume(Path(file)):
+            found[name] = read_given(file, manifest)
+        elif name in pipeline.mask_labels:
+            found[name] = read_mask(Path(file))
+        else:
+            found[name] = read_file("condition", Path(file), scale_of_manifest(manifest))
+    kinds = {isinstance(given, Volume): name for name, given in found.items()}
+    if len(kinds) > 1:
+        raise InputError(
+            f"--condition {kinds[True]} is a volume, and {kinds[False]} a picture; give all as one or the other."
+        )
     return found
 
 
@@ -201,7 +250,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 def bit_depth_of(args: argparse.Namespace) -> int:
     """``--bit_depth``, of which only PNG has a choice; a format that cannot be written is refused before any work."""
-    if args.format == "png":
+    if args.format in (None, "png"):
         return args.bit_depth or 8
     if args.bit_depth:
         raise InputError(f"--bit_depth is of PNG files; --format {args.format} has 16 bits, so leave it out.")

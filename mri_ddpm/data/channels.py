@@ -10,7 +10,7 @@ import numpy as np
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
-from mri_ddpm.pipelines.pipeline_mri_ddpm import factor_of
+from mri_ddpm.pipelines.pipeline_mri_ddpm import factor_of, label_values
 
 from .cache import DEPTH
 
@@ -76,7 +76,7 @@ class Channels:
         }
 
     def by_name(self, condition: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch's condition ``(B, K, H, W)`` as the pipeline takes it: ``(B, H, W)`` each, a mask in numbers of labels.
+        """A batch's condition ``(B, K, H, W)`` as the pipeline takes it: ``(B, H, W)`` each, a mask in values of labels.
 
         A lower resolution is as small as it is, ``(B, H / factor, W / factor)``.
         """
@@ -85,9 +85,10 @@ class Channels:
             width = self.width((name,))
             planes = condition[:, start : start + width]
             is_mask = name in self.mask_labels
-            numbers = np.arange(1, width + 1, dtype=np.float32)[:, None, None]
+            values = label_values(self.mask_labels[name]) if is_mask else [1]
             step = factor_of(name)
-            found[name] = (planes * numbers).sum(1) if is_mask else planes[:, 0, ::step, ::step]
+            numbers = (planes * np.array(values, dtype=np.float32)[:, None, None]).sum(1)
+            found[name] = numbers[:, ::step, ::step]
             start += width
         return found
 

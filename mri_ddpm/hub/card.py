@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, label_values
 from mri_ddpm.runs.base import FLAG
 from mri_ddpm.runs.folder import GRID, LOSS_PLOT
 from mri_ddpm.runs.record import Record, is_hub_name
@@ -49,7 +49,10 @@ def make_model_card(
         class_names=pipeline.class_names,
         channel_names=pipeline.channel_names,
         condition_names=pipeline.condition_names,
-        mask_labels=pipeline.mask_labels,
+        mask_labels={
+            name: list(zip(label_values(labels), labels, strict=True))
+            for name, labels in pipeline.mask_labels.items()
+        },
         million_parameters=pipeline.unet.num_parameters() / 1e6,
         timesteps=scheduler.num_train_timesteps,
         grid=GRID if GRID in record.pictures else None,

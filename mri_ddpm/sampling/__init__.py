@@ -5,6 +5,7 @@ from mri_ddpm.sampling.dicom import save_dicom
 from mri_ddpm.sampling.nifti import save_nifti
 from mri_ddpm.sampling.options import SamplingOptions
 from mri_ddpm.sampling.schedulers import SCHEDULERS, set_scheduler
+from mri_ddpm.sampling.volumes import sample_volume
 
 __all__ = [
     "SCHEDULERS",
@@ -12,6 +13,7 @@ __all__ = [
     "activation_bytes",
     "sample_arrays",
     "sample_batches",
+    "sample_volume",
     "save_dicom",
     "save_nifti",
     "set_scheduler",

@@ -29,6 +29,7 @@ def sample_batches(
     done: Container[int] = (),
     output_type: str = "pil",
     condition: dict[str, np.ndarray] | None = None,
+    one_noise: bool = False,
 ) -> Iterator[tuple[range, MRIDDPMPipelineOutput]]:
     """Sample with a progress bar; image i comes from seed + i, whatever its batch.
 
@@ -40,6 +41,7 @@ def sample_batches(
         done: numbers of images that exist already; a batch of these alone is skipped.
         output_type: as of the pipeline.
         condition: by name, one for each image, ``(num_images, H, W)``; one for all is in ``options.edit``.
+        one_noise: whether every image comes from seed alone, as slices of one volume do.
 
     Yields:
         The numbers of a batch's images, and what the pipeline returned.
@@ -58,7 +60,8 @@ def sample_batches(
             if not all(i in done for i in numbers):
                 batch = labels[numbers.start : numbers.stop] if labels is not None else None
                 known = condition_of(condition, numbers)
-                yield numbers, sample(pipeline, batch, numbers, options, output_type=output_type, **known)
+                seeds = [0] * len(numbers) if one_noise else numbers
+                yield numbers, sample(pipeline, batch, seeds, options, output_type=output_type, **known)
             bar.update(len(numbers))
 
 

@@ -1,4 +1,4 @@
-"""A sample as a NIfTI file of one slice, marked as synthetic."""
+"""A sample as a NIfTI file, a slice or a volume, marked as synthetic."""
 
 import gzip
 from pathlib import Path
@@ -19,7 +19,7 @@ DIRECTIONS = {
     "coronal": ((-1, 0, 0), (0, 0, 1), (0, 1, 0)),
     "sagittal": ((0, -1, 0), (0, 0, 1), (1, 0, 0)),
 }
-ALIGNED = 2  # of sform_code and qform_code: axes as of other scans; the position means nothing
+ALIGNED = 2  # of sform_code and qform_code: axes as of other scans; the position of a slice means nothing
 COMMENT = 6  # code of an extension
 
 
@@ -30,36 +30,44 @@ def save_nifti(
     *,
     spacing_mm: float | None = None,
     plane: str | None = None,
+    affine: np.ndarray | None = None,
 ) -> None:
     """Write a grey image ``(H, W)`` as uint16 ``(W, H, 1)``, gzipped; the same arguments give the same bytes.
 
     Rows are stored from the bottom up, as other tools store axial slices. ``np.asarray(volume.dataobj)[..., 0].T[::-1]``
     is the image again. Geometry that is not known is not claimed. Without a plane both orientation codes are 0, and
     viewers show the stored order, which is the image. Without a spacing pixels have size 1 of an unknown unit. The third
-    size repeats the first, for one slice has no thickness.
+    size repeats the first, for one slice has no thickness. A volume is stored as it is.
 
     Args:
         path: of the ``.nii.gz`` file.
-        image: of 8 or 16 bits, or floats in [0, 1]; a mask, with a palette, is written in numbers of labels.
+        image: of 8 or 16 bits, or floats in [0, 1]; a mask, with a palette, is written in values of labels. With ``affine`` it
+            is a volume ``(X, Y, Z)``: floats in [0, 1], or a mask as whole numbers.
         facts: written as JSON into a comment extension; those that are ``None`` are left out.
         spacing_mm: side of a pixel.
         plane: ``"axial"``, ``"coronal"`` or ``"sagittal"``, in radiological display.
+        affine: of a volume, from voxel indices to mm, ``(4, 4)``.
 
     Raises:
         InputError: when nibabel is missing.
     """
     nibabel = import_extra("nibabel", "volumes")
-    is_mask = isinstance(image, Image.Image) and image.mode == "P"  # whose pixels are numbers of labels
-    levels = np.asarray(image).astype(np.uint16) if is_mask else to_uint16(as_array(image, "image"))
-    stored = levels[::-1].T[..., None]  # (W, H, 1)
+    if affine is not None:
+        is_mask = image.dtype.kind == "u"
+        stored = image.astype(np.uint16) if is_mask else to_uint16(image)
+    else:
+        is_mask = isinstance(image, Image.Image) and image.mode == "P"  # whose pixels are values of labels
+        levels = np.asarray(image).astype(np.uint16) if is_mask else to_uint16(as_array(image, "image"))
+        stored = levels[::-1].T[..., None]  # (W, H, 1)
     volume = nibabel.Nifti1Image(stored, None)
     header, size = volume.header, spacing_mm or 1.0
     header.set_zooms((size, size, size))
-    header.set_xyzt_units("mm" if spacing_mm else "unknown")
+    header.set_xyzt_units("unknown" if affine is None and not spacing_mm else "mm")
     if plane:
         affine = np.eye(4)
         affine[:3, :3] = np.transpose(DIRECTIONS[plane]) * size
         affine[:3, 3] = -affine[:3, :3] @ (np.array(stored.shape) - 1) / 2  # the image's centre is at 0
+    if affine is not None:
         volume.set_sform(affine, ALIGNED)
         volume.set_qform(affine, ALIGNED)
     header["descrip"] = f"{MARK} {facts.get('Software', 'mri-ddpm')}, not for diagnosis"[:79].encode(

@@ -7,14 +7,18 @@ from pathlib import Path
 from mri_ddpm.errors import InputError
 
 from .contrasts import contrast_of_name
-from .nifti import image_names, read_nifti
+from .nifti import LEAST_SLICES, image_names, read_nifti
 from .pictures import BadImageError
 from .series import read_dicom_folder
 from .volumes import Volume
 
 
 def read_volume(
-    path: str | Path, *, volume_index: int | None = None, assume_orientation: str | None = None
+    path: str | Path,
+    *,
+    volume_index: int | None = None,
+    assume_orientation: str | None = None,
+    least_slices: int = LEAST_SLICES,
 ) -> Volume:
     """Open a `.nii`, a `.nii.gz`, a `.hdr` beside which its `.img` lies, or the folder of one DICOM series; see `nifti.read_nifti`.
 
@@ -31,7 +35,7 @@ def read_volume(
         images = [path.with_name(name) for name in image_names(path.name)]
         image = next((file.read_bytes() for file in images if file.is_file()), None)
         options = {"volume_index": volume_index, "assume_orientation": assume_orientation}
-        volume = read_nifti(path.read_bytes(), image, **options)
+        volume = read_nifti(path.read_bytes(), image, **options, least_slices=least_slices)
     except BadImageError as error:
         raise InputError(f"{path} {error}.") from None
     except OSError as error:

@@ -72,6 +72,7 @@ def read_nifti(
     *,
     volume_index: int | None = None,
     assume_orientation: str | None = None,
+    least_slices: int = LEAST_SLICES,
 ) -> Volume:
     """Decode a NIfTI file; axes are swapped and flipped to the nearest of right, anterior, superior, and not resampled.
 
@@ -85,6 +86,7 @@ def read_nifti(
         image: the `.img`, packed or not, where `content` is a `.hdr`.
         volume_index: which one of several volumes to take, from 0.
         assume_orientation: "RAS" for a file that says nothing of its orientation.
+        least_slices: each way; 1 takes a single picture too, as a volume of one slice.
 
     Raises `BadImageError` for what is damaged, not a volume, enormous, coloured or complex; `InputError` without nibabel.
     """
@@ -101,14 +103,15 @@ def read_nifti(
         header = getattr(nibabel, kind)(_span(content, 0, size), check=False)
         header.check_fix(_SILENT)
         start = max(header.get_data_offset(), size + 4) if is_whole else header.get_data_offset()
-        voxels, notes = _voxels(header, content if is_whole else image, start, volume_index)
-        affine = _affine(header, assume_orientation, voxels.shape)
-        turn = nibabel.io_orientation(affine)
-        affine = affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape)
+        voxels, notes = _voxels(header, content if is_whole else image, start, volume_index, least_slices)
+        file_affine = _affine(header, assume_orientation, voxels.shape)
+        turn = nibabel.io_orientation(file_affine)
+        affine = file_affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape)
         low, high = float(header["cal_min"]), float(header["cal_max"])
         return Volume(
             nibabel.apply_orientation(voxels, turn),
             affine,
+            file_affine=file_affine,
             window=(low, high) if -np.inf < low < high < np.inf else None,
             notes=notes,
         )
@@ -160,9 +163,11 @@ def _span(content: bytes, start: int, stop: int) -> bytes:
     return b"".join(kept)
 
 
-def _voxels(header, content: bytes, start: int, volume_index: int | None) -> tuple[np.ndarray, tuple]:
+def _voxels(
+    header, content: bytes, start: int, volume_index: int | None, least_slices: int
+) -> tuple[np.ndarray, tuple]:
     """One volume as the file has it, float32 of three axes, and what there is to say of it."""
-    shape, count = _shape(header)
+    shape, count = _shape(header, least_slices)
     if not 0 <= (volume_index or 0) < count:
         raise BadImageError(
             f"holds {count} volume{'s' * (count > 1)}, counted from 0: --volume_index {volume_index} is not among them"
@@ -194,7 +199,7 @@ def _voxels(header, content: bytes, start: int, volume_index: int | None) -> tup
     return values.reshape(shape, order="F"), tuple(notes)
 
 
-def _shape(header) -> tuple[tuple[int, int, int], int]:
+def _shape(header, least_slices: int) -> tuple[tuple[int, int, int], int]:
     """The size of one volume, and how many there are; refused before any memory is taken for them."""
     dims = tuple(int(size) for size in header.get_data_shape())
     words = "x".join(map(str, dims))
@@ -204,10 +209,12 @@ def _shape(header) -> tuple[tuple[int, int, int], int]:
         raise BadImageError(f"claims to be {words or 'of no'} voxels: is its header damaged?")
     if len(dims) > 4:
         raise BadImageError(f"is {words}, of more axes than space and time: save each volume as a file")
+    if len(dims) == 2 and least_slices == 1:
+        dims = (*dims, 1)
     if len(dims) < 3:
         raise BadImageError(f"is {words} and no volume but a single picture: save it as 16-bit PNG")
-    if min(dims[:3]) < LEAST_SLICES:
-        raise BadImageError(f"is {words}, and a volume has {LEAST_SLICES} slices or more each way")
+    if min(dims[:3]) < least_slices:
+        raise BadImageError(f"is {words}, and a volume has {least_slices} slices or more each way")
     if prod(dims[:3]) > MAX_VOXELS:
         raise BadImageError(f"is {words}, and no more than {MAX_VOXELS} voxels are read: resample it")
     return dims[:3], dims[3] if len(dims) == 4 else 1
@@ -231,11 +238,13 @@ def _affine(header, assume_orientation: str | None, shape: tuple[int, ...]) -> n
         affine, code = form(coded=True)
         if code:
             return affine.astype(np.float64)
-    if not assume_orientation:
+    if not assume_orientation and 1 not in shape:
         raise BadImageError(
             "does not say how the head lies (its sform and qform codes are 0): if its axes run to the right, anterior"
             " and superior, give --assume_orientation RAS"
         )
-    affine = np.diag([*(float(mm) for mm in header.get_zooms()[:3]), 1.0])
+    # A single picture is what viewers show, as of an axial slice: its first axis runs to the left
+    sizes = [float(mm) for mm in (*header.get_zooms(), 1.0)[:3]]
+    affine = np.diag([sizes[0] * (1 if assume_orientation else -1), *sizes[1:], 1.0])
     affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) - 1) / 2
     return affine

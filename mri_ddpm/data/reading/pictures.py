@@ -228,24 +228,31 @@ def luma(rgb: np.ndarray) -> np.ndarray:
     return np.clip(rgb @ _ITU_R_601, rgb.min(), rgb.max())
 
 
-def fit_square(unit: np.ndarray, resolution: int, fit: str) -> np.ndarray:
-    """Bring a grey image (H, W) in [0, 1] to float32 (resolution, resolution) in [0, 1], with antialiasing.
+def fit_square(
+    unit: np.ndarray,
+    resolution: int,
+    fit: str,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
+    """Bring a grey image (H, W) in [0, 1] to float32 (resolution, resolution) in [0, 1], with antialiasing unless another resampling is given.
 
     fit: "pad" centres it on a black square, "crop" takes the centred square, "stretch" ignores the aspect.
     Raises `BadImageError` if padding would need a square beyond Pillow's limit for decompression bombs.
     """
     height, width = unit.shape
-    if fit == "pad":
-        side = max(height, width)
-        if side**2 > Image.MAX_IMAGE_PIXELS:
-            raise BadImageError(f"is too far from square to be padded ({width}x{height} pixels)")
-        top, left = (side - height) // 2, (side - width) // 2
-        unit = np.pad(unit, ((top, side - height - top), (left, side - width - left)))
-    elif fit == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        unit = unit[top : top + side, left : left + side]
-    square = Image.fromarray(np.ascontiguousarray(unit)).resize(
-        (resolution, resolution), Image.Resampling.LANCZOS
-    )
+    top, left, rows, columns = square_in(height, width, fit)
+    if fit == "pad" and rows * columns > Image.MAX_IMAGE_PIXELS:
+        raise BadImageError(f"is too far from square to be padded ({width}x{height} pixels)")
+    unit = unit[max(top, 0) : top + rows, max(left, 0) : left + columns]
+    above, beside = max(-top, 0), max(-left, 0)
+    unit = np.pad(unit, ((above, rows - len(unit) - above), (beside, columns - unit.shape[1] - beside)))
+    square = Image.fromarray(np.ascontiguousarray(unit)).resize((resolution, resolution), resampling)
     return np.clip(np.asarray(square), 0, 1)  # Lanczos overshoots at sharp edges
+
+
+def square_in(height: int, width: int, fit: str) -> tuple[int, int, int, int]:
+    """What `fit_square` takes of a picture: its first row and column, below 0 where it is padded, and rows and columns."""
+    if fit == "stretch":
+        return 0, 0, height, width
+    side = max(height, width) if fit == "pad" else min(height, width)
+    return int((height - side) / 2), int((width - side) / 2), side, side

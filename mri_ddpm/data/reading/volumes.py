@@ -13,7 +13,7 @@ from PIL import Image
 
 from mri_ddpm.errors import InputError
 
-from .pictures import BadImageError
+from .pictures import BadImageError, square_in
 
 AXES = {
     "axial": 2,
@@ -39,6 +39,7 @@ class Volume:
 
     voxels: np.ndarray  # float32 (X, Y, Z), of any range
     affine: np.ndarray  # float64 (4, 4), from voxel indices to mm to the right, anterior and superior
+    file_affine: np.ndarray | None = None  # the same of a file whose axes may have another order
     contrast: str | None = None  # of `contrasts.CONTRASTS`
     acquired_axis: int | None = None  # of voxels, along which slices were acquired, where that is known
     positions_mm: np.ndarray | None = None  # of slices along acquired_axis, where they are unevenly spaced
@@ -121,6 +122,7 @@ class Slices(Sequence):
     white: float
     centre: tuple[float, float, float]  # of the head, in voxels
     field_of_view_mm: float | None = None
+    resampling: Image.Resampling = Image.Resampling.LANCZOS
 
     def __len__(self) -> int:
         return len(self.places)
@@ -128,23 +130,74 @@ class Slices(Sequence):
     def __getitem__(self, number: int) -> Slice:
         plane, index = self.places[number]
         axis = AXES[plane]
-        across, up = _in_plane(axis)
-        spacing, shape = self.volume.spacing_mm, self.volume.voxels.shape
         unit = _unit(_displayed(self.volume.voxels, axis, index), self.black, self.white)
-        image = _square_pixels(1 - unit if self.volume.white_is_zero else unit, spacing[up], spacing[across])
-        pixel = min(spacing[across], spacing[up])
+        unit = 1 - unit if self.volume.white_is_zero else unit
+        pixel, _, sizes = self._pixels(plane)
+        image = _square_pixels(unit, *sizes, self.resampling)
         if self.field_of_view_mm:
-            row, column = ((shape[a] - 0.5 - self.centre[a]) * spacing[a] / pixel for a in (up, across))
-            image = _framed(image, row, column, max(1, round(self.field_of_view_mm / pixel)))
+            image = _framed(image, *self._frame(plane))
         return Slice(plane, index, float(self.volume.positions(axis)[index]), image, pixel)
 
+    def put_back(
+        self,
+        squares: Sequence[np.ndarray],
+        fit: str,
+        resampling: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> np.ndarray:
+        """The voxels (X, Y, Z) whose slices became these squares by `pictures.fit_square`; 0 where no square reaches."""
+        found = np.zeros(self.volume.voxels.shape, dtype=squares[0].dtype)
+        for (plane, index), square in zip(self.places, squares, strict=True):
+            layer = np.moveaxis(found, AXES[plane], 0)[index]  # a view
+            picture, box = Image.fromarray(square.astype(np.float32)), self._box(plane, fit, len(square))
+            shown = picture.transform(layer.shape, Image.Transform.EXTENT, box, resampling)
+            layer[:] = np.flip(np.asarray(shown).T, (0, 1))
+        return found
+
+    def _pixels(self, plane: str) -> tuple[float, tuple[int, int], tuple[float, float]]:
+        """Of the slices of a plane: mm of a square pixel; how many rows and columns voxels have; and mm of each."""
+        across, up = _in_plane(AXES[plane])
+        spacing, shape = self.volume.spacing_mm, self.volume.voxels.shape
+        return min(spacing[across], spacing[up]), (shape[up], shape[across]), (spacing[up], spacing[across])
+
+    def _frame(self, plane: str) -> tuple[int, int, int]:
+        """The first row and column, in square pixels, and the side of the frame that slices of a plane are cut to."""
+        pixel, counts, sizes = self._pixels(plane)
+        side = max(1, round(self.field_of_view_mm / pixel))
+        across, up = _in_plane(AXES[plane])
+        centre = self.centre[up], self.centre[across]
+        middle = [(n - 0.5 - c) * mm / pixel for n, c, mm in zip(counts, centre, sizes, strict=True)]
+        return round(middle[0] - side / 2), round(middle[1] - side / 2), side
+
+    def _box(self, plane: str, fit: str, resolution: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of a slice as voxels have it, in pixels of its square."""
+        pixel, counts, sizes = self._pixels(plane)
+        rows, columns = (n * mm / pixel for n, mm in zip(counts, sizes, strict=True))
+        if self.field_of_view_mm:
+            top, left, height = self._frame(plane)
+            width = height
+        else:
+            top, left, height, width = 0, 0, int(rows + SAME_MM), int(columns + SAME_MM)
+        row, column, height, width = square_in(height, width, fit)
+        top, left = -(top + row), -(left + column)  # of the slice, in the square before it is resized
+        x, y = resolution / width, resolution / height
+        return left * x, top * y, (left + columns) * x, (top + rows) * y
+
     def of(self, other: Volume, black: float, white: float) -> "Slices":
-        """The same places and frame in another volume on the same grid: another contrast, or where a label is, 0 to 1."""
+        """The same places and frame in another volume on the same grid: another contrast.
+
+        Raises `BadImageError` for a volume on another grid.
+        """
         if not self.volume.same_grid(other):
+            apart = np.abs(self.volume.affine - other.affine).max()
             raise BadImageError(
                 f"is {_size(other)} and not on the grid of its other contrast, {_size(self.volume)}"
+                + (f", for their affines differ by {apart:.2g}" if apart > SAME_MM else "")
             )
         return replace(self, volume=other, black=black, white=white)
+
+    def of_mask(self, mask: Volume, most: int) -> "Slices":
+        """The same of a mask, of whole numbers up to `most`, which is 1 in the images; nothing is interpolated."""
+        return replace(self.of(mask, 0, most), resampling=Image.Resampling.NEAREST)
 
 
 def slices(
@@ -293,7 +346,9 @@ def _unit(values: np.ndarray, black: float, white: float) -> np.ndarray:
         return ((values - np.float32(black)) / np.float32(white - black)).clip(0, 1)
 
 
-def _square_pixels(image: np.ndarray, row_mm: float, column_mm: float) -> np.ndarray:
+def _square_pixels(
+    image: np.ndarray, row_mm: float, column_mm: float, resampling: Image.Resampling
+) -> np.ndarray:
     """Resample (H, W) so that rows and columns are as close as the closer ones; up to a pixel may be lost at the end."""
     pixel = min(row_mm, column_mm)
     if max(row_mm, column_mm) - pixel < SAME_MM * pixel:
@@ -305,15 +360,14 @@ def _square_pixels(image: np.ndarray, row_mm: float, column_mm: float) -> np.nda
         raise BadImageError(f"has voxels too far from cubes to be cut ({row_mm:.3g} by {column_mm:.3g} mm)")
     box = (0, 0, min(width * pixel / column_mm, image.shape[1]), min(height * pixel / row_mm, image.shape[0]))
     picture = Image.fromarray(np.ascontiguousarray(image))
-    resized = picture.resize((width, height), Image.Resampling.LANCZOS, box)
+    resized = picture.resize((width, height), resampling, box)
     return np.clip(np.asarray(resized), 0, 1)  # Lanczos overshoots at sharp edges
 
 
-def _framed(image: np.ndarray, row: float, column: float, side: int) -> np.ndarray:
-    """The square around a point of an image (H, W), in whole pixels; black where the image ends."""
+def _framed(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    """The square of an image (H, W) from a pixel on; black where the image ends."""
     if side**2 > Image.MAX_IMAGE_PIXELS:
         raise BadImageError(f"would have {side}x{side} pixels: choose a smaller --field_of_view_mm")
-    top, left = round(row - side / 2), round(column - side / 2)
     part = image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
     frame = np.zeros((side, side), dtype=image.dtype)
     frame[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
