@@ -5,11 +5,11 @@ import json
 import nibabel
 import numpy as np
 import pytest
+from conftest import tiny, train_alone
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot, label_values, to_masks
 from PIL import Image
 from volume_sets import AFFINE, SHAPE, head, mask
 
-from conftest import tiny, train_alone
 from mri_ddpm import MRIDDPMPipeline, commands
 from mri_ddpm.data import Channels, Volume, read_volume, slices
 from mri_ddpm.data.reading.marks import nifti_is_synthetic
