@@ -302,6 +302,12 @@ class TrainingConfig(ScanOptions):
         10, "Optimizer steps between updates of the progress bar and trackers.", least=1
     )
     validation_steps: int = about(500, "Optimizer steps between validations.", least=1)
+    early_stopping_patience: int | None = about(
+        None, "End after so many validations in a row without a lower loss of the averaged weights.", least=1
+    )
+    keep_best: bool = about(
+        False, "Keep the averaged weights of the lowest validation loss too, as a pipeline in best/."
+    )
     sample_epochs: list[int] = about(
         [], "Epochs at whose end grids of raw and EMA samples are made; 0 is before training."
     )

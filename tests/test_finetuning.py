@@ -15,15 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.config import parse_config
-from mri_ddpm.data import draw_phantoms, load_phantoms, load_scans, to_model_range
+from mri_ddpm.data import Channels, draw_phantoms, load_phantoms, load_scans, to_model_range
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.subject import load_real_scans
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository, push_run
-from mri_ddpm.runs import load_record
+from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.runs.base import Base, open_base
 from mri_ddpm.training.beginning import begin_with, in_order_of
+from mri_ddpm.training.loop import repeats_scans
 from mri_ddpm.training.moments import PRIOR_SCANS, SCANS_A_COMPONENT, keep_moments
 from mri_ddpm.training.state import build_unet
 
@@ -105,11 +106,7 @@ def test_step_0_is_the_base_and_the_training_its_own(base, old_scans, tmp_path):
         assert torch.equal(shadow, parameter)
     rows = read_json_lines(run / "metrics.jsonl")
     last = [row for row in read_json_lines(base / "metrics.jsonl") if "validation_loss_ema" in row][-1]
-    assert rows[0] == {
-        "step": 0,
-        "validation_loss": last["validation_loss_ema"],
-        "validation_loss_ema": last["validation_loss_ema"],
-    }
+    assert rows[0] == {**last, "step": 0, "validation_loss": last["validation_loss_ema"]}
     rates = [row["learning_rate"] for row in rows if "loss" in row]
     assert rates[:2] == [0, pytest.approx(5e-4)]  # the recipe's warm-up over two steps
     assert len(losses(run)) == 4
@@ -233,6 +230,88 @@ def test_no_place_of_this_machine_leaves_it(adapted, base, tmp_path):
     assert tmp_path / "out" / "training" / "base.json" in texts
     assert not any(str(base.parent) in path.read_text() for path in texts)
     assert "base_model" not in ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+
+
+def test_a_condition_that_is_new_changes_nothing_until_it_is_learned():
+    before, channels = base_in_memory(OLD), Channels((), ("seg",), {"seg": ("core", "oedema")})
+    unet = build_unet(tiny("nowhere"), OLD, channels, before).eval()
+    begin_with(unet, before, like=None)
+    x_t, timesteps, labels = torch.randn(3, 1, 16, 16), torch.tensor([0, 100, 299]), torch.tensor([0, 1, 2])
+    mask = torch.cat([(torch.rand(3, 2, 16, 16) > 0.5).float(), torch.ones(3, 1, 16, 16)], dim=1)
+    with torch.no_grad():
+        expected = before.unet(x_t, timesteps, labels).sample
+        for condition in (None, mask):
+            assert torch.equal(unet(x_t, timesteps, labels, condition=condition).sample, expected)
+    unet(x_t, timesteps, labels, condition=mask).sample.sum().backward()
+    assert unet.conv_in.weight.grad[:, 1:].abs().amin((0, 2, 3)).all()  # and it can be
+
+
+@pytest.mark.slow
+def test_a_condition_is_learned_on_top_of_a_model_without(unbroken, tmp_path):
+    run = begun(tmp_path / "run", unbroken, condition_on=["seg"], channels=["t1"])
+    assert MRIDDPMPipeline.from_pretrained(run / "pipeline").condition_names == ("seg",)
+    with pytest.raises(InputError, match=r"no --condition_on contradicts .*--condition_on \['seg'\]"):
+        begun(tmp_path / "other", run, condition_on=[], channels=["t1"])
+    with pytest.raises(InputError, match="draws 1 channel.*, and this training 2"):
+        begun(tmp_path / "two", unbroken, channels=["t1", "t2"])
+    begun(tmp_path / "again", run, max_train_steps=1)
+
+
+# Ending in time
+
+
+def test_patience_ends_a_training_and_the_best_is_kept(tmp_path, capsys):
+    """At a rate that spoils the network: the loss is lowest at first."""
+    spoilt = {"learning_rate": 1.0, "lr_scheduler": "constant", "lr_warmup_steps": 0, "surge_guard": False}
+    config = tiny(
+        tmp_path / "run", early_stopping_patience=3, keep_best=True, validation_steps=2, max_train_steps=100,
+        checkpointing_steps=50, **spoilt,
+    )  # fmt: skip
+    run = train_alone(config)
+    rows = [row for row in read_json_lines(run / "metrics.jsonl") if "validation_loss_ema" in row]
+    kept, curve = [row["validation_loss_ema"] for row in rows], losses(run)
+    lowest = int(np.argmin(kept))
+    assert len(kept) == lowest + 1 + 3
+    assert len(curve) == rows[-1]["step"] < 100
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{len(curve):06d}"]
+    said = capsys.readouterr()
+    assert f"was lowest at step {rows[lowest]['step']}" in said.out + said.err
+    assert "Stopped after step" not in said.out
+    assert (run / "samples.png").exists()
+    assert json.loads((run / "best" / "validation.json").read_text()) == rows[lowest]
+
+    # It can be opened by its name, with the papers of its step
+    best, last = (load_pipeline(str(folder), "cpu").unet for folder in (run / "best", run))
+    assert not torch.equal(best.conv_in.weight, last.conv_in.weight)
+    record = load_record(str(run / "best"))
+    assert record.metrics[-1]["step"] == rows[lowest]["step"]
+    assert (record.manifest, record.raw_weights, record.pictures) == (
+        load_record(str(run)).manifest,
+        None,
+        {},
+    )
+    export_repository(run / "best", tmp_path / "out", REPO)
+    assert torch.equal(load_file(tmp_path / "out" / WEIGHTS)["conv_in.weight"], best.conv_in.weight)
+
+    # Resumed, it has still ended
+    train_alone(dataclasses.replace(config, resume_from_checkpoint="latest"))
+    assert losses(run) == curve
+
+
+def test_copies_are_said_when_they_are_more_than_chance():
+    assert repeats_scans({}) is None  # with too few scans nobody looks
+    assert repeats_scans({"flagged_share": 0.08, "flagged_share_interval": [0.04, 0.14]}) is None
+    words = repeats_scans({"flagged_share": 0.3, "flagged_share_interval": [0.2, 0.4]})
+    assert words.startswith(
+        "30% of the samples are taken for copies of training scans, where of scans never trained on 5%"
+    )
+
+
+def test_the_validation_loss_of_each_class(unbroken):
+    row = [row for row in read_json_lines(unbroken / "metrics.jsonl") if "validation_loss_ema" in row][-1]
+    counts = json.loads((unbroken / "manifest.json").read_text())["split"]["validation"]["classes"]
+    by_class = sum(row[f"validation_loss_ema {name}"] * count for name, count in counts.items())
+    assert by_class / sum(counts.values()) == pytest.approx(row["validation_loss_ema"])
 
 
 # Classes

@@ -78,6 +78,16 @@ class RunFolder:
         return self.path / "pipeline"
 
     @property
+    def best(self) -> Path:
+        """The pipeline with the EMA weights of the lowest validation loss, with ``--keep_best``."""
+        return self.path / "best"
+
+    @property
+    def best_validation(self) -> Path:
+        """The row of ``metrics`` that it belongs to."""
+        return self.best / "validation.json"
+
+    @property
     def has_pipeline(self) -> bool:
         """Whether it was written yet."""
         return (self.pipeline / "model_index.json").is_file()

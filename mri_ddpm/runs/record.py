@@ -33,7 +33,7 @@ class Record:
 
 
 def read_record(source: Path) -> Record:
-    """Read a run folder, the ``pipeline/`` in it, a saved pipeline, or an exported repository.
+    """Read a run folder, the ``pipeline/`` or ``best/`` in it, a saved pipeline, or an exported repository.
 
     Raises:
         InputError: when it is none of them, or one of its files cannot be read.
@@ -43,7 +43,7 @@ def read_record(source: Path) -> Record:
         pipeline_dir = run.pipeline
     elif (source / "model_index.json").is_file():
         pipeline_dir, parent = source, RunFolder(source.parent)
-        is_of_run = parent.pipeline == source and parent.config.is_file()
+        is_of_run = source in (parent.pipeline, parent.best) and parent.config.is_file()
         run = parent if is_of_run else RunFolder(source / PAPERS)
     else:
         raise InputError(
@@ -58,8 +58,11 @@ def read_record(source: Path) -> Record:
     if checkpoints:  # the steps that a kill came after are in no weights
         rows = [row for row in rows if row.get("step", 0) <= step_of(checkpoints[-1])]
     config, manifest = read_json(run.config), read_json(run.manifest)
+    if pipeline_dir == run.best:  # its weights are of an earlier step than all the rest
+        rows = [row for row in rows if row.get("step", 0) <= read_json(run.best_validation)["step"]]
+        checkpoints, pictures = [], {}
     if (config or {}).get("condition_on"):
-        pictures.pop(GRID)  # its samples follow masks or contrasts of patients
+        pictures.pop(GRID, None)  # its samples follow masks or contrasts of patients
     # No owner/name, but a folder's
     if manifest and "source" in manifest and not (config or {}).get("dataset_name"):
         manifest["source"] = Path(str(manifest["source"])).name

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import write_sources
-from mri_ddpm.files import write_json
+from mri_ddpm.files import read_json_lines, write_json
 from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.runs import LATEST, RunFolder, base_of, take_over
 from mri_ddpm.runs.metrics import Metrics
@@ -21,7 +21,7 @@ from mri_ddpm.training.batch_size import settle_batch_size
 from mri_ddpm.training.beginning import in_order_of
 from mri_ddpm.training.checkpoints import load_checkpoint, save_checkpoint
 from mri_ddpm.training.interrupt import interrupt_between_steps
-from mri_ddpm.training.loop import TrainingLoop
+from mri_ddpm.training.loop import EMA_LOSS, TrainingLoop
 from mri_ddpm.training.restarts import mark_launcher, meet_anew, restarted
 from mri_ddpm.training.state import prepare
 from mri_ddpm.training.validation import draw_grid
@@ -96,8 +96,11 @@ def train(config: TrainingConfig) -> Path:
             if scans.manifest["patients"]:
                 write_sources(folder.sources, scans.paths)
             write_json(folder.environment, device.environment(accelerator))
-            loop.metrics = Metrics(folder.metrics, state.progress.step)
+            # Of a base's own validation, before the first step, there is but one
+            loop.metrics = Metrics(folder.metrics, state.progress.step or -1)
             folder.tidy_checkpoints(state.progress.step)
+    # Rows that the main process has left
+    loop.validations = [row for row in read_json_lines(folder.metrics) if EMA_LOSS in row]
     if base and not checkpoint:
         save_checkpoint(state)  # for a surge in the first steps, and for a base that goes away
     if checkpoint:
@@ -111,7 +114,7 @@ def train(config: TrainingConfig) -> Path:
     # Train
     with interrupt_between_steps(accelerator) as interrupt:
         loop.train(interrupt)
-    if state.progress.step < state.max_steps:
+    if not loop.finished:
         accelerator.print(
             f"Stopped after step {state.progress.step}. Go on with --resume_from_checkpoint latest."
         )
@@ -130,7 +133,8 @@ def train(config: TrainingConfig) -> Path:
                     progress=True,
                 )
     if accelerator.is_main_process:
-        print(f"Pipeline: {folder.pipeline}   samples: {folder.grid}   loss: {folder.loss_plot}")
+        best = f"   best: {folder.best}" if folder.best.exists() else ""
+        print(f"Pipeline: {folder.pipeline}{best}   samples: {folder.grid}   loss: {folder.loss_plot}")
         if loop.push:
             print(loop.push.finish(state.progress.step))
     # The reducer of DDP must not be the last to hold the process group, or tearing that down can wait for ever: it

@@ -5,13 +5,14 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from mri_ddpm.errors import SurgeError
 from mri_ddpm.evaluation.during_training import TrainingEvaluator
 from mri_ddpm.evaluation.memorisation import VERDICT_RATE
-from mri_ddpm.files import whole_folder
+from mri_ddpm.files import whole_folder, write_json
 from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import LATEST
@@ -22,14 +23,15 @@ from mri_ddpm.training.interrupt import Interrupt
 from mri_ddpm.training.plots import plot_evaluation, plot_loss
 from mri_ddpm.training.state import TrainingState
 from mri_ddpm.training.step import rest_of_epoch, take_step
-from mri_ddpm.training.validation import draw_grid, pipeline_of, validation_loss
+from mri_ddpm.training.validation import draw_grid, pipeline_of, validation_losses
 
+EMA_LOSS = "validation_loss_ema"
 PLOT_SECONDS = 20.0  # a plot takes a tenth of a second, and of hundreds of thousands of steps half a second
 
 
 @dataclass
 class TrainingLoop:
-    """Acts on a training state until its last step; all its own is of the main process, except the last four."""
+    """Acts on a training state until its last step; all its own is of the main process, except the last five."""
 
     state: TrainingState
     metrics: Metrics | None = None
@@ -40,6 +42,21 @@ class TrainingLoop:
     unlogged: list[dict] = field(default_factory=list)
     since: float = 0.0  # when the steps in ``unlogged`` began, in seconds
     bar: tqdm | None = None
+    validations: list[dict] = field(default_factory=list)  # their rows in ``metrics.jsonl``, on every process
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is taken, or the validation loss has not fallen for as long as patience lasts."""
+        return self.state.progress.step >= self.state.max_steps or self.patience_is_out
+
+    @property
+    def patience_is_out(self) -> bool:
+        """Whether the lowest of the validation losses is ``--early_stopping_patience`` validations ago."""
+        losses, patience = (
+            [row[EMA_LOSS] for row in self.validations],
+            self.state.config.early_stopping_patience,
+        )
+        return bool(patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def train(self, interrupt: Interrupt) -> None:
         """Take the steps that are left, validating, keeping and showing on the way."""
@@ -54,7 +71,7 @@ class TrainingLoop:
                 self.validate()  # what the base is worth on these scans
             self.show()  # of epoch 0, or what a kill between a checkpoint and this left out
             stopping = False
-            while self.state.progress.step < self.state.max_steps and not stopping:
+            while not self.finished and not stopping:
                 for batches in rest_of_epoch(self.state):
                     self.unlogged.append(take_step(self.state, batches))
                     self.state.progress.step += 1
@@ -64,10 +81,16 @@ class TrainingLoop:
                     if self.trouble:
                         self.go_back()
                         break
-                    if stopping or self.state.progress.step == self.state.max_steps:
+                    if stopping or self.finished:
                         break
                 if not stopping:
                     self.show()
+            if self.patience_is_out:
+                best = min(self.validations, key=lambda row: row[EMA_LOSS])
+                self.bar.write(
+                    f"step {self.state.progress.step}: the validation loss of the EMA weights was lowest at step {best['step']}, "
+                    f"{best[EMA_LOSS]:.4f}, and patience is out: this ends the training"
+                )
 
     def is_to_stop(self, interrupt: Interrupt) -> bool:
         """Whether to stop after this step, the same on every process; several of them ask one another now and then."""
@@ -92,13 +115,13 @@ class TrainingLoop:
             return
         if validating:
             self.validate()
-        if keeping:
+        if keeping or self.finished:
             with self.writing():
                 if self.metrics:
                     self.metrics.sync()
             save_checkpoint(self.state)
             self.save_pipeline()
-            if self.push and not stopping and step < self.state.max_steps:  # the end has a push of its own
+            if self.push and not stopping and not self.finished:  # the end has a push of its own
                 self.push.start(step, MRIDDPMPipeline(self.state.raw_unet, self.state.noise_scheduler))
 
     def log(self) -> None:
@@ -150,6 +173,7 @@ class TrainingLoop:
         self.state.guard.rate_factor = rate_factor
         set_rate(self.state)
         step = self.state.progress.step
+        self.validations = [row for row in self.validations if row["step"] <= step]
         row = {"step": step, "surge_at_step": surged_at, "learning_rate_factor": rate_factor}
         with self.writing():
             if self.metrics:
@@ -173,23 +197,42 @@ class TrainingLoop:
             self.state.scans.validation,
             self.state.config,
         )
-        row = {"step": self.state.progress.step, "validation_loss": validation_loss(*arguments)}
+        row = {"step": self.state.progress.step}
+        row["validation_loss"] = validation_losses(*arguments).mean().item()
         with self.state.averaged_weights:
-            row["validation_loss_ema"] = validation_loss(*arguments)
+            losses = validation_losses(*arguments).cpu()  # (N,)
+        row[EMA_LOSS] = losses.mean().item()
+        labels = self.state.scans.validation.class_labels  # (N,)
+        for label in np.unique(labels) if self.state.scans.class_names else ():
+            row[f"{EMA_LOSS} {self.state.scans.class_names[label]}"] = losses[labels == label].mean().item()
+        self.validations.append(row)
         self.state.accelerator.log(row, step=self.state.progress.step)
         with self.writing():
             if self.metrics:
                 self.metrics.append([row])
                 self.plot()
+            if (
+                self.metrics
+                and self.state.config.keep_best
+                and row[EMA_LOSS] <= min(r[EMA_LOSS] for r in self.validations)
+            ):
+                self.save_best(row)
         if self.metrics:
             self.bar.write(
-                f"step {row['step']}: validation loss {row['validation_loss']:.4f}, EMA {row['validation_loss_ema']:.4f}"
+                f"step {row['step']}: validation loss {row['validation_loss']:.4f}, EMA {row[EMA_LOSS]:.4f}"
             )
         self.since = time.perf_counter()  # so that images/s counts training alone
 
+    def save_best(self, row: dict) -> None:
+        """Write ``best/`` with the EMA weights and the row of their validation, whole or not at all; on the main process."""
+        folder = self.state.folder
+        with whole_folder(folder.best) as unfinished, self.state.averaged_weights:
+            MRIDDPMPipeline(self.state.raw_unet, self.state.noise_scheduler).save_pretrained(unfinished)
+            write_json(unfinished / folder.best_validation.name, row)
+
     def plot(self) -> None:
         """Make ``loss.png``: at the end, and between not so often that it costs more than the steps."""
-        if time.monotonic() - self.plotted < PLOT_SECONDS and self.state.progress.step < self.state.max_steps:
+        if time.monotonic() - self.plotted < PLOT_SECONDS and not self.finished:
             return
         names = ("loss_type", "prediction_type", "resolution")
         title = "{} loss, {}, {} px".format(*(getattr(self.state.config, name) for name in names))
@@ -247,6 +290,8 @@ class TrainingLoop:
         state.accelerator.log(values, step=row["step"])
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.bar.write(f"epoch {epoch}: {shown or 'too few scans to measure anything but detail'}")
+        if words := repeats_scans(found):
+            self.bar.write(f"warning: epoch {epoch}: {words}")
 
     def save_pipeline(self) -> None:
         """Write ``pipeline/`` with the EMA weights, whole or not at all."""
@@ -264,3 +309,13 @@ class TrainingLoop:
     def writing(self) -> AbstractContextManager:
         """For what is written to the run folder: all processes wait for it, and end together if it fails."""
         return writing_together(self.state.accelerator, self.state.folder)
+
+
+def repeats_scans(found: dict) -> str | None:
+    """Say that an evaluation took more samples for copies than of real scans it would, for certain; ``None`` where it did not."""
+    if found.get("flagged_share_interval", [0.0])[0] <= VERDICT_RATE:
+        return None
+    return (
+        f"{found['flagged_share']:.0%} of the samples are taken for copies of training scans, where of scans never trained on "
+        f"{VERDICT_RATE:.0%} would be: the model repeats what it has seen; end the training earlier, or take more scans"
+    )

@@ -29,26 +29,26 @@ def pipeline_of(unet: AttentionUNet2DModel, noise_scheduler: DDPMScheduler) -> I
 
 
 @torch.no_grad()
-def validation_loss(
+def validation_losses(
     accelerator: Accelerator,
     unet: AttentionUNet2DModel,
     scheduler: DDPMScheduler,
     scans: ScanDataset,
     config: TrainingConfig,
-) -> float:
-    """Mean unweighted loss over the validation scans, each at one timestep; the timesteps cover 0..T-1 evenly.
+) -> torch.Tensor:
+    """Unweighted loss ``(N,)`` of each validation scan at one timestep; the timesteps cover 0..T-1 evenly.
 
-    The batches are shared out over the processes, and a scan's noise depends on its index alone, so the value is the
+    The batches are shared out over the processes, and a scan's noise depends on its index alone, so the values are the
     same for any number of processes and any batch size.
     """
     was_training = unet.training
     unet.eval()
     num_timesteps = scheduler.config.num_train_timesteps
     spread = torch.randperm(len(scans), generator=make_generator(config.seed, VALIDATION))
-    timesteps = (spread + 0.5).mul(num_timesteps / len(scans)).long()  # (number of scans,)
+    timesteps = (spread + 0.5).mul(num_timesteps / len(scans)).long()  # (N,)
 
     kind = {"loss_type": config.loss_type, "huber_delta": config.huber_delta}
-    total = torch.zeros((), device=accelerator.device)
+    losses = torch.zeros(len(scans), device=accelerator.device)
     starts = range(0, len(scans), config.train_batch_size)
     for index in range(accelerator.process_index, len(starts), accelerator.num_processes):
         rows = range(starts[index], min(starts[index] + config.train_batch_size, len(scans)))
@@ -58,9 +58,10 @@ def validation_loss(
         noised = (x_0, noise.to(x_0), timesteps[rows.start : rows.stop].to(x_0.device))
         conditioning = unet.conditioning_of(batch)
         with accelerator.autocast():
-            total += training_loss(unet, scheduler, *noised, conditioning, **kind).per_sample.sum()
+            found = training_loss(unet, scheduler, *noised, conditioning, **kind).per_sample  # (B,)
+        losses[rows.start : rows.stop] = found
     unet.train(was_training)
-    return accelerator.reduce(total, "sum").item() / len(scans)
+    return accelerator.reduce(losses, "sum")
 
 
 def draw_grid(
