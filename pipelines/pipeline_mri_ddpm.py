@@ -328,6 +328,11 @@ class MRIDDPMBasePipeline(Opener):
         self.class_indices(labels, request.num_images)
         if condition is not None:
             request.condition = self.read_condition(condition, self.shape(request))
+            refuse(
+                (bool(self.without_marks(request.condition, labels).any()),
+                 f"condition {' and '.join(map(repr, self.unet.config.get('always_marked') or ()))} is empty, as that of no training "
+                 f"scan{' of the class' * bool(self.class_names)} was; give a mask that shows a label, or sample without the condition."),
+            )  # fmt: skip
         for name in ("image", "mask_image"):
             if name in self.edits:
                 images = as_images(getattr(request, name), name, self.shape(request))
@@ -402,6 +407,20 @@ class MRIDDPMBasePipeline(Opener):
             given = condition[name], f"condition {name!r}", (count, 1, height // factor, width // factor)
             images = as_one_hot(*given, labels) if labels else as_images(*given)
             found[name] = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+        return found
+
+    def without_marks(
+        self, condition: dict[str, torch.Tensor], class_labels: str | int | Sequence[str | int] | None
+    ) -> torch.Tensor:
+        """Which images of a condition by name, as of `read_condition`, have an empty mask that no scan of their class had; ``(B,)``."""
+        count = len(next(iter(condition.values())))
+        indices = self.class_indices(class_labels, count)
+        names = self.class_names or ("",)
+        asked = [names] * count if indices is None else [[names[i]] for i in indices.tolist()]
+        found = torch.zeros(count, dtype=torch.bool)
+        for mask, classes in (self.unet.config.get("always_marked") or {}).items():
+            is_asked = torch.tensor([set(of_image) <= set(classes) for of_image in asked])
+            found |= is_asked & ~condition[mask].flatten(1).any(dim=1)
         return found
 
     def shape(self, request: Request) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
 from PIL import Image
 
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMImg2ImgPipeline, MRIDDPMPipeline, commands
-from mri_ddpm.data import Channels, draw_phantoms, load_phantoms, to_model_range
+from mri_ddpm.data import Channels, ScanDataset, draw_phantoms, load_phantoms, to_model_range
 from mri_ddpm.data.phantom import CLASS_NAMES, LABELS, draw_phantom_planes
 from mri_ddpm.diffusion import make_noise_scheduler, training_loss
 from mri_ddpm.errors import InputError
@@ -24,7 +25,7 @@ from mri_ddpm.sampling import SamplingOptions
 from mri_ddpm.training.moments import PRIOR_SCANS, keep_moments
 from mri_ddpm.training.preparation import load_training_scans
 from mri_ddpm.training.randomness import Draws, draw_for_batch
-from mri_ddpm.training.state import build_unet, prepare
+from mri_ddpm.training.state import always_marked, build_unet, prepare
 from mri_ddpm.training.step import batch_loss
 
 SEG = {"seg": ("core", "oedema")}
@@ -430,6 +431,45 @@ def test_guidance_by_class_and_condition_is_the_sum_of_single_calls(make_unet):
 def test_conditions_that_do_not_fit_are_one_sentence(pipeline, arguments, words):
     with pytest.raises(ValueError, match=words):
         draw(pipeline, **arguments)
+
+
+def test_an_empty_mask_is_refused_where_no_scan_of_the_class_had_one(run, pipeline, make_unet, mask):
+    """Every phantom has a brain; of the model below one class alone was always marked."""
+    assert json.loads((run / "pipeline/unet/config.json").read_text())["always_marked"] == {
+        "seg": list(CLASS_NAMES)
+    }
+    empty = np.zeros_like(mask[0])
+    for class_labels in (None, "glioma_tumor"):
+        with pytest.raises(
+            ValueError, match="condition 'seg' is empty, as that of no training scan of the class was"
+        ):
+            draw(pipeline, class_labels=class_labels, condition={"seg": [mask[0], empty]})
+    partly = MRIDDPMPipeline(make_unet(**NAMED, always_marked={"seg": ("b",)}), make_noise_scheduler())
+    flair = np.zeros((16, 16))
+    for class_labels in (None, "a"):
+        partly.check_inputs(class_labels=class_labels, condition={"seg": empty, "flair": flair})
+    with pytest.raises(ValueError, match="'seg' is empty"):
+        partly.check_inputs(class_labels="b", condition={"seg": empty, "flair": flair})
+    for odd in ({"t1": ("b",)}, {"seg": "b"}, {"seg": (1,)}, ["seg"]):
+        with pytest.raises(ValueError, match="always_marked is no table"):
+            make_unet(**NAMED, always_marked=odd)
+
+
+def test_classes_whose_masks_may_be_empty_are_known():
+    scans = load_phantoms(num_images=40, resolution=16, condition_on=["seg", "t1"])
+    names, table = scans.class_names, scans.train._table
+    assert always_marked(scans, names) == {"seg": names}
+    assert always_marked(scans, None) == {"seg": ("",)}
+    pixels = np.stack(table["pixels"]).reshape(40, 3, -1)
+    pixels[scans.train._rows[scans.train.class_labels == 2][0, 0] // 3, 1] = 0
+    emptied = ScanDataset(
+        table.from_dict({"pixels": pixels.reshape(120, -1)}, features=table.features),
+        scans.train._rows, scans.train.class_labels, scans.channels,
+    )  # fmt: skip
+    scans = replace(scans, train=emptied)
+    assert always_marked(scans, names) == {"seg": names[:2] + names[3:]}
+    assert always_marked(scans, None) == {"seg": ()}
+    assert always_marked(load_phantoms(num_images=8, resolution=16), names) is None
 
 
 def test_what_a_model_cannot_do_is_one_sentence(pipeline, make_unet, mask):

@@ -37,12 +37,12 @@ def smooth(shape, spacing) -> Volume:
 def pipeline(make_unet):
     """Return a function that builds a pipeline of a tiny U-Net that draws t2."""
 
-    def build(given=("t1",), drawn=("t2",), labels=None):
+    def build(given=("t1",), drawn=("t2",), labels=None, **config):
         channels = Channels(drawn, given, labels or {})
         width = channels.width(drawn)
         unet = make_unet(
             in_channels=width + channels.width(given) + 1, out_channels=width, channel_names=drawn,
-            condition_names=given, mask_labels=labels, sample_size=28,
+            condition_names=given, mask_labels=labels, sample_size=28, **config,
         )  # fmt: skip
         found = MRIDDPMPipeline(unet, make_noise_scheduler())
         found.set_progress_bar_config(disable=True)
@@ -177,6 +177,15 @@ def test_slices_that_are_given_the_same_are_the_same(pipeline):
     found = sample_volume(pipeline(), {"t1": Volume(voxels, AFFINE)}, AXIAL, FAST)[0]["t2"]
     np.testing.assert_allclose(found, np.repeat(found[:, :, :1], 6, axis=2), atol=1e-5)
     assert found.std() > 0.01
+
+
+def test_slices_with_a_mask_that_the_training_never_saw_stay_black(pipeline):
+    model = pipeline(given=("seg",), labels=BRATS, always_marked={"seg": ("",)})
+    given = {"seg": Volume(mask(8, 11).astype(np.float32), AFFINE)}
+    found = sample_volume(model, given, AXIAL, FAST)[0]["t2"]
+    assert np.flatnonzero(found.any((0, 1))).tolist() == [8, 9, 10, 11]
+    with pytest.raises(InputError, match="condition 'seg' is empty, as that of no training scan was"):
+        sample_volume(model, {"seg": Volume(np.zeros(SHAPE, np.float32), AFFINE)}, AXIAL, FAST)
 
 
 @pytest.mark.parametrize(

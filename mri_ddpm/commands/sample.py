@@ -29,7 +29,7 @@ from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.formats import FORMATS, geometry_of_manifest
 from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
-from mri_ddpm.sampling.volumes import check, cut, draw, is_volume, read_given
+from mri_ddpm.sampling.volumes import check, cut, draw, is_volume, read_given, seen
 
 BIT_DEPTHS = {8: "pil", 16: "pil16"}
 
@@ -201,6 +201,10 @@ def fill_with_volumes(
             text = {**facts, "class": label, "channel": name or None, "seed": options.seed + i, "index": i}
             folder.save(voxels, files[name][i], text, affine=given.affine)
     print(f"written: {number} volume{'s' * (number > 1)} in {args.output_dir}")
+    if unseen := len(given.slices) - len(seen(pipeline, given, label)):
+        print(
+            f"{unseen} of {len(given.slices)} slices are black: their mask is empty, as that of no training scan was."
+        )
 
 
 def facts_of_condition(condition: dict[str, np.ndarray]) -> dict[str, str]:

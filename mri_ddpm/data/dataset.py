@@ -76,6 +76,17 @@ class ScanDataset(torch.utils.data.Dataset):
             "class_labels": torch.from_numpy(self.class_labels[indices]),
         }
 
+    def marked(self) -> dict[str, np.ndarray]:
+        """Whether a scan's mask shows any label, bool (N,), by the names of the masks that are given."""
+        masks = [name for name in self.channels.given if name in self.channels.mask_labels]
+        found = {name: np.zeros(len(self), dtype=bool) for name in masks}
+        for start in range(0, len(self) if found else 0, AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(self)))
+            known = self.channels.by_name(self.batch(rows)["condition"].cpu().numpy())
+            for name, of_scan in found.items():
+                of_scan[start : start + AT_ONCE] = known[name].any(axis=(1, 2))
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes of all that `batch` would give, images as float32."""

@@ -203,6 +203,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         mask_labels: the labels of those names that are masks, such as ``{"seg": ("oedema", "core")}``. A mask takes a
             channel a label, which is 1 where its pixels are and 0 elsewhere.
         null_condition: whether "no condition" was seen in training.
+        always_marked: by the name of a mask that is given, the classes whose scans all showed some of its labels, such as
+            ``{"seg": ("glioma",)}``; ``""`` is the class of a model without classes. So an empty mask says nothing there.
 
     Raises:
         ValueError: when a number does not fit another; the sentence names both.
@@ -232,6 +234,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         condition_names: tuple[str, ...] | None = None,
         mask_labels: dict[str, tuple[str, ...]] | None = None,
         null_condition: bool = True,
+        always_marked: dict[str, tuple[str, ...]] | None = None,
     ):
         super().__init__()
         check_architecture(
@@ -245,6 +248,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin):
         if not MIN_SIZE <= sample_size <= MAX_SIZE:
             raise ValueError(f"sample_size is {sample_size}; take {MIN_SIZE} to {MAX_SIZE} pixels.")
         check_channels(in_channels, out_channels, channel_names, condition_names, mask_labels)
+        if always_marked is not None and not is_table(always_marked, condition_names or ()):
+            raise ValueError("always_marked is no table of classes by the names of conditions.")
         num_classes = num_class_embeds or 0
         if class_names is not None and [type(name) for name in class_names] != [str] * num_classes:
             raise ValueError(f"class_names are not the names of {num_classes} classes.")
@@ -527,6 +532,14 @@ def count_channels(names, mask_labels) -> int:
 def is_called(name, pattern: str) -> bool:
     """Whether it is a name of that kind, wherever it comes from."""
     return isinstance(name, str) and re.fullmatch(pattern, name) is not None
+
+
+def is_table(value, names) -> bool:
+    """Whether it is a dict of lists of words by some of these names, wherever it comes from."""
+    return isinstance(value, dict) and all(
+        name in names and isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
+        for name, words in value.items()
+    )
 
 
 def check_channels(in_channels, out_channels, channel_names, condition_names, mask_labels) -> None:

@@ -73,7 +73,7 @@ def sample_volume(
     Returns:
         By channel the voxels ``(X, Y, Z)`` on the grid of the condition: in [0, 1], or of masks the values of labels. Then the
         affine of that grid, from voxel indices to mm to the right, anterior and superior, ``(4, 4)``. What lies outside of
-        the model's squares is 0.
+        the model's squares is 0, and so are slices with an empty mask if no training scan of the class had one.
 
     Raises:
         InputError: for files that cannot be read, volumes on several grids, labels or names that the model does not know.
@@ -185,8 +185,24 @@ def check(
     Raises:
         InputError: as of ``SamplingOptions.prepare``.
     """
-    first = {name: images[:1] for name, images in given.condition.items()}
+    row = seen(pipeline, given, class_label)[0]
+    first = {name: images[row] for name, images in given.condition.items()}
     replace(options, edit={"condition": first}).prepare(pipeline, num_volumes, class_label)
+
+
+def seen(pipeline: MRIDDPMBasePipeline, given: GivenVolumes, class_label: str | int | None) -> np.ndarray:
+    """The slices whose masks are not empty where the training knew no such scan; all where none is left, to be refused.
+
+    Raises:
+        InputError: for a class, or a condition, that does not fit the model.
+    """
+    count, size = len(given.slices), pipeline.unet.config.sample_size
+    try:
+        known = pipeline.read_condition(given.condition, (count, 1, size, size))
+        unseen = pipeline.without_marks(known, None if class_label is None else [class_label] * count)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return np.arange(count) if unseen.all() else np.flatnonzero(~unseen.numpy())
 
 
 def draw(
@@ -196,11 +212,17 @@ def draw(
     class_label: str | int | None,
 ) -> dict[str, np.ndarray]:
     """Sample all slices in batches, with a progress bar; the voxels by channel, as of `sample_volume`."""
-    count = len(given.slices)
-    labels = None if class_label is None else [class_label] * count
+    rows = seen(pipeline, given, class_label)
+    labels = None if class_label is None else [class_label] * len(rows)
+    known = {name: images[rows] for name, images in given.condition.items()}
     batches = sample_batches(
-        pipeline, labels, count, options, output_type="np", condition=given.condition, one_noise=True
+        pipeline, labels, len(rows), options, output_type="np", condition=known, one_noise=True
     )
     outputs = [output.channels or {"": output.images} for _, output in batches]
-    squares = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
-    return {name: given.put_back(images, name in pipeline.mask_labels) for name, images in squares.items()}
+    found = {}
+    for name in outputs[0]:
+        images = np.concatenate([output[name] for output in outputs])
+        squares = np.zeros((len(given.slices), *images.shape[1:]), dtype=images.dtype)
+        squares[rows] = images
+        found[name] = given.put_back(squares, name in pipeline.mask_labels)
+    return found

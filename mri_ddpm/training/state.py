@@ -86,6 +86,8 @@ def prepare(
     )
     raw_unet = build_unet(config, scans.class_names, scans.channels, base)
     raw_unet.to(memory_format=torch.channels_last)
+    if config.mask_label_dropout_prob == 0 and not base:  # else it has seen empty masks
+        raw_unet.register_to_config(always_marked=always_marked(scans, raw_unet.config.class_names))
     if base and base.unet:
         refuse_other_channels(base, raw_unet)
         begin_with(raw_unet, base, config.like)
@@ -189,6 +191,21 @@ def build_unet(
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet
+
+
+def always_marked(scans: Scans, class_names: tuple[str, ...] | None) -> dict[str, tuple[str, ...]] | None:
+    """The classes, ``""`` where the model has none, of which no scan has an empty mask, by the mask that is given.
+
+    A class without validation scans is left out, for grids give it masks of other classes.
+    """
+    parts, found = [(part.marked(), part.class_labels) for part in (scans.train, scans.validation)], {}
+    for mask in parts[0][0]:
+        found[mask] = ()
+        for number, name in enumerate(class_names or ("",)):
+            of_class = [marked[mask][labels == number if class_names else ...] for marked, labels in parts]
+            if all(len(are_marked) and are_marked.all() for are_marked in of_class):
+                found[mask] += (name,)
+    return found or None
 
 
 def attention_types(config: TrainingConfig) -> tuple[str | None, ...]:
