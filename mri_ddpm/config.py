@@ -121,6 +121,10 @@ class ScanOptions:
         lowres = [name for name in self.condition_on if name.partition(":")[0] == "lowres"]
         for name in lowres:
             self._refuse_wrong_lowres(name)
+        if self.channels and self.contrast:
+            raise InputError(
+                f"--channels and --contrast {self.contrast} are both given; --channels names the contrasts already."
+            )
         for flag in ("channels", "condition_on"):
             names = [name for name in getattr(self, flag) if name not in lowres]
             if odd := [name for name in names if not name.replace("_", "").isalnum()]:

@@ -317,7 +317,10 @@ def test_all_planes_show_one_head_and_its_mask_shows_the_lesion():
         ({"channels": ["t1"], "condition_on": ["t1"]}, "t1 is named twice"),
         ({"condition_dropout_prob": 0.2}, "--condition_dropout_prob is given without --condition_on"),
         ({"channels": ["t1", "t2"], "evaluate_epochs": [1]}, "--evaluate_epochs measures one channel"),
-        ({"channels": ["t1"], "train_data_dir": "."}, "--channels is for the phantom so far"),
+        (
+            {"channels": ["t1"], "contrast": "t1", "train_data_dir": "."},
+            "--channels and --contrast t1 are both given",
+        ),
         (
             {"condition_on": ["lowres"]},
             "--condition_on lowres is no lower resolution; write a factor, such as lowres:4",

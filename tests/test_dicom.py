@@ -233,12 +233,12 @@ def test_nothing_else_is_told_of_a_patient():
         assert secret not in told
     assert {header.patient for header in headers} == {"4711"}
     without = (
-        [repr(dataclasses.replace(header, patient="", series="")) for header in headers]
-        + [repr(dataclasses.replace(series, patient="")) for series in found]
+        [repr(dataclasses.replace(header, patient="", study="", series="")) for header in headers]
+        + [repr(dataclasses.replace(series, patient="", study="")) for series in found]
         + [repr(volume)]
     )
     assert "4711" not in "".join(without)
-    assert made.STUDY not in told
+    assert made.STUDY not in "".join(without)
 
 
 def test_without_a_patient_the_study_is_the_patient():

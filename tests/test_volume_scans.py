@@ -136,7 +136,10 @@ def test_layouts(load, tmp_path, files, options, source, archive):
 
 
 def test_a_set_of_several_contrasts_asks_which(load):
-    with pytest.raises(InputError, match=r"holds 4 flair, 4 t1, 4 t1ce, 4 t2: choose by --contrast\."):
+    with pytest.raises(
+        InputError,
+        match=r"holds 4 flair, 4 t1, 4 t1ce, 4 t2: choose by --contrast, or several by --channels\.",
+    ):
         load(brats())
     with pytest.raises(
         InputError, match="--contrast pd is not in .*, which holds 4 flair, 4 t1, 4 t1ce, 4 t2"

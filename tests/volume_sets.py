@@ -49,10 +49,10 @@ def pair(voxels: np.ndarray) -> tuple[bytes, bytes]:
 
 
 @cache
-def series(seed: int, patient: str, folder: str = "", study: bool = True) -> dict[str, bytes]:
+def series(seed: int, patient: str, folder: str = "", study: bool = True, **tags: str) -> dict[str, bytes]:
     """{path: file} of a DICOM series of a head, with names that say nothing; `study`: whether it says its own numbers."""
     numbers = {"StudyInstanceUID": f"1.2.{seed + 1}", "SeriesInstanceUID": f"1.2.{seed + 1}.1"}
-    numbers = numbers if study else dict.fromkeys(numbers, "")
+    numbers = (numbers if study else dict.fromkeys(numbers, "")) | tags
     found = dicom_files.slices_of(head(seed), AFFINE, seed, PatientID=patient, **numbers)
     return {f"{folder}{name}": content for name, content in found.items()}
 

@@ -23,6 +23,7 @@ from mri_ddpm.files import sync, whole_file
 
 from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
 from .reading.decoding import read_picture
+from .reading.labels import NEAREST, read_labels
 from .reading.pictures import BadImageError, fit_square
 from .repeats import picture_hashes
 
@@ -35,7 +36,11 @@ OURS = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.tmp|\.arrow|\.lock|\.npz)|index
 
 
 def decoded(
-    contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str, cache_dir: str | None
+    contents: dict[str, Callable[[], bytes]],
+    resolution: int | None,
+    fit: str,
+    cache_dir: str | None,
+    are_masks: bool = False,
 ) -> datasets.Dataset:
     """The memory-mapped table of all contents (sha256 -> reader), decoded now unless the cache has it whole.
 
@@ -44,18 +49,21 @@ def decoded(
 
     U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1), kind,
     lowest, highest (`Samples.extent`), picture_hash, mirrored_hash (bytes, the latter of the mirror image) and, unless
-    `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
+    `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw. Masks have no hashes; their pixels are the
+    numbers of their labels, and `labels` says which they hold, without 0.
     Raises `InputError` if the cache folder cannot be written.
     """
     folder = cache_folder(cache_dir)
-    identity = "\n".join([f"{CACHE_VERSION} {resolution} {fit if resolution else ''}", *sorted(contents)])
+    kind = f"{CACHE_VERSION} {resolution} {fit if resolution else ''}{' masks' * are_masks}"
+    identity = "\n".join([kind, *sorted(contents)])
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
-    if (table := _whole_table(file, contents, resolution)) is not None:
+    features = _features(resolution, are_masks)
+    if (table := _whole_table(file, contents, features)) is not None:
         return table
     lock = file.with_suffix(".lock")
     with writing_cache(folder), FileLock(lock):  # of a process that dies the system lets go
-        if _whole_table(file, contents, resolution) is None:
-            _write(file, contents, resolution, fit)
+        if _whole_table(file, contents, features) is None:
+            _write(file, features, contents, _mask_row if are_masks else _row, resolution, fit)
         with contextlib.suppress(OSError):  # who waits for it finds the table, whoever holds the next one
             lock.unlink()
     return datasets.Dataset.from_file(str(file))
@@ -80,14 +88,14 @@ def writing_cache(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _whole_table(file: Path, contents: Iterable[str], resolution: int | None) -> datasets.Dataset | None:
+def _whole_table(file: Path, contents: Iterable[str], features: datasets.Features) -> datasets.Dataset | None:
     """The table in the cache; None where there is none, or it is damaged or of other contents."""
     if not file.is_file():
         return None
     with contextlib.suppress(Exception):  # a damaged table makes its reader raise nearly anything
         table = datasets.Dataset.from_file(str(file))
         table.data.validate(full=True)  # or a damaged one may crash, where it is read
-        found, wanted = table.data.schema, _features(resolution).arrow_schema
+        found, wanted = table.data.schema, features.arrow_schema
         if found.names != wanted.names or found.types != wanted.types:
             return None
         if list(table["sha256"]) == sorted(contents):
@@ -138,7 +146,7 @@ def _remove_old(folder: Path) -> None:
                 file.unlink()
 
 
-def _features(resolution: int | None) -> datasets.Features:
+def _features(resolution: int | None, are_masks: bool) -> datasets.Features:
     """The columns of a table."""
     features = {
         "sha256": datasets.Value("string"),
@@ -152,19 +160,28 @@ def _features(resolution: int | None) -> datasets.Features:
         "picture_hash": datasets.Value("binary"),
         "mirrored_hash": datasets.Value("binary"),
     }
+    if are_masks:
+        features["labels"] = datasets.Sequence(datasets.Value("int32"))
     if resolution:
         features["pixels"] = datasets.Sequence(datasets.Value("uint16"), length=resolution**2)
     return datasets.Features(features)
 
 
-def _write(file: Path, contents: dict[str, Callable[[], bytes]], resolution: int | None, fit: str) -> None:
+def _write(
+    file: Path,
+    features: datasets.Features,
+    contents: dict[str, Callable[[], bytes]],
+    row_of: Callable[..., dict],
+    resolution: int | None,
+    fit: str,
+) -> None:
     """Write beside the goal and move it there: whole or not at all, and two processes at once do no harm."""
-    features = _features(resolution)
     draft = str(file.with_suffix(f".{uuid4().hex}.tmp"))
+    rest = row_of, resolution, fit
     try:
-        scale = _write_draft(draft, features, contents, resolution, fit, USUAL_SCALE)
+        scale = _write_draft(draft, features, contents, *rest, USUAL_SCALE)
         if scale != USUAL_SCALE:  # as is known only now
-            _write_draft(draft, features, contents, resolution, fit, scale)
+            _write_draft(draft, features, contents, *rest, scale)
         sync(Path(draft))
         os.replace(draft, file)
         sync(file.parent)
@@ -177,40 +194,57 @@ def _write_draft(
     draft: str,
     features: datasets.Features,
     contents: dict[str, Callable[[], bytes]],
+    row_of: Callable[..., dict],
     resolution: int | None,
     fit: str,
     scale: Scale,
 ) -> Scale:
     """Decode all contents on a scale, and return the one that they ask for."""
     extents = set()
+    empty = {"flaw": None, "width": 0, "height": 0, "brightest": 0.0}
+    empty |= {"picture_hash": b"", "mirrored_hash": b"", "kind": None, "lowest": 0.0, "highest": 0.0}
+    empty |= {"labels": []} if "labels" in features else {}
+    empty |= {"pixels": np.zeros(resolution**2, dtype=np.uint16)} if resolution else {}
     with ArrowWriter(path=draft, features=features, writer_batch_size=ROWS_PER_BATCH) as writer:
         for sha256 in datasets.utils.tqdm(sorted(contents), desc="Decoding scans", unit="scan"):
-            row = _row(contents[sha256], resolution, fit, scale)
+            try:
+                found = row_of(contents[sha256](), resolution, fit, scale)
+            except BadImageError as error:
+                found = {"flaw": str(error)}
+            except OSError as error:  # it could be read a moment ago, for its sha256
+                raise InputError(
+                    f"{error.filename} went away while it was read ({error.strerror}): start again."
+                ) from None
+            row = empty | found
             extents.add((row["kind"], row["lowest"], row["highest"]))
             writer.write({"sha256": sha256, **row})
         writer.finalize()
     return common_scale(extents)
 
 
-def _row(read: Callable[[], bytes], resolution: int | None, fit: str, scale: Scale) -> dict:
-    """One content's facts and, if there is a resolution, pixels."""
-    row = {"flaw": None, "width": 0, "height": 0, "brightest": 0.0}
-    row |= {"picture_hash": b"", "mirrored_hash": b"", "kind": None, "lowest": 0.0, "highest": 0.0}
-    pixels = np.zeros((resolution or 0, resolution or 0), dtype=np.uint16)
-    try:
-        samples = read_picture(read())
-        kind, lowest, highest = samples.extent
-        unit = np.clip(from_samples(samples, scale), 0, 1)
-        if resolution:
-            pixels = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16)
-        height, width = unit.shape
-        row.update(height=height, width=width, brightest=float(unit.max()))
-        row["picture_hash"], row["mirrored_hash"] = picture_hashes(unit)
-        row.update(kind=kind, lowest=lowest, highest=highest)
-    except BadImageError as error:
-        row["flaw"] = str(error)
-    except OSError as error:  # it could be read a moment ago, for its sha256
-        raise InputError(
-            f"{error.filename} went away while it was read ({error.strerror}): start again."
-        ) from None
-    return {**row, "pixels": pixels.reshape(-1)} if resolution else row
+def _row(content: bytes, resolution: int | None, fit: str, scale: Scale) -> dict:
+    """A picture's facts and, if there is a resolution, pixels."""
+    samples = read_picture(content)
+    unit = np.clip(from_samples(samples, scale), 0, 1)
+    row = fitted(unit, resolution, fit)
+    row["picture_hash"], row["mirrored_hash"] = picture_hashes(unit)
+    row["kind"], row["lowest"], row["highest"] = samples.extent
+    return row
+
+
+def _mask_row(content: bytes, resolution: int | None, fit: str, scale: Scale) -> dict:
+    """The same of a mask, without hashes; nothing is interpolated."""
+    labels = read_labels(content)
+    row = fitted(labels / np.float32(DEPTH), resolution, fit, NEAREST)
+    row["labels"] = np.unique(labels[labels > 0]).astype(int).tolist()
+    return row
+
+
+def fitted(unit: np.ndarray, resolution: int | None, fit: str, *resampling: int) -> dict:
+    """What is known of any image (H, W) in [0, 1], and its pixels, if there is a resolution."""
+    height, width = unit.shape
+    row = {"height": height, "width": width, "brightest": float(unit.max())}
+    if resolution:
+        square = fit_square(unit, resolution, fit, *resampling)
+        row["pixels"] = np.round(square * DEPTH).astype(np.uint16).reshape(-1)
+    return row

@@ -1,6 +1,6 @@
 """What a scan's planes are: which are drawn, which are given, and which of them are masks.
 
-A plane is one stored picture of a scan: a contrast, or a mask with the number of a label in each pixel. B: batch, P: planes,
+A plane is one stored picture of a scan: a contrast, or a mask with the value of a label in each pixel. B: batch, P: planes,
 H, W: the resolution.
 """
 
@@ -13,6 +13,7 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.pipelines.pipeline_mri_ddpm import factor_of, label_values
 
 from .cache import DEPTH
+from .masks import is_mask_name
 
 
 @dataclass(frozen=True)
@@ -21,33 +22,48 @@ class Channels:
 
     drawn: what a model learns to draw, in order; () for one contrast without a name.
     given: what it is given, in order; "lowres:4" is what is drawn, at a quarter of the resolution.
-    mask_labels: of those that are masks; the first label is stored as 1.
+    mask_labels: of those that are masks.
+    mask_values: what stands for each of these labels in the stored planes; as of `label_values` where it is not said.
     """
 
     drawn: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     mask_labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    mask_values: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, options: ScanOptions, mask_labels: dict[str, tuple[str, ...]]) -> "Channels":
+    def of(
+        cls,
+        options: ScanOptions,
+        mask_labels: dict[str, tuple[str, ...]] | None = None,
+        mask_values: dict[str, tuple[int, ...]] | None = None,
+    ) -> "Channels":
         """What is asked for, of a source that has these masks.
 
         Raises `InputError` for a mask at a lower resolution.
         """
         drawn, given = tuple(options.channels), tuple(options.condition_on)
         lowres = [name for name in given if factor_of(name) > 1]
-        if lowres and drawn and drawn[0] in mask_labels:
+        if lowres and drawn and is_mask_name(drawn[0]):
             raise InputError(
                 f"--condition_on {lowres[0]} is of a contrast, and {drawn[0]} is a mask; name a contrast by --channels."
             )
-        asked = {name: labels for name, labels in mask_labels.items() if name in (*drawn, *given)}
-        return cls(drawn, given, asked)
+        asked = {name: labels for name, labels in (mask_labels or {}).items() if name in (*drawn, *given)}
+        return cls(drawn, given, asked, mask_values or {})
 
     @property
     def planes(self) -> tuple[str, ...]:
         """The stored pictures of a scan by name, in order; "" is one without a name."""
         stored = (name for name in self.given if factor_of(name) == 1)
         return (*(self.drawn or ("",)), *stored)
+
+    @property
+    def values_by_label(self) -> dict[str, dict[str, int]]:
+        """{mask: {name of a label: what stands for it in the files}}."""
+        return {
+            name: dict(zip(labels, self.mask_values.get(name) or label_values(labels), strict=True))
+            for name, labels in self.mask_labels.items()
+        }
 
     def width(self, names: tuple[str, ...]) -> int:
         """How many channels these names take: a mask one a label."""
@@ -95,8 +111,8 @@ class Channels:
     def _as_channels(self, name: str, plane: np.ndarray) -> np.ndarray:
         """A stored plane ``(B, H, W)`` as float32: in [0, 1] ``(B, 1, H, W)``, or one-hot ``(B, labels, H, W)``."""
         if name in self.mask_labels:
-            numbers = np.arange(1, self.width((name,)) + 1)[:, None, None]
-            return (plane[:, None] == numbers).astype(np.float32)
+            values = list(self.values_by_label[name].values())
+            return (plane[:, None] == np.reshape(values, (-1, 1, 1))).astype(np.float32)
         unit = plane[:, None].astype(np.float32)
         unit /= DEPTH
         return coarse(unit, factor_of(name))

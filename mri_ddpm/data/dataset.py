@@ -20,7 +20,7 @@ class ScanDataset(torch.utils.data.Dataset):
 
     Where something is given they also have "condition": float32 (K, H, W), see `Channels.batch`.
 
-    table: has a column "pixels", uint16 (H * W,): contrasts in 0..65535, masks in numbers of labels.
+    table: has a column "pixels", uint16 (H * W,): contrasts in 0..65535, masks in values of labels.
     rows: where in it the planes of each scan are, (N, P), or (N,) for scans of one.
     class_labels: int64, one for every scan.
     channels: what the planes are.

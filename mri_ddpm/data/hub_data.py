@@ -57,9 +57,9 @@ def open_hub(options: ScanOptions) -> tuple[tuple[ScanFile, ...], tuple[Finding,
     if not files:
         raise InputError(f"--dataset_name {name} holds no images: give one that does.")
     labels = {file.class_name for file in files} - {None}
-    patients, source = {file.path: file.patient for file in files if file.patient}, "the column of patients"
+    source = "the column of patients"
     if named_like_patients(labels):  # which are no classes
-        patients, source = {file.path: file.class_name for file in files if file.class_name}, "labels"
+        source = "labels"
         files = [replace(file, class_name=None, flaw=None, patient=file.class_name) for file in files]
         labels = set()
     if alone := [file.path for file in files if isinstance(file.content, VolumeFile) and not file.patient]:
@@ -68,11 +68,10 @@ def open_hub(options: ScanOptions) -> tuple[tuple[ScanFile, ...], tuple[Finding,
             replace(file, patient=file.patient or file.path) if isinstance(file.content, VolumeFile) else file
             for file in files
         ]
-        patients |= {path: path for path in alone}
         source = VOLUME_EACH
     findings = parts_found({split: len(splits[split]) for split in used})
     findings.append(classes_found(labels, f"labels in the column {options.label_column}"))
-    findings.append(patients_found(patients, source))
+    findings.append(patients_found(files, source))
     if others := [f"{split}: {len(splits[split])}" for split in splits if split not in used]:
         findings.append(Finding("left out: splits that are no part by their names", ", ".join(others)))
     return tuple(files), tuple(findings)

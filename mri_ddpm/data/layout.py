@@ -4,38 +4,23 @@ A file's class is the folder it lies in, its part "training", "validation" or "t
 `Testing/CLASS/*`, or `CLASS/train/*` beside `CLASS/val/*`. Without such folders everything is training.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
 from .contents import Content
+from .masks import PART_OF, PLAIN, Masks, is_mask_name, words_of
 from .metadata import USUAL_LABEL, Metadata
 from .patients import folder_of_patients, named_like_patients, patients_by_name, patients_by_pattern
 from .reading.contrasts import contrast_of_name
 from .volume_files import DicomPicture, VolumeFile
 
 PARTS = ("training", "validation", "testing")  # a picture of one is a leak in those after it
-_PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
-_PART_OF |= {part: part for part in PARTS}
-_PART_OF |= {"imagestr": "training", "imagests": "testing"}  # of Decathlon and nnU-Net
-_PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
-_MASKS = {"mask", "masks", "seg", "dseg", "segmentation", "segmentations", "labelstr", "labelsts"}
-
-_DRAWN = {
-    "lesion",
-    "lesions",
-    "roi",
-    "rois",
-    "label",
-    "labels",
-    "tumor",
-    "tumour",
-}  # in a scan called as the rest is
 
 NO_PATIENTS = "no patient is known, so scans of one patient may be in both train and validation, and numbers on validation too good"
 
@@ -51,7 +36,10 @@ class ScanFile:
     flaw: str | None = None  # why it cannot be used, where its place already says so
     patient: str | None = None  # as the table or the names have it
     contrast: str | None = None
-    mask: VolumeFile | None = None  # of a volume
+    mask: Content | VolumeFile | None = None
+    planes: dict[str, Content | VolumeFile] = field(
+        default_factory=dict
+    )  # of several, in order; see `aligning`
 
 
 @dataclass(frozen=True)
@@ -62,27 +50,38 @@ class Finding:
     path: str | None = None
 
 
+class Arranged(NamedTuple):
+    """The scans among files, what was found of parts and classes, what says the patients, and what was left out."""
+
+    files: tuple[ScanFile, ...]
+    findings: tuple[Finding, ...]
+    patients_by: str | None
+    left_out: tuple[Finding, ...]
+
+
 def arrange(
     contents: dict[PurePosixPath, Content | DicomPicture | VolumeFile],
     may_be_class: bool,
     metadata: Metadata,
     options: ScanOptions,
-) -> tuple[tuple[ScanFile, ...], tuple[Finding, ...]]:
-    """Give every file its part, class and patient, leave out masks, and say what was found.
+) -> Arranged:
+    """Give every file its part, class, patient and mask, leave out masks, and say what was found.
 
     The table beside the files counts before the folders that they lie in.
     may_be_class: whether a single folder is a class, and not one that encloses all.
     Raises `InputError` for a `--label_column` that no table has, a split that is no part, and a class called as a patient is.
     """
-    stems = {path.with_name(_stem(path)) for path in contents}
-    masks = _Masks(path for path in contents if _is_mask(path) or _marks_another(path, stems))
+    masks = Masks(contents)
     paths = sorted(contents.keys() - set(masks.paths), key=str)
     top = _enclosing_folder([path.parts[:-1] for path in paths], may_be_class)
     inner = {path: path.parts[len(top) :] for path in paths}
     depth = _depth_of_parts([names[:-1] for names in inner.values()])
     places = {path: _place(names[:-1], depth) for path, names in inner.items()}
     parts = {path: _part(path, places[path][0], depth, metadata) for path in paths}
-    folders = {path: folder for path, (_, folder) in places.items()}
+    asked = {*options.channels, *options.condition_on}
+    folders = {
+        path: None if contrast_of_name(str(name)) in asked else name for path, (_, name) in places.items()
+    }
     scans = {path: contents[path] for path in paths}
     patients, source = _patients(scans, inner, depth, metadata, options)
     sharers: dict[PurePosixPath, set] = defaultdict(set)  # of a folder
@@ -105,22 +104,25 @@ def arrange(
             flaw = f"has no line in {metadata.names[0]}"
         elif class_names and labels[path] is None:
             flaw = f"has no {options.label_column}" if kind != "folders" else "lies outside the class folders"
-        patient, content, mask = patients.get(path), contents[path], None
-        if isinstance(content, VolumeFile):
-            content = content if options.volume_index is None else content.only(options.volume_index)
-            mask = contents.get(masks.of(path, is_alone=len(sharers[path.parent]) == 1))
+        patient, content = patients.get(path), contents[path]
+        is_volume = isinstance(content, VolumeFile)
+        mask = contents.get(masks.of(path, is_alone=is_volume and len(sharers[path.parent]) == 1))
+        mask = mask if isinstance(mask, VolumeFile) == is_volume else None
+        if is_volume and options.volume_index is not None:
+            content = content.only(options.volume_index)
         contrast = metadata.value(str(path), patient, "contrast")
         contrast = named_contrast(contrast) if contrast else getattr(content, "contrast", None)
         name, part = "/".join(inner[path]), parts[path] or "training"
         files.append(ScanFile(name, part, labels[path], content, flaw, patient, contrast, mask))
     counts = Counter(f"{folder}/" for folder, _ in places.values() if folder)
-    findings = [*parts_found(counts), classes_found(class_names, kind), patients_found(patients, source)]
+    findings = [*parts_found(counts), classes_found(class_names, kind)]
+    left_out = []
     if source == TAGS and (count := sum(getattr(scan, "patient_is_study", False) for scan in scans.values())):
-        findings.append(Finding(f"{count} DICOM series without a PatientID: each study counts as a patient"))
-    if masks.paths:
+        left_out.append(Finding(f"{count} DICOM series without a PatientID: each study counts as a patient"))
+    if masks.paths and not any(map(is_mask_name, asked)):
         words = f"left out: {len(masks.paths)} mask{'s' * (len(masks.paths) > 1)}, by name"
-        findings.append(Finding(words, None if patients else str(masks.paths[0])))
-    return tuple(files), tuple(findings)
+        left_out.append(Finding(words, None if patients else str(masks.paths[0])))
+    return Arranged(tuple(files), tuple(findings), source, tuple(left_out))
 
 
 def named_contrast(word: str) -> str:
@@ -249,8 +251,8 @@ def _patients_of_few(folders: dict[PurePosixPath, tuple[str, ...]]) -> dict[Pure
 
 def part_of(name: str) -> str | None:
     """The part that a folder or a split is named after, as `Training`, `val`, `train_images` or `val2017`; else None."""
-    telling = set(_words(name)) - _PLAIN
-    return _PART_OF.get(telling.pop()) if len(telling) == 1 else None
+    telling = set(words_of(name)) - PLAIN
+    return PART_OF.get(telling.pop()) if len(telling) == 1 else None
 
 
 def parts_found(counts: dict[str, int]) -> list[Finding]:
@@ -274,106 +276,11 @@ MOST_VISITS = 3  # of a patient, in the mean
 VOLUME_EACH = "the volumes, of each of which a patient is taken for granted, as nothing says whose they are"
 
 
-def patients_found(patients: dict, source: str | None) -> Finding:
-    """What to say of the patients, {path: patient}, and plainly where nobody knows them."""
-    if patients:
-        return Finding(f"patients: {len(set(patients.values()))} by {source}")
+def patients_found(files: Iterable[ScanFile], source: str | None) -> Finding:
+    """What to say of the patients, and plainly where nobody knows them."""
+    if patients := {file.patient for file in files} - {None}:
+        return Finding(f"patients: {len(patients)} by {source}")
     return Finding(NO_PATIENTS)
-
-
-def choose_contrast(
-    files: tuple[ScanFile, ...], contrast: str | None, name: str
-) -> tuple[tuple[ScanFile, ...], tuple[Finding, ...]]:
-    """Those of the contrast that is asked for, or all if there is one alone; and what to say of it.
-
-    Raises `InputError` where several are there and none is asked for, and where the one that is asked for is not there.
-    """
-    of_file = {file.path: getattr(file.content, "channels", ()) or (file.contrast,) for file in files}
-    unread = {file.path for file in files if file.flaw and not file.contrast}  # may be of any
-    counts = Counter(found for path, names in of_file.items() if path not in unread for found in names)
-    words = ", ".join(f"{counts[c]} {c or 'of unknown contrast'}" for c in sorted(counts, key=str))
-    if contrast is None:
-        if len(counts) > 1:
-            first = next((path for path in of_file if path not in unread and None in of_file[path]), None)
-            unknown = (
-                f", or give {first} and the like one in the column contrast of metadata.csv" if first else ""
-            )
-            raise InputError(f"{name} holds {words}: choose by --contrast{unknown}.")
-        return files, (Finding(f"contrast: {words}"),) if any(counts) else ()
-    if contrast not in counts:
-        raise InputError(f"--contrast {contrast} is not in {name}, which holds {words}.")
-    chosen = []
-    for file in files:
-        if file.path in unread:
-            chosen.append(file)
-        elif contrast in of_file[file.path]:
-            content = (
-                replace(file.content, contrast=contrast)
-                if isinstance(file.content, VolumeFile)
-                else file.content
-            )
-            chosen.append(replace(file, content=content, contrast=contrast))
-    return tuple(chosen), (Finding(f"contrast: {contrast} chosen, of {words}"),)
-
-
-def _words(name: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", name.casefold())
-
-
-def _marks_another(path: PurePosixPath, stems: set[PurePosixPath]) -> bool:
-    """Whether a file is called as another one is, and what is drawn in it: `7_lesion.nii.gz` beside `7.nii.gz`."""
-    name = _stem(path) if _stem(path) != path.name else path.stem
-    head, _, last = name.replace("-", "_").rpartition("_")
-    return last.casefold() in _DRAWN and path.with_name(name[: len(head)]) in stems
-
-
-def _is_mask(path: PurePosixPath) -> bool:
-    """A segmentation: the last word of its name says so, as in `7_mask.png`, or a folder of it, as `train_masks`."""
-    folders = (set(_words(folder)) - _PLAIN - _PART_OF.keys() for folder in path.parts[:-1])
-    name = _stem(path) if _stem(path) != path.name else path.stem
-    return not _MASKS.isdisjoint(_words(name)[-1:]) or any(words and words <= _MASKS for words in folders)
-
-
-class _Masks:
-    """The masks among files, by where they lie and what they are called."""
-
-    def __init__(self, paths: Iterable[PurePosixPath]) -> None:
-        self.paths = sorted(paths, key=str)
-        self._beside, self._named = defaultdict(list), defaultdict(list)
-        for path in self.paths:
-            self._beside[path.parent].append(path)
-            self._named[path.parent.parent, _stem(path)].append(path)
-
-    def of(self, path: PurePosixPath, is_alone: bool) -> PurePosixPath | None:
-        """The mask of a volume: called as it is in a folder of masks, or beside it as NAME_seg; or the only one in its folder.
-
-        is_alone: whether all scans in its folder are of one patient.
-        """
-        stem = _stem(path)
-        numbered = re.sub(r"_\d{4}$", "", stem)  # as nnU-Net has it
-        found = [
-            mask
-            for name in {stem, numbered}
-            for mask in self._named[path.parent.parent, name]
-            if mask.parent != path.parent
-        ]
-        beside = self._beside[path.parent]
-        if not found and beside:
-            bases = {mask: re.sub(r"[^A-Za-z0-9]+[A-Za-z]+$", "", _stem(mask)) for mask in beside}
-            fitting = {
-                mask: base
-                for mask, base in bases.items()
-                if re.match(rf"{re.escape(base)}(?![A-Za-z0-9])", stem)
-            }
-            longest = max(map(len, fitting.values()), default=0)
-            found = [mask for mask, base in fitting.items() if len(base) == longest] or (
-                beside if is_alone else []
-            )
-        return found[0] if len(found) == 1 else None
-
-
-def _stem(path: PurePosixPath) -> str:
-    return re.sub(r"\.(nii|hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def _depth_of_parts(folders: list[tuple[str, ...]]) -> int | None:
@@ -387,7 +294,7 @@ def _place(folders: tuple[str, ...], depth: int | None) -> tuple[str | None, str
     """The folder of a file's part and that of its class; a folder that is called images says nothing."""
     rest = _without_part(folders, depth)
     part = folders[depth] if len(rest) < len(folders) else None
-    return part, next((name for name in rest if name.casefold() not in _PLAIN), None)
+    return part, next((name for name in rest if name.casefold() not in PLAIN), None)
 
 
 def _without_part(folders: tuple[str, ...], depth: int | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.files import whole_file
 
+from .channels import Channels
 from .intensity import Scale, common_scale
 from .layout import PARTS, Finding
 from .split import ORDER, ScanRecord
@@ -39,6 +40,7 @@ def make_manifest(
     options: ScanOptions,
     findings: tuple[Finding, ...] = (),
     volumes: list[dict] | None = None,
+    channels: Channels | None = None,
     grouped: bool = True,
     decoded: bool = True,
 ) -> tuple[dict, dict[str, str]]:
@@ -82,6 +84,7 @@ def make_manifest(
         "settings": _settings(options, decoded),
         "intensity_scale": {kind: list(ends) for kind, ends in scale.items()},
         "class_names": list(class_names),
+        "mask_labels": channels.values_by_label if channels else {},
         "patients": _patients(records),
         "plane": options.plane if volumes and options.plane != "all" else None,
         "spacing_mm": about_volumes

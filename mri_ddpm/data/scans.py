@@ -18,8 +18,9 @@ from .cache import DEPTH, cache_folder, kept
 from .channels import Channels
 from .dataset import ScanDataset
 from .examination import Examined, also_found, examine
-from .layout import PARTS
+from .layout import PARTS, Finding
 from .manifest import make_manifest
+from .masks import named_labels
 from .phantom import CLASS_NAMES, CONTRASTS, MASK_LABELS, draw_phantom_planes
 from .sources import Source, find_source
 from .split import ScanRecord, assign_split, group_records
@@ -56,11 +57,6 @@ def load_scans(**options) -> Scans:
     Raises `InputError` for anything of this that cannot be used.
     """
     options = ScanOptions(**options)
-    channels = Channels.of(options, {})
-    if channels.planes != ("",):
-        raise InputError(
-            f"--{'channels' if options.channels else 'condition_on'} is for the phantom so far, not for scans of a folder; leave it out."
-        )
     source = find_source(options)
     examined = examine(source, options.resolution, options)
     records = examined.records
@@ -74,8 +70,9 @@ def load_scans(**options) -> Scans:
         )
     class_names = _split(source, examined, options)
     _refuse_empty_classes(source, records, class_names)
+    channels, findings = _channels(source, examined, options)
     manifest, paths = make_manifest(
-        source.name, records, class_names, options, source.findings, examined.volumes
+        source.name, records, class_names, options, findings, examined.volumes, channels
     )
     return _scans(examined.table, records, class_names, manifest, paths, examined.rows, channels)
 
@@ -89,8 +86,16 @@ def account_of(train_data_dir: str | None = None, **options) -> tuple[dict, dict
     source = find_source(options)
     examined = examine(source, None, options)
     class_names = _split(source, examined, options)
+    channels, findings = _channels(source, examined, options)
     return make_manifest(
-        source.name, examined.records, class_names, options, source.findings, examined.volumes, decoded=False
+        source.name,
+        examined.records,
+        class_names,
+        options,
+        findings,
+        examined.volumes,
+        channels,
+        decoded=False,
     )
 
 
@@ -136,7 +141,9 @@ def load_phantoms(*, num_images: int, **options) -> Scans:
         for index, (image, label) in enumerate(zip(np.split(stored, num_images), labels, strict=True))
     ]
     assign_split(records, options.validation_share, keep_repeats=False, seed=options.seed)
-    manifest, paths = make_manifest("phantom", records, tuple(CLASS_NAMES), options, grouped=False)
+    manifest, paths = make_manifest(
+        "phantom", records, tuple(CLASS_NAMES), options, channels=channels, grouped=False
+    )
     rows = np.arange(len(stored)).reshape(num_images, len(planes))
     return _scans(table, records, tuple(CLASS_NAMES), manifest, paths, rows, channels)
 
@@ -168,6 +175,24 @@ def _split(
     return tuple(sorted(class_names["training"] - {None}))
 
 
+def _channels(
+    source: Source, examined: Examined, options: ScanOptions
+) -> tuple[Channels, tuple[Finding, ...]]:
+    """What a scan's planes are, with the labels of masks, and what was found."""
+    labels = named_labels(examined.labels, source.label_names, source.name)
+    findings = []
+    for mask, values in labels.items():
+        shown = [f"{name} in {examined.labels[mask][value]}" for name, value in values.items()]
+        more = f", and {len(shown) - _MOST_NAMED} labels more" if len(shown) > _MOST_NAMED else ""
+        findings.append(Finding(f"labels of {mask}: {', '.join(shown[:_MOST_NAMED])} scans{more}"))
+    channels = Channels.of(
+        options,
+        {mask: tuple(values) for mask, values in labels.items()},
+        {mask: tuple(values.values()) for mask, values in labels.items()},
+    )
+    return channels, (*source.findings, *findings)
+
+
 def _refuse_empty_classes(source: Source, records: list[ScanRecord], class_names: tuple[str, ...]) -> None:
     """A class of which nothing is left to train on would be drawn all the same, from what it was initialized with."""
     for name in class_names:
@@ -189,10 +214,9 @@ def _scans(
     manifest: dict,
     paths: dict[str, str],
     rows: np.ndarray,
-    channels: Channels | None = None,
+    channels: Channels,
 ) -> Scans:
-    """The data sets of each split; `rows`: where each record's pixels are."""
-    channels = channels or Channels()
+    """The data sets of each split; `rows`: where each record's planes are."""
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = np.array([label_of.get(record.class_name, 0) for record in records])
     where = {

@@ -4,17 +4,18 @@ What the names of files and folders mean is in `layout.py`, what files hold in `
 """
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
+from .aligning import choose
 from .cache import cache_folder
 from .contents import Content, Contents, contents_of_folder, contents_of_zip
 from .hub_data import open_hub
 from .index import Index
-from .layout import Finding, ScanFile, arrange, choose_contrast
+from .layout import Finding, ScanFile, arrange, patients_found
 from .metadata import read_metadata
 from .reading.pictures import BadImageError, has_image_suffix, kind_of_file, opens
 from .volume_files import sort_out
@@ -30,6 +31,7 @@ class Source:
     files: tuple[ScanFile, ...]
     findings: tuple[Finding, ...]  # what was found, what was left out and why
     index: Index | None = None  # of the files' hashes
+    label_names: dict[int, str] = field(default_factory=dict)  # of the values of masks, where they are known
 
 
 def find_source(options: ScanOptions) -> Source:
@@ -38,7 +40,7 @@ def find_source(options: ScanOptions) -> Source:
         return _open_path(options)
     if options.dataset_name:
         files, findings = open_hub(options)
-        files, contrasts = choose_contrast(files, options.contrast, options.dataset_name)
+        files, contrasts = choose(files, options, options.dataset_name)
         return Source(options.dataset_name, files, (*findings, *contrasts))
     raise InputError("No scans were given: pass --train_data_dir (a folder or a .zip) or --dataset_name.")
 
@@ -67,14 +69,21 @@ def _open_path(options: ScanOptions) -> Source:
     index.save()
     if not found.volumes and not found.images:
         raise InputError(_no_scans(f"The {kind} {name}", found.others, found.left_out))
-    files, findings = arrange({**found.images, **found.volumes}, root.is_dir(), metadata, options)
-    if not files:
+    arranged = arrange({**found.images, **found.volumes}, root.is_dir(), metadata, options)
+    if not arranged.files:
         raise InputError(
             f"The {kind} {name} holds masks alone, by their names ({min(map(str, contents))}): give the scans."
         )
-    files, contrasts = choose_contrast(files, options.contrast, name)
-    left_out = [Finding(f"left out: {words}") for words in _left_out(found.left_out)]
-    return Source(name, files, (*findings, *contrasts, *left_out, *_passed_over(found.others)), index)
+    files, contrasts = choose(arranged.files, options, name)
+    findings = (
+        *arranged.findings,
+        patients_found(files, arranged.patients_by),
+        *arranged.left_out,
+        *contrasts,
+        *(Finding(f"left out: {words}") for words in _left_out(found.left_out)),
+        *_passed_over(found.others),
+    )
+    return Source(name, files, findings, index, found.label_names)
 
 
 def _is_image(path: PurePosixPath, content: Content) -> bool:

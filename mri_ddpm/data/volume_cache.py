@@ -1,5 +1,7 @@
 """Volumes decoded once: for every volume and setting an Arrow file, with a row for each slice that was chosen.
 
+Volumes that are one scan, such as the contrasts of a head and its mask, share a file: each slice has a row for each.
+
 A new volume is decoded alone, and an interrupted pass is resumed. One volume a thread is in memory at a time.
 """
 
@@ -10,6 +12,7 @@ import json
 import os
 import struct
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,14 +24,17 @@ import numpy as np
 import pyarrow as pa
 from datasets.table import MemoryMappedTable
 from filelock import FileLock
+from PIL import Image
 
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync
 
-from .cache import DEPTH, cache_folder, writing_cache
-from .reading.pictures import BadImageError, fit_square
-from .reading.volumes import SAME_MM, Volume, slices
+from .cache import cache_folder, fitted, writing_cache
+from .masks import is_mask_name
+from .reading.labels import MOST_LABEL, labels_of
+from .reading.pictures import BadImageError
+from .reading.volumes import SAME_MM, Slice, Slices, Volume, black_and_white, slices
 from .repeats import picture_hashes
 from .volume_files import VolumeFile
 
@@ -46,13 +52,41 @@ CUTTING = (
 
 
 @dataclass(frozen=True)
-class DecodedVolume:
-    """The slices of a volume, and what is known of it.
+class Aligned:
+    """Volumes on one grid that are cut at the same places; or one alone.
 
-    table: columns plane, index, position_mm, width, height (pixels, of squares in the plane), brightest (0..1), picture_hash,
-        mirrored_hash (bytes) and, unless they were not asked for, pixels: uint16 (resolution**2,), 0..65535.
+    files: by name, see `Channels.planes`; of one alone the name is "".
+    hashes: of the contents of each.
+    leader: the name of the one by which slices are chosen.
+    marks: the mask of `--slices` and its hash.
+    """
+
+    files: dict[str, VolumeFile]
+    hashes: tuple[str, ...]
+    leader: str = ""
+    marks: tuple[VolumeFile, str] | None = None
+
+    @property
+    def identity(self) -> str:
+        """What is another as soon as anything else would be cut."""
+        parts = []
+        for (name, file), sha256 in zip(self.files.items(), self.hashes, strict=True):
+            # One file may hold several series, and several contrasts
+            part = file.series.pictures if file.series else file.contrast if file.channels else ""
+            role = "mask\n" if is_mask_name(name) else "leader\n" if name == self.leader != "" else ""
+            parts.append(f"{role}{sha256}\n{part}")
+        return "\n".join([*parts, str(self.marks and self.marks[1])])
+
+
+@dataclass(frozen=True)
+class DecodedVolume:
+    """The slices of a volume, or of volumes on one grid, and what is known of it.
+
+    table: for each slice a row for each volume, in their order. Columns: plane, index, position_mm, width, height (pixels, of
+        squares in the plane), brightest (0..1), picture_hash, mirrored_hash (bytes; of the leader alone) and, unless they were
+        not asked for, pixels: uint16 (resolution**2,), 0..65535, of a mask the numbers of its labels.
     facts: flaw (None if usable), notes, sha256 (of the voxels), left_out ({reason: slices}), spacing_mm, extent_mm (three each), oblique,
-        pixel_mm (of the pixels of the table; None where they differ).
+        pixel_mm (of the pixels of the table; None where they differ), labels ({mask: {number of a label: slices that show it}}).
     """
 
     table: MemoryMappedTable
@@ -60,20 +94,14 @@ class DecodedVolume:
 
 
 def decoded_volumes(
-    files: Sequence[VolumeFile],
-    hashes: Sequence[str],
-    masks: Sequence[tuple[VolumeFile, str] | None],
-    options: ScanOptions,
-    resolution: int | None,
+    scans: Sequence[Aligned], options: ScanOptions, resolution: int | None
 ) -> list[DecodedVolume]:
     """The slices of all volumes, decoded now unless the cache has them.
 
     Of processes that ask for it at once one decodes, and the others wait for its files however long that takes.
 
     Args:
-        files: what to decode.
-        hashes: of the contents of each.
-        masks: with the hash, of those that have one.
+        scans: what to decode.
         options: how they are cut; `cache_dir` says where they are kept.
         resolution: pixels a side, or None for an account without pixels.
 
@@ -84,19 +112,15 @@ def decoded_volumes(
     settings = json.dumps(
         [CACHE_VERSION, resolution, options.fit if resolution else None, cutting], sort_keys=True
     )
-    kept = []
-    for file, sha256, mask in zip(files, hashes, masks, strict=True):
-        # One file may hold several series, and several contrasts
-        part = file.series.pictures if file.series else file.contrast if file.channels else ""
-        identity = f"{settings}\n{sha256}\n{part}\n{mask and mask[1]}"
-        kept.append(folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow")
+    names = [hashlib.sha256(f"{settings}\n{scan.identity}".encode()).hexdigest()[:32] for scan in scans]
+    kept = [folder / f"{name}.arrow" for name in names]
     found = [_opened(path) for path in kept]
     if any(volume is None for volume in found):
         lock = (
             folder / f"{hashlib.sha256(' '.join(path.name for path in kept).encode()).hexdigest()[:32]}.lock"
         )
         with writing_cache(folder), FileLock(lock):
-            _write_missing(kept, files, masks, options, resolution)
+            _write_missing(kept, scans, options, resolution)
             with contextlib.suppress(OSError):
                 lock.unlink()
         found = [volume or _opened(path) for volume, path in zip(found, kept, strict=True)]
@@ -146,16 +170,12 @@ def _digest(content: bytes, size: int) -> bytes:
 
 
 def _write_missing(
-    kept: Sequence[Path],
-    files: Sequence[VolumeFile],
-    masks: Sequence[tuple[VolumeFile, str] | None],
-    options: ScanOptions,
-    resolution: int | None,
+    kept: Sequence[Path], scans: Sequence[Aligned], options: ScanOptions, resolution: int | None
 ) -> None:
     """Decode what is missing, on all cores: the libraries that unpack, sort and resize let other threads run."""
     tasks = {
-        path: (path, file, mask and mask[0], options, resolution)
-        for path, file, mask in zip(kept, files, masks, strict=True)
+        path: (path, scan, options, resolution)
+        for path, scan in zip(kept, scans, strict=True)
         if _opened(path) is None
     }
     for library in LIBRARIES:
@@ -176,25 +196,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write(
-    path: Path, file: VolumeFile, mask: VolumeFile | None, options: ScanOptions, resolution: int | None
-) -> None:
-    """Decode a volume beside its place in the cache and move it there: whole or not at all."""
+def _write(path: Path, scan: Aligned, options: ScanOptions, resolution: int | None) -> None:
+    """Decode a volume, or several on one grid, beside its place in the cache and move it there: whole or not at all."""
     rows, facts = [], {"flaw": None, "notes": [], "sha256": None, "left_out": {}}
     facts |= {"spacing_mm": None, "extent_mm": None, "oblique": False, "pixel_mm": None}
     try:
-        volume = file.open(options)
-        chosen = slices(volume, mask=mask and _open_mask(mask, options), **_cutting(options))
-        facts |= _facts(volume) | {"left_out": chosen.left_out}
-        sides = []
-        for cut in chosen:
-            rows.append(_row(cut, resolution, options.fit))
-            side = {"pad": max, "crop": min}.get(options.fit, max)(cut.image.shape)
-            sides.append(cut.spacing_mm * side)
-        if not rows:
-            facts["notes"].append("has no slice that is asked for")
-        if resolution and rows and max(sides) - min(sides) < SAME_MM:
-            facts["pixel_mm"] = sides[0] / resolution
+        rows, found = _cut(scan, options, resolution)
+        facts |= found
     except BadImageError as error:
         rows, facts["flaw"] = [], str(error)
     except OSError as error:  # it could be read a moment ago, for its hash
@@ -229,6 +237,58 @@ def _write(
             draft.unlink()
 
 
+def _cut(scan: Aligned, options: ScanOptions, resolution: int | None) -> tuple[list[dict], dict]:
+    """The rows and facts of `DecodedVolume`. Beside the leader one volume at a time is in memory."""
+    volume = scan.files[scan.leader].open(options)
+    marks = scan.marks and _open_mask(scan.marks[0], options)
+    chosen = slices(volume, mask=marks, **_cutting(options))
+    facts = _facts(volume) | {"left_out": chosen.left_out}
+    rows, sides = [], []
+    for cut in chosen:
+        rows.append(_row(cut, resolution, options.fit) | _hashes(cut.image))
+        side = {"pad": max, "crop": min}.get(options.fit, max)(cut.image.shape)
+        sides.append(cut.spacing_mm * side)
+    if not rows:
+        facts["notes"].append("has no slice that is asked for")
+    if resolution and rows and max(sides) - min(sides) < SAME_MM:
+        facts["pixel_mm"] = sides[0] / resolution
+    if len(scan.files) == 1:
+        return rows, facts
+    columns, digests, facts["labels"] = {scan.leader: rows}, {scan.leader: facts["sha256"]}, {}
+    for name in [name for name in scan.files if name != scan.leader]:
+        cuts, counts = _follow(name, scan.files[name], chosen, options)
+        columns[name] = [_row(cut, resolution, options.fit, cuts.resampling) for cut in cuts]
+        if counts is not None:
+            facts["labels"][name] = counts
+        digests[name] = _voxels_sha256(cuts.volume)
+        facts["notes"] += cuts.volume.notes
+    together = "\n".join(f"{name} {digests[name]}" for name in scan.files)
+    facts["sha256"] = hashlib.sha256(together.encode()).hexdigest()
+    return [
+        row for of_slice in zip(*(columns[name] for name in scan.files), strict=True) for row in of_slice
+    ], facts
+
+
+def _follow(
+    name: str, file: VolumeFile, chosen: Slices, options: ScanOptions
+) -> tuple[Slices, dict[int, int] | None]:
+    """Another contrast or a mask cut as the first was; of a mask how many slices show each of its labels.
+
+    Raises `BadImageError` about the volume that it belongs to.
+    """
+    try:
+        if not is_mask_name(name):
+            other = file.open(options)
+            return chosen.of(other, *black_and_white(other, options.intensity)), None
+        mask, labels = labels_of(file.open(replace(options, volume_index=None)))
+        cuts = chosen.of_mask(mask, MOST_LABEL)
+    except BadImageError as error:
+        way_out = ": register them first" if "not on the grid" in str(error) else ""
+        raise BadImageError(f"has a {name} that {error}{way_out}") from None
+    shown = Counter(label for cut in cuts for label in np.unique(np.rint(cut.image * MOST_LABEL)).tolist())
+    return cuts, {label: shown[label] for label in labels}
+
+
 def _open_mask(mask: VolumeFile, options: ScanOptions) -> Volume:
     """Read a mask, which is one volume beside several too. Raises `BadImageError` about the volume that it belongs to."""
     try:
@@ -245,34 +305,31 @@ def _cutting(options: ScanOptions) -> dict:
 
 def _facts(volume: Volume) -> dict:
     """What is known of a volume as a whole."""
-    digest = hashlib.sha256()
-    for layer in volume.voxels:  # as a whole they would have to be copied
-        digest.update(np.ascontiguousarray(layer))
-    digest.update(repr(volume.voxels.shape).encode())
     spacing = volume.spacing_mm
     directions = np.abs(volume.affine[:3, :3] / spacing)
     return {
         "notes": list(volume.notes),
-        "sha256": digest.hexdigest(),
+        "sha256": _voxels_sha256(volume),
         "spacing_mm": [round(mm, 4) for mm in spacing],
         "extent_mm": [round(mm * size, 3) for mm, size in zip(spacing, volume.voxels.shape, strict=True)],
         "oblique": bool(directions.max(axis=0).min() < np.cos(np.radians(1))),  # by more than a degree
     }
 
 
-def _row(cut, resolution: int | None, fit: str) -> dict:
+def _voxels_sha256(volume: Volume) -> str:
+    digest = hashlib.sha256()
+    for layer in volume.voxels:  # as a whole they would have to be copied
+        digest.update(np.ascontiguousarray(layer))
+    digest.update(repr(volume.voxels.shape).encode())
+    return digest.hexdigest()
+
+
+def _row(cut: Slice, resolution: int | None, fit: str, *resampling: Image.Resampling) -> dict:
     """One slice's facts and, if there is a resolution, pixels."""
-    unit = cut.image
-    height, width = unit.shape
-    row = {
-        "plane": cut.plane,
-        "index": cut.index,
-        "position_mm": cut.position_mm,
-        "width": width,
-        "height": height,
-    }
-    row["brightest"] = float(unit.max())
-    row["picture_hash"], row["mirrored_hash"] = picture_hashes(unit)
-    if resolution:
-        row["pixels"] = np.round(fit_square(unit, resolution, fit) * DEPTH).astype(np.uint16).reshape(-1)
-    return row
+    place = {"plane": cut.plane, "index": cut.index, "position_mm": cut.position_mm}
+    hashes = {"picture_hash": b"", "mirrored_hash": b""}
+    return place | hashes | fitted(cut.image, resolution, fit, *resampling)
+
+
+def _hashes(image: np.ndarray) -> dict[str, bytes]:
+    return dict(zip(("picture_hash", "mirrored_hash"), picture_hashes(image), strict=True))

@@ -22,7 +22,7 @@ from .reading.pictures import BadImageError
 from .reading.series import Series, group_series, read_series
 from .reading.volumes import Volume
 
-HEADER_VERSION = 1  # raise it when `DicomHeader`, or what is read into it, changes
+HEADER_VERSION = 2  # raise it when `DicomHeader`, or what is read into it, changes
 LIBRARIES = {"NIfTI": ("nibabel",), "DICOM": ("pydicom", "nibabel")}  # that read each kind
 
 
@@ -99,6 +99,7 @@ class VolumeFile:
 class Found:
     """What lies in a source, by its contents.
 
+    label_names: of the values of masks, as `dataset.json` has them.
     left_out: number of files by the kind and the reason in words.
     """
 
@@ -106,6 +107,7 @@ class Found:
     images: dict[PurePosixPath, Content | DicomPicture]
     others: Contents
     left_out: dict[tuple[str, str], int]
+    label_names: dict[int, str]
 
 
 def sort_out(
@@ -135,10 +137,12 @@ def sort_out(
         else:
             others[path] = content
     require_libraries(name, {"NIfTI": len(nifti), "DICOM": len(dicom)})
-    volumes = _nifti_volumes(nifti, others)
+    described = _description(others)
+    volumes = _nifti_volumes(nifti, others, _channels(described))
     series, pictures, reasons = _series(dicom, index)
     left_out.update({("DICOM", reason): count for reason, count in reasons.items()})
-    return Found({**volumes, **series}, {**images, **pictures}, others, dict(left_out))
+    found = {**volumes, **series}, {**images, **pictures}
+    return Found(*found, others, dict(left_out), _label_names(described))
 
 
 def require_libraries(name: str, counts: dict[str, int]) -> None:
@@ -159,9 +163,10 @@ def _is_called_nifti(path: PurePosixPath) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def _nifti_volumes(nifti: Contents, others: Contents) -> dict[PurePosixPath, VolumeFile]:
+def _nifti_volumes(
+    nifti: Contents, others: Contents, channels: tuple[str, ...]
+) -> dict[PurePosixPath, VolumeFile]:
     """One volume a file; the image of a header is taken out of the other files."""
-    channels = _channels(others)
     called = {str(path).lower(): path for path in others}
     volumes = {}
     for path, content in nifti.items():
@@ -177,19 +182,34 @@ def _nifti_volumes(nifti: Contents, others: Contents) -> dict[PurePosixPath, Vol
     return volumes
 
 
-def _channels(others: Contents) -> tuple[str, ...]:
-    """The contrasts of `dataset.json`, as Decathlon and nnU-Net have it, in their order; () where there is none."""
+def _description(others: Contents) -> dict:
+    """What `dataset.json` says, as Decathlon and nnU-Net have it; {} where there is none, or a damaged one."""
     for path, content in others.items():
         if path.name == "dataset.json":
-            try:
+            with contextlib.suppress(OSError, BadImageError, ValueError, RecursionError):
                 found = json.loads(content.read())
-                names = found.get("channel_names") or found.get("modality") or {}
-                return tuple(
-                    contrast_of_name(str(names[key])) or str(names[key]) for key in sorted(names, key=int)
-                )
-            except (OSError, BadImageError, ValueError, TypeError, AttributeError, RecursionError):
-                return ()
-    return ()
+                return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _channels(described: dict) -> tuple[str, ...]:
+    """The contrasts of a file's volumes, in their order; () where nothing says them."""
+    try:
+        names = described.get("channel_names") or described.get("modality") or {}
+        return tuple(contrast_of_name(str(names[key])) or str(names[key]) for key in sorted(names, key=int))
+    except (ValueError, TypeError, AttributeError):
+        return ()
+
+
+def _label_names(described: dict) -> dict[int, str]:
+    """{value: name} of a mask's labels, of which nnU-Net writes the name first, and others the value."""
+    found = {}
+    labels = described.get("labels")
+    for pair in labels.items() if isinstance(labels, dict) else ():
+        for value, name in (pair, pair[::-1]):
+            if str(value).isdecimal() and isinstance(name, str) and not name.isdecimal():
+                found[int(value)] = name
+    return found
 
 
 def _series(
@@ -248,7 +268,7 @@ def _header(content: Content, index: Index) -> DicomHeader:
     header = read_header(content.read(MAX_VOLUME_BYTES))
     secret = {
         name: index.hidden(getattr(header, name)) if getattr(header, name) else ""
-        for name in ("patient", "series")
+        for name in ("patient", "study", "series")
     }
     header = replace(header, **secret)
     index.put(kind, stamp, asdict(header))

@@ -136,6 +136,15 @@ def refuse_other_scans(trained: dict, found: dict) -> None:
     def hashes(manifest: dict, *splits: str) -> set[str]:
         return {file["sha256"] for file in manifest["files"] if file["split"] in splits}
 
+    known = trained.get("mask_labels", found["mask_labels"])
+    if known != found["mask_labels"]:
+        now, was = (
+            ", ".join(f"{mask} {' '.join(values)}" for mask, values in m.items())
+            for m in (found["mask_labels"], known)
+        )
+        raise InputError(
+            f"{found['source']} has the labels {now}, and the model was trained on {was}; give the data set that it was trained on."
+        )
     seen = hashes(trained, "train")
     leaked = seen & hashes(found, "validation", "test")
     if leaked:

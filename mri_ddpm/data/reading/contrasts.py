@@ -48,3 +48,18 @@ def contrast_of_name(name: str, channel_names: Mapping[str, str] | None = None) 
     if found == ["t1"] and _ENHANCED.search(words) and not _PLAIN.search(words):
         return "t1ce"
     return found[0] if len(found) == 1 else None
+
+
+def without_contrast(name: str) -> str:
+    """A name less the words that say its contrast, the same for all contrasts of a head: `p1_T1_mprage` is `p1`."""
+    head, _, last = name.rpartition("_")
+    if last in _BIDS:
+        return re.sub(r"_(?:acq|ce)-[A-Za-z0-9]+", "", head)
+    contrast = contrast_of_name(name)
+    words = re.findall(r"[A-Za-z0-9+]+", name)
+    for width in range(1, len(words) + 1 if contrast else 0):
+        for start in range(len(words) - width, -1, -1):
+            telling, rest = words[start : start + width], [*words[:start], *words[start + width :]]
+            if contrast_of_name(" ".join(telling)) == contrast and not contrast_of_name("_".join(rest)):
+                return "_".join(rest)
+    return "_".join(words)

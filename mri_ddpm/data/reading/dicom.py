@@ -78,8 +78,9 @@ class DicomHeader:
     A file whose `left_out` is None, and that has no `slices`, holds plain pictures without a place.
     """
 
-    patient: str  # PatientID, or StudyInstanceUID if that is empty; a secret, as the series is
+    patient: str  # PatientID, or StudyInstanceUID if that is empty; a secret, as study and series are
     patient_is_study: bool
+    study: str  # StudyInstanceUID
     series: str  # SeriesInstanceUID
     contrast: str | None
     left_out: str | None  # the reason, where it cannot be a scan: "localizer", "not MR: CT", ...
@@ -157,6 +158,7 @@ def read_header(content: bytes) -> DicomHeader:
         return DicomHeader(
             patient=patient or study,
             patient_is_study=not patient,
+            study=study,
             series=text_of(dataset, "SeriesInstanceUID"),
             contrast=contrast_of_name(description) if description else None,
             left_out=left_out,

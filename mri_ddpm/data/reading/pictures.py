@@ -3,6 +3,7 @@
 H, W: height and width in pixels, after the rotation that EXIF asks for.
 """
 
+import contextlib
 import io
 import warnings
 from collections.abc import Iterable, Iterator
@@ -98,12 +99,22 @@ def read_samples(content: bytes) -> Samples:
     Raises `BadImageError` for an empty, truncated, enormous or non-image file, for several pictures in one file, and for
     PostScript, which is a program.
     """
+    with telling_faults(content):
+        samples = only_picture(_tiff_pages(content) if is_tiff(content) else _frames(content))
+    if not np.isfinite(samples.values).all():
+        raise BadImageError("holds values that are not finite numbers")
+    return samples
+
+
+@contextlib.contextmanager
+def telling_faults(content: bytes) -> Iterator[None]:
+    """Raise what goes wrong in decoding a picture as `BadImageError`."""
     if not content:
         raise BadImageError("is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            samples = only_picture(_tiff_pages(content) if is_tiff(content) else _frames(content))
+            yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadImageError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
@@ -113,9 +124,6 @@ def read_samples(content: bytes) -> Samples:
     # A broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
     except Exception as error:
         raise BadImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
-    if not np.isfinite(samples.values).all():
-        raise BadImageError("holds values that are not finite numbers")
-    return samples
 
 
 def only_picture(frames: Iterable[Samples]) -> Samples:

@@ -40,6 +40,7 @@ class Series:
     pictures: tuple[tuple[str, int], ...]
     patient: str
     patient_is_study: bool
+    study: str
     contrast: str | None
     size: tuple[int, int]  # rows, columns
     affine: tuple[tuple[float, ...], ...]
@@ -130,6 +131,7 @@ def _series(places: list[tuple[str, Slice]], header: DicomHeader, repeated: int)
         pictures=tuple((name, picture.frame) for name, picture in places),
         patient=header.patient,
         patient_is_study=header.patient_is_study,
+        study=header.study,
         contrast=header.contrast,
         size=header.size,
         affine=_rows(TO_RAS @ affine),

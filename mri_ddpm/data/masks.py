@@ -1,0 +1,129 @@
+"""Which files are masks, by their names, and whose; and what their labels are called."""
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from mri_ddpm.errors import InputError
+
+PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
+PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
+PART_OF |= {part: part for part in ("training", "validation", "testing")}
+PART_OF |= {"imagestr": "training", "imagests": "testing"}  # of Decathlon and nnU-Net
+_MASKS = {"mask", "masks", "seg", "dseg", "segmentation", "segmentations", "labelstr", "labelsts"}
+_DRAWN = {  # in a scan called as the rest is
+    "lesion", "lesions", "roi", "rois", "label", "labels", "tumor", "tumour",
+}  # fmt: skip
+MOST_LABELS = 50  # each is a channel; more values are those of no mask
+_PART_ALONE = {"imagestr": "tr", "labelstr": "tr", "imagests": "ts", "labelsts": "ts"}
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a channel of this name is a mask, such as `seg`."""
+    return name.casefold() in _MASKS
+
+
+def stem_of(path: PurePosixPath) -> str:
+    """The name of a file without its suffix, `.nii.gz` too."""
+    return nifti_stem(path) if nifti_stem(path) != path.name else path.stem
+
+
+def nifti_stem(path: PurePosixPath) -> str:
+    """The name of a file without the suffix of a volume."""
+    return re.sub(r"\.(nii|hdr|img)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case, without numbers."""
+    return re.findall(r"[^\W\d_]+", name.casefold())
+
+
+class Masks:
+    """The masks among files, by where they lie and what they are called."""
+
+    def __init__(self, paths: Iterable[PurePosixPath]) -> None:
+        paths = list(paths)
+        stems = {path.with_name(nifti_stem(path)) for path in paths}
+        found = (path for path in paths if _is_mask(path) or _marks_another(path, stems))
+        self.paths = sorted(found, key=str)
+        self._beside, self._called, self._apart = (defaultdict(list) for _ in range(3))
+        for path in self.paths:
+            stem = stem_of(path)
+            base = re.sub(r"[^A-Za-z0-9]+[A-Za-z]+$", "", stem)
+            self._beside[path.parent].append(path)
+            self._called[path.parent, base].append(path)
+            called = {stem, base} if is_mask_name(stem[len(base) + 1 :]) else {stem}
+            for key in itertools.product({path.parent.parent, _place(path)}, called):
+                self._apart[key].append(path)
+
+    def of(self, path: PurePosixPath, is_alone: bool) -> PurePosixPath | None:
+        """The mask of a scan: called as it is in a folder of masks, or beside it as NAME_seg; or the only one in its folder.
+
+        is_alone: whether all scans in its folder are of one patient.
+        """
+        stem = stem_of(path)
+        numbered = re.sub(r"_\d{4}$", "", stem)  # as nnU-Net has it
+        found = {
+            mask
+            for name in (stem, numbered)
+            for place in (path.parent.parent, _place(path))
+            for mask in self._apart.get((place, name), ())
+            if mask.parent != path.parent
+        }
+        if not found and path.parent in self._beside:
+            ends = [len(stem), *(at.start() for at in re.finditer(r"[^A-Za-z0-9]", stem))]
+            fitting = (self._called.get((path.parent, stem[:end])) for end in sorted(ends, reverse=True))
+            found = next(filter(None, fitting), self._beside[path.parent] if is_alone else ())
+        return next(iter(found)) if len(found) == 1 else None
+
+
+def _marks_another(path: PurePosixPath, stems: set[PurePosixPath]) -> bool:
+    """Whether a file is called as another one is, and what is drawn in it: `7_lesion.nii.gz` beside `7.nii.gz`."""
+    name = stem_of(path)
+    head, _, last = name.replace("-", "_").rpartition("_")
+    return last.casefold() in _DRAWN and head != "" and path.with_name(name[: len(head)]) in stems
+
+
+def _is_mask(path: PurePosixPath) -> bool:
+    """A segmentation: the last word of its name says so, as in `7_mask.png`, or a folder of it, as `train_masks`."""
+    folders = (set(words_of(folder)) - PLAIN - PART_OF.keys() for folder in path.parts[:-1])
+    last = words_of(stem_of(path))[-1:]
+    return not _MASKS.isdisjoint(last) or any(words and words <= _MASKS for words in folders)
+
+
+def _place(path: PurePosixPath) -> tuple[str, ...]:
+    """The folders of a file less what says that scans or masks are in them: `val_masks/a` is as `val_images/a`."""
+    folders = []
+    for folder in path.parts[:-1]:
+        words = re.findall(r"[^\W_]+", folder.casefold())
+        words = [_PART_ALONE.get(word, word) for word in words]
+        folders.append(" ".join(word for word in words if word not in PLAIN | _MASKS))
+    return tuple(filter(None, folders))
+
+
+def named_labels(
+    found: dict[str, Counter[int]], names: dict[int, str], source: str
+) -> dict[str, dict[str, int]]:
+    """{mask: {name: value}} of all values that masks hold, in rising order.
+
+    found: {mask: {value: number of scans that show it}}.
+    names: those that are known, as of `dataset.json`; a label without one is called by its value, a lone 255 by 1.
+    Raises `InputError` where a mask has too many values for labels, or none.
+    """
+    labels = {}
+    for mask, counts in found.items():
+        values = sorted(counts)
+        if len(values) > MOST_LABELS:
+            raise InputError(
+                f"{mask} of {source} holds {len(values)} values, too many for labels (at most {MOST_LABELS}): give masks with a number for"
+                " each label, and not as JPEG, which makes up numbers."
+            )
+        if not values:
+            raise InputError(f"{mask} of {source} is empty in every scan: give masks that mark something.")
+        called = [re.sub(r"[^A-Za-z0-9_.-]+", "_", names.get(value, str(value))) for value in values]
+        called = ["1"] if called == ["255"] else called
+        is_told = len(set(called)) == len(called)
+        labels[mask] = dict(zip(called if is_told else map(str, values), values, strict=True))
+    return labels
