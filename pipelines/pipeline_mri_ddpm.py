@@ -681,43 +681,38 @@ class MRIDDPMPipeline(MRIDDPMBasePipeline):
     ) -> MRIDDPMPipelineOutput | tuple:
         """Sample ``num_images`` slices.
 
-                Args:
-                    class_labels: a class by name or index, for all images or one for each; ``None`` samples without a class.
-                    num_images: how many.
-                    num_inference_steps: steps of the reverse chain; all of the training's when ``None``.
-                    guidance_scale: classifier-free guidance (Ho & Salimans 2022): how closely an image follows its class; 1 is none.
-                    generator: one for all images, or a list with one for each, which makes an image independent of its batch.
-                    height: pixels; the size trained at when ``None``.
-                    width: pixels; the size trained at when ``None``.
-                    output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
-                    return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
-                    condition: what is given, by name, such as ``{"seg": mask, "t1": image}``: for all images, or one for each. Images
-        <<<<<<< HEAD
-                        are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the number of a label in each
-                        pixel, 0 for none; 255 too is the label of a mask that has one. ``"lowres:4"`` is a small image,
-                        ``(H / 4, W / 4)``. ``None`` samples without a condition.
-        =======
-                        are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the value of a label in each
-                        pixel, 0 for none; 255 too is the label of a mask that has one. ``None`` samples without a condition.
-        >>>>>>> 4c21828 (A volume in gives a volume out: every slice is sampled for its own slice of the condition and put back on the file's grid; labels called by numbers are these numbers)
-                    options: arguments that are seldom needed:
+        Args:
+            class_labels: a class by name or index, for all images or one for each; ``None`` samples without a class.
+            num_images: how many.
+            num_inference_steps: steps of the reverse chain; all of the training's when ``None``.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022): how closely an image follows its class; 1 is none.
+            generator: one for all images, or a list with one for each, which makes an image independent of its batch.
+            height: pixels; the size trained at when ``None``.
+            width: pixels; the size trained at when ``None``.
+            output_type: ``"pil"`` (8 bits, ``L``), ``"pil16"`` (16 bits, ``I;16``), ``"np"`` or ``"pt"``.
+            return_dict: return an ``MRIDDPMPipelineOutput`` instead of a tuple.
+            condition: what is given, by name, such as ``{"seg": mask, "t1": image}``: for all images, or one for each. Images
+                are PIL, or ``(H, W)``, ``(B, H, W)`` or ``(B, 1, H, W)`` in [0, 1]. Masks have the value of a label in each
+                pixel, 0 for none; 255 too is the label of a mask that has one. ``"lowres:4"`` is a small image,
+                ``(H / 4, W / 4)``. ``None`` samples without a condition.
+            options: arguments that are seldom needed:
 
-                        - ``condition_guidance_scale``: as ``guidance_scale``, of the condition alone; the same when ``None``. If both
-                          differ, the network sees each image three times a step.
-                        - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts. It is
-                          often better without guidance at both ends (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without
-                          guidance the network sees each image once a step instead of twice.
-                        - ``dynamic_thresholding_ratio``: such as 0.995. Each estimate of x_0 is clipped at this quantile of its
-                          pixels' magnitudes and divided by it, if it is over 1 (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
-                        - ``output_trajectory``: return also the network's input and its estimate at each step.
-                        - ``callback_on_step_end``: called after each step as ``f(pipeline, step, timestep, tensors)``. The
-                          chain continues with the x_t that it returns as ``{"x_t": ...}``.
-                        - ``callback_on_step_end_tensor_inputs``: the tensors it is given: ``"x_t"`` (default), ``"x_0"``.
+                - ``condition_guidance_scale``: as ``guidance_scale``, of the condition alone; the same when ``None``. If both
+                  differ, the network sees each image three times a step.
+                - ``guidance_start``, ``guidance_end``: shares of the chain's timesteps between which guidance acts. It is
+                  often better without guidance at both ends (Kynkäänniemi et al. 2024, arXiv:2404.07724). Without
+                  guidance the network sees each image once a step instead of twice.
+                - ``dynamic_thresholding_ratio``: such as 0.995. Each estimate of x_0 is clipped at this quantile of its
+                  pixels' magnitudes and divided by it, if it is over 1 (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+                - ``output_trajectory``: return also the network's input and its estimate at each step.
+                - ``callback_on_step_end``: called after each step as ``f(pipeline, step, timestep, tensors)``. The
+                  chain continues with the x_t that it returns as ``{"x_t": ...}``.
+                - ``callback_on_step_end_tensor_inputs``: the tensors it is given: ``"x_t"`` (default), ``"x_0"``.
 
-                Raises:
-                    TypeError: for an unknown argument.
-                    ValueError: for what cannot be sampled; the sentence names the argument and its possible values. Also when
-                        the network's predictions are not finite.
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: for what cannot be sampled; the sentence names the argument and its possible values. Also when
+                the network's predictions are not finite.
         """
         request = self.check_inputs(
             class_labels=class_labels, num_images=num_images, num_inference_steps=num_inference_steps,
