@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 
+import datasets
 import nibabel
 import numpy as np
 import pytest
@@ -451,6 +452,60 @@ def test_pictures_that_do_not_go_together_are_named(load):
         load({"a/0_seg.png": picture(shades.astype(np.uint8))}, condition_on=["seg"])
 
 
+# The Hub
+
+
+def saved(folder, kind, columns: dict[str, list[bytes | None]]) -> str:
+    """A data set on disk with these columns of files."""
+    rows = {
+        name: [{"bytes": b, "path": None} if b else None for b in files] for name, files in columns.items()
+    }
+    features = datasets.Features({name: kind() for name in columns})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder)
+    return str(folder)
+
+
+def test_columns_of_a_data_set_are_channels_and_conditions(tmp_path):
+    columns = {"image": [picture(grey(p)) for p in range(6)], "t2": [picture(grey(10 + p)) for p in range(6)]}
+    columns["seg"] = [picture(drawn(p)) for p in range(5)] + [None]
+    options = {"resolution": 24, "label_column": "", "cache_dir": str(tmp_path / "cache")}
+    options["dataset_name"] = saved(tmp_path / "pictures", datasets.Image, columns)
+    with pytest.raises(InputError, match="1 of 6 files .* train/5 has a seg that is empty"):
+        load_scans(condition_on=["seg"], **options)
+    scans = load_scans(condition_on=["seg", "t2"], on_bad_image="skip", **options)
+    found = by_path(scans)
+    assert len(found) == 5
+    for path, planes in found.items():
+        number = int(path[-1])
+        np.testing.assert_array_equal(planes[1] + 2 * planes[2], nearest(drawn(number), 24))
+        for plane, seed in ((planes[0], number), (planes[3], 10 + number)):
+            np.testing.assert_allclose(plane, fit_square(grey(seed) / np.float32(255), 24, "pad"), atol=1e-5)
+    for flags, words in (
+        ({"channels": ["t1"]}, "channels t1"),
+        ({"condition_on": ["mask"]}, "condition_on mask"),
+    ):
+        with pytest.raises(InputError, match=f"--{words} is not a column of .*, which has: image, t2, seg"):
+            load_scans(**flags, **options)
+
+
+def test_volumes_in_columns(tmp_path):
+    columns = {name: [nifti(head(10 * p + i)) for p in range(4)] for i, name in enumerate(("t1", "flair"))}
+    columns["seg"] = [nifti(labels(p)) for p in range(1, 5)]
+    where = saved(tmp_path / "volumes", datasets.Nifti, columns)
+    scans = load_scans(dataset_name=where, label_column="", channels=["flair"], condition_on=["seg"], resolution=16,
+                       slices="with_mask", cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    assert scans.channels.mask_labels == {"seg": ("1", "2", "4")}
+    assert "patients: 4 by the volumes" in format_account(scans.manifest)
+    files = {p: (head(10 * p + 1), labels(p + 1)) for p in range(4)}
+    for path, planes in by_path(scans).items():
+        name, _, place = path.rpartition("/")
+        scan, mask = files[int(name[-1])]
+        cut = {f"{c.plane} {c.index:03d}": c.image for c in slices(read_nifti(nifti(scan)))}[place]
+        np.testing.assert_allclose(planes[0], fit_square(cut, 16, "pad"), atol=1e-5)
+        shown = np.flip(mask[:, :, int(place[-3:])], (0, 1)).T
+        np.testing.assert_array_equal(planes[2], nearest(shown, 16) == 2)
+
+
 # A run
 
 
@@ -465,7 +520,7 @@ def test_a_run_on_contrasts_and_a_mask_and_what_comes_after(tmp_path):
     assert pipeline.mask_labels == {"seg": ("1", "2", "4")}
     assert pipeline.channel_names == ("t1", "flair")
     mask = np.zeros((16, 16), np.uint8)
-    mask[4:9, 4:9] = 3
+    mask[4:9, 4:9] = 4
     Image.fromarray(mask).save(tmp_path / "mask.png")
     commands.main(["sample", str(run), "--num_images", "2", "--condition", f"seg={tmp_path / 'mask.png'}",
                    "--output_dir", str(tmp_path / "out")])  # fmt: skip

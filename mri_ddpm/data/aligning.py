@@ -109,7 +109,7 @@ def _aligned(
         (file, content), *_ = found[leader]
         members = [member for (member, _), *_ in found.values() if member]
         flaw = next((member.flaw for member in members if member.flaw), None)
-        there = {plane: content for plane, ((_, content), *_) in found.items()}
+        there = {plane: content for plane, ((_, content), *_) in found.items()} if len(found) > 1 else {}
         mask = next((member.mask for member in members if member.mask), None)
         sets.append(
             replace(file, content=content, contrast=wanted[leader], flaw=flaw, planes=there, mask=mask)

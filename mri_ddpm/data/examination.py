@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import datasets
@@ -15,6 +16,7 @@ from mri_ddpm.errors import InputError
 from .aligning import leader_of
 from .cache import cache_folder, decoded
 from .channels import Channels
+from .contents import Content
 from .index import Index
 from .layout import ScanFile
 from .masks import is_mask_name
@@ -97,7 +99,7 @@ def _examine_pictures(files: list[ScanFile], resolution: int | None, options: Sc
         hashes, flaw = (), file.flaw
         planes = file.planes or {"": file.content}
         try:
-            hashes = tuple(hashlib.sha256(content.read()).hexdigest() for content in planes.values())
+            hashes = _hashed(planes, lambda content: hashlib.sha256(content.read()).hexdigest())
         except BadImageError as error:
             flaw = flaw or str(error)
         except OSError as error:
@@ -138,6 +140,17 @@ def _examine_pictures(files: list[ScanFile], resolution: int | None, options: Sc
     return Examined(records, rows, hashes, pixels, labels=masks)
 
 
+def _hashed(planes: dict[str, Content | VolumeFile], hash_of: Callable[..., str]) -> tuple[str, ...]:
+    """The hash of each plane. Raises `BadImageError` that names the plane, if it is not the first to be looked at, and `OSError`."""
+    hashes, leader = [], leader_of(planes)
+    for name, content in planes.items():
+        try:
+            hashes.append(hash_of(content))
+        except BadImageError as error:
+            raise BadImageError(str(error) if name == leader else f"has a {name} that {error}") from None
+    return tuple(hashes)
+
+
 def _joined(hashes: tuple[str, ...]) -> str | None:
     """One hash for all planes of a scan."""
     if len(hashes) < 2:
@@ -166,7 +179,7 @@ def _examine_volumes(
             if file.flaw:
                 raise BadImageError(file.flaw)
             planes = file.planes or {"": file.content}
-            hashes = tuple(content.sha256(index) for content in planes.values())
+            hashes = _hashed(planes, lambda content: content.sha256(index))
             marks = (file.mask, file.mask.sha256(index)) if file.mask and options.slices != "all" else None
         except BadImageError as error:
             flaws[file.path] = str(error)

@@ -1,6 +1,7 @@
 """Data sets of the Hub, and those on disk that the datasets library wrote."""
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import datasets
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
-from .contents import HubCell
+from .aligning import leader_of
+from .channels import Channels
+from .contents import Content, HubCell
 from .layout import (
     PARTS,
     VOLUME_EACH,
@@ -21,6 +24,7 @@ from .layout import (
     parts_found,
     patients_found,
 )
+from .masks import is_mask_name
 from .metadata import PATIENTS
 from .patients import named_like_patients
 from .volume_files import VolumeFile, require_libraries
@@ -87,22 +91,18 @@ def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
 
 def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Dataset) -> list[ScanFile]:
     name, image_column, label_column = options.dataset_name, options.image_column, options.label_column
-    columns = ", ".join(rows.column_names)
-    if image_column not in rows.column_names:
-        raise InputError(f"--image_column {image_column} is not a column of {name}, which has: {columns}.")
+    columns, planes = ", ".join(rows.column_names), Channels.of(options).planes
+    cells = {plane: _cells(rows, plane, options) for plane in planes}
     if label_column and label_column not in rows.column_names:
         raise InputError(
             f"--label_column {label_column} is not a column of {name}, which has: {columns}"
             ' (give --label_column "" for scans without classes).'
         )
-    are_volumes = isinstance(rows.features[image_column], getattr(datasets, "Nifti", ()))  # of newer versions
-    kind = datasets.Nifti if are_volumes else datasets.Image
-    try:
-        images = rows.select_columns([image_column]).cast_column(image_column, kind(decode=False))
-    except Exception:
+    if len({volumes for _, volumes in cells.values()}) > 1:
         raise InputError(
-            f"--image_column {image_column} of {name} does not hold images: {columns} are there."
-        ) from None
+            f"{name} has pictures and volumes in the columns {', '.join(p or image_column for p in planes)}."
+        )
+    leader = leader_of(planes)
     if label_column and not isinstance(rows.features[label_column], (datasets.ClassLabel, datasets.Value)):
         raise InputError(
             f"--label_column {label_column} of {name} holds a {type(rows.features[label_column]).__name__} and no single label"
@@ -118,20 +118,46 @@ def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Datas
         for column in (of_patients, "contrast")
     )
     width = len(str(len(rows)))  # so that names sort as the rows do
-    return [
-        ScanFile(
-            f"{split}/{row:0{width}d}",
-            part,
-            labels[row],
-            VolumeFile((HubCell(images, row, image_column),))
-            if are_volumes
-            else HubCell(images, row, image_column),
-            flaws[row],
-            patients[row],
-            contrasts[row] and named_contrast(contrasts[row]),
+    files = []
+    for row in range(len(rows)):
+        there = {plane: content(row) for plane, (content, _) in cells.items()}
+        mask = next((found for plane, found in there.items() if is_mask_name(plane)), None)
+        files.append(
+            ScanFile(
+                f"{split}/{row:0{width}d}",
+                part,
+                labels[row],
+                there[leader],
+                flaws[row],
+                patients[row],
+                leader or (contrasts[row] and named_contrast(contrasts[row])),
+                mask,
+                there if len(there) > 1 else {},
+            )
         )
-        for row in range(len(rows))
-    ]
+    return files
+
+
+def _cells(
+    rows: datasets.Dataset, plane: str, options: ScanOptions
+) -> tuple[Callable[[int], Content | VolumeFile], bool]:
+    """What gives the content of each row of a plane's column, and whether these are volumes."""
+    column, name, columns = plane or options.image_column, options.dataset_name, ", ".join(rows.column_names)
+    flag = "image_column" if not plane else "channels" if plane in options.channels else "condition_on"
+    if column not in rows.column_names:
+        raise InputError(f"--{flag} {column} is not a column of {name}, which has: {columns}.")
+    are_volumes = isinstance(rows.features[column], getattr(datasets, "Nifti", ()))  # of newer versions
+    kind = datasets.Nifti if are_volumes else datasets.Image
+    try:
+        images = rows.select_columns([column]).cast_column(column, kind(decode=False))
+    except Exception:
+        raise InputError(f"--{flag} {column} of {name} does not hold images: {columns} are there.") from None
+
+    def content(row: int) -> Content | VolumeFile:
+        cell = HubCell(images, row, column)
+        return VolumeFile((cell,)) if are_volumes else cell
+
+    return content, are_volumes
 
 
 def _hub_labels(rows: datasets.Dataset, label_column: str) -> list[str | None]:

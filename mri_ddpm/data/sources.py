@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 
-from .aligning import choose
+from .aligning import choose, choose_contrast
 from .cache import cache_folder
 from .contents import Content, Contents, contents_of_folder, contents_of_zip
 from .hub_data import open_hub
@@ -40,7 +40,7 @@ def find_source(options: ScanOptions) -> Source:
         return _open_path(options)
     if options.dataset_name:
         files, findings = open_hub(options)
-        files, contrasts = choose(files, options, options.dataset_name)
+        files, contrasts = choose_contrast(files, options.contrast, options.dataset_name)
         return Source(options.dataset_name, files, (*findings, *contrasts))
     raise InputError("No scans were given: pass --train_data_dir (a folder or a .zip) or --dataset_name.")
 
