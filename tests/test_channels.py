@@ -514,7 +514,6 @@ def test_from_the_shell(run, mask, tmp_path, capsys):
             "--condition t1 is not what the model was trained with; it is given seg",
         ),
         (("--condition", f"seg={tmp_path}/no.png"), "No such file or directory"),
-        (("--film",), "--film is for models of one channel"),
         (("--reject_copies",), "--reject_copies is for models of one channel"),
     ):
         with pytest.raises(SystemExit):
@@ -611,9 +610,13 @@ def test_a_mask_is_drawn_as_numbers_of_labels(tmp_path):
     assert found["np"].max() <= len(LABELS)
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in found["pil"]]), found["np"])
     np.testing.assert_array_equal(found["pt"][:, 0].numpy(), found["np"])
-    sample(run, tmp_path / "png", "--num_images", 1)
+    sample(run, tmp_path / "png", "--num_images", 1, "--film")
     again = np.asarray(Image.open(next((tmp_path / "png").glob("*-seg.png"))))
-    assert again.max() <= len(LABELS)
+    t1 = np.asarray(Image.open(next((tmp_path / "png").glob("*-t1.png"))))
+    strip = np.asarray(Image.open(tmp_path / "png-film.png"))[14:, -72:]  # a channel below the other
+    for row, image in enumerate((t1, t1, *[np.round(again / len(LABELS) * 255).astype(np.uint8)] * 2)):
+        tile = Image.fromarray(image).resize((72, 72), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(strip[72 * row : 72 * (row + 1)], tile)
     nibabel = pytest.importorskip("nibabel")
     sample(run, tmp_path / "nifti", "--num_images", 1, "--format", "nifti")
     volume = nibabel.load(next((tmp_path / "nifti").glob("*-seg.nii.gz")))

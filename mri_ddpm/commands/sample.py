@@ -162,14 +162,12 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def refuse_several_channels(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> None:
-    """Refuse what shows or compares one contrast, of a model that draws several channels or masks."""
+    """Refuse what compares or holds one contrast, of a model that draws several channels or masks."""
     labels = [name for name in pipeline.channel_names if name in pipeline.mask_labels]
-    if pipeline.unet.config.out_channels > 1:
-        for flag in ("film", "reject_copies"):
-            if getattr(args, flag):
-                raise InputError(
-                    f"--{flag} is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
-                )
+    if pipeline.unet.config.out_channels > 1 and args.reject_copies:
+        raise InputError(
+            f"--reject_copies is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
+        )
     if labels and args.format == "dicom":
         raise InputError(
             f"--format dicom holds no mask, and this model draws {labels[0]}; take --format png or nifti."
