@@ -118,7 +118,7 @@ class Request:
     output_trajectory: bool = False
     callback_on_step_end: Callable[..., dict] | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("x_t",)
-    image: GivenImage | None = None
+    image: GivenImage | dict[str, GivenImage] | None = None
     strength: float = 1.0
     mask_image: GivenImage | None = None
     jump_length: int = 10
@@ -273,7 +273,7 @@ class MRIDDPMBasePipeline(Opener):
         return {name: tuple(labels) for name, labels in (self.unet.config.get("mask_labels") or {}).items()}
 
     def check_inputs(self, **arguments) -> Request:
-        """The request, its image and mask as tensors ``(B, C, H, W)``, and its condition by name as ``(B, 1 or labels, H, W)``.
+        """The request, its image and mask as tensors ``(B, C or 1, H, W)``, and its condition by name as ``(B, 1 or labels, H, W)``.
 
         Raises:
             TypeError: for an unknown argument.
@@ -316,8 +316,6 @@ class MRIDDPMBasePipeline(Opener):
             (condition is not None and of_condition != 1.0 and not config.get("null_condition", True),
              "the model was trained with the condition of every scan (condition_dropout_prob 0), so it cannot be guided by it; "
              "set condition_guidance_scale to 1."),
-            (bool(self.edits) and config.out_channels > 1,
-             f"{type(self).__name__} changes scans of one channel, and the model draws {config.out_channels}; take MRIDDPMPipeline."),
             ((scale != 1.0 or of_condition != 1.0 or labels is None) and not config.get("null_class", True),
              "the model was trained with the class of every scan (class_dropout_prob 0) and has no null class, which "
              "guidance and images without a class need; give class_labels, and leave guidance_scale at 1."),
@@ -327,18 +325,23 @@ class MRIDDPMBasePipeline(Opener):
         )  # fmt: skip
         self.class_indices(labels, request.num_images)
         if condition is not None:
-            request.condition = self.read_condition(condition, self.shape(request))
+            request.condition = self.read_planes(
+                condition, self.condition_names, "condition", self.shape(request)
+            )
             refuse(
                 (bool(self.without_marks(request.condition, labels).any()),
                  f"condition {' and '.join(map(repr, self.unet.config.get('always_marked') or ()))} is empty, as that of no training "
                  f"scan{' of the class' * bool(self.class_names)} was; give a mask that shows a label, or sample without the condition."),
             )  # fmt: skip
-        for name in ("image", "mask_image"):
-            if name in self.edits:
-                images = as_images(getattr(request, name), name, self.shape(request))
-                setattr(request, name, images.to(self._execution_device))
-        if request.mask_image is not None:
-            request.mask_image = request.mask_image >= 0.5
+        if "image" in self.edits:
+            names, one = self.channel_names or ("",), request.image
+            given = one if isinstance(one, dict) or len(names) > 1 else {names[0]: one}
+            planes = self.read_planes(given, names, "image", self.shape(request))
+            request.image = torch.cat([*planes.values()], dim=1).to(self._execution_device)  # (B, C, H, W)
+        if "mask_image" in self.edits:
+            count, _, *size = self.shape(request)
+            mask = as_images(request.mask_image, "mask_image", (count, 1, *size))
+            request.mask_image = mask.to(self._execution_device) >= 0.5
             refuse(
                 (not request.mask_image.any(),
                  "mask_image has no white pixel, of half its range or more, so nothing would change; paint white what is to "
@@ -379,40 +382,48 @@ class MRIDDPMBasePipeline(Opener):
                 raise ValueError(f"class {label!r} is not in the model; its classes are: {known}.")
         return torch.tensor([by_name[plain(label)] for label in class_labels], device=self._execution_device)
 
-    def read_condition(self, condition: dict[str, GivenImage], shape: tuple) -> dict[str, torch.Tensor]:
-        """A condition by name as tensors in [0, 1]: ``(B, 1, H, W)`` of an image, ``(B, labels, H, W)`` of a mask.
+    def read_planes(
+        self, given: dict[str, GivenImage], names: Sequence[str], what: str, shape: tuple
+    ) -> dict[str, torch.Tensor]:
+        """Images and masks by name as tensors in [0, 1]: ``(B, 1, H, W)`` of an image, ``(B, labels, H, W)`` of a mask.
 
         A lower resolution is brought to ``(H, W)`` by repeating its pixels.
+
+        Args:
+            given: by name.
+            names: that have to be given, in the order of the result.
+            what: they are, for errors.
+            shape: of the samples, ``(B, C, H, W)``.
 
         Raises:
             ValueError: for names, sizes, numbers or labels that do not fit the model.
         """
-        names = ", ".join(self.condition_names)
-        is_dict = isinstance(condition, dict)
-        missing = [name for name in self.condition_names if is_dict and name not in condition]
-        unknown = [name for name in condition if name not in self.condition_names] if is_dict else []
+        known, is_dict = ", ".join(names), isinstance(given, dict)
+        missing = [name for name in names if is_dict and name not in given]
+        unknown = [name for name in given if name not in names] if is_dict else []
         refuse(
-            (not is_dict, f"condition is a {type(condition).__name__}; give a dict by name, of: {names}."),
-            (bool(unknown), f"condition has {unknown and unknown[0]!r}, which the model does not know; give {names}."),
-            (bool(missing), f"condition lacks {missing and missing[0]!r}; the model was trained with {names}."),
+            (not is_dict, f"{what} is a {type(given).__name__}; give a dict by name, of: {known}."),
+            (bool(unknown), f"{what} has {unknown and unknown[0]!r}, which the model does not know; give {known}."),
+            (bool(missing), f"{what} lacks {missing and missing[0]!r}; the model was trained with {known}."),
         )  # fmt: skip
         count, _, height, width = shape
         found = {}
-        for name in self.condition_names:
+        for name in names:
             factor, labels = factor_of(name), self.mask_labels.get(name)
             refuse(
                 (height % factor or width % factor,
                  f"{width}x{height} are no multiples of {factor}, which {name} needs; take another height and width."),
             )  # fmt: skip
-            given = condition[name], f"condition {name!r}", (count, 1, height // factor, width // factor)
-            images = as_one_hot(*given, labels) if labels else as_images(*given)
+            called = f"{what} {name!r}" if name else what
+            plane = given[name], called, (count, 1, height // factor, width // factor)
+            images = as_one_hot(*plane, labels) if labels else as_images(*plane)
             found[name] = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
         return found
 
     def without_marks(
         self, condition: dict[str, torch.Tensor], class_labels: str | int | Sequence[str | int] | None
     ) -> torch.Tensor:
-        """Which images of a condition by name, as of `read_condition`, have an empty mask that no scan of their class had; ``(B,)``."""
+        """Which images of a condition by name, as of `read_planes`, have an empty mask that no scan of their class had; ``(B,)``."""
         count = len(next(iter(condition.values())))
         indices = self.class_indices(class_labels, count)
         names = self.class_names or ("",)
@@ -730,14 +741,19 @@ class MRIDDPMImg2ImgPipeline(MRIDDPMBasePipeline):
 
     @torch.no_grad()
     def __call__(
-        self, class_labels=None, *, image: GivenImage, strength: float = 0.2, **arguments
+        self,
+        class_labels=None,
+        *,
+        image: GivenImage | dict[str, GivenImage],
+        strength: float = 0.2,
+        **arguments,
     ) -> MRIDDPMPipelineOutput | tuple:
         """Sample ``num_images`` variations.
 
         Args:
             class_labels: as in ``MRIDDPMPipeline``.
             image: the scan to start from, or one for each image. It is PIL, or ``(H, W)``, ``(B, H, W)`` or
-                ``(B, 1, H, W)`` in [0, 1].
+                ``(B, 1, H, W)`` in [0, 1]. Of several channels a dict by name, a mask in values of labels.
             strength: share of the timesteps that is run from the noised ``image`` (SDEdit, arXiv:2108.01073). It is over
                 0 and up to 1. At 32 to 64 pixels 0.2 keeps the head's outline and changes its inside.
             arguments: all others of ``MRIDDPMPipeline``, whose errors it raises.
@@ -754,7 +770,7 @@ class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
 
     @torch.no_grad()
     def __call__(
-        self, class_labels=None, *, image: GivenImage, mask_image: GivenImage, strength: float = 1.0,
+        self, class_labels=None, *, image: GivenImage | dict[str, GivenImage], mask_image: GivenImage, strength: float = 1.0,
         jump_length: int = 10, jump_n_sample: int | None = None, **arguments,
     ) -> MRIDDPMPipelineOutput | tuple:  # fmt: skip
         """Sample ``num_images`` images that differ from the scan in the white part of the mask.
@@ -762,7 +778,7 @@ class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
         Args:
             class_labels: as in ``MRIDDPMPipeline``.
             image: the scan, or one for each image, as in ``MRIDDPMImg2ImgPipeline``.
-            mask_image: where ``image`` is sampled anew: white, or 0.5 and more. It has the same forms as ``image``.
+            mask_image: where ``image`` is sampled anew, in all channels: white, or 0.5 and more. It has the forms of one channel.
             strength: share of the timesteps that is run. Under 1 what the mask covers shows through in part.
             jump_length: number of steps that are repeated, after going back to the noise before them.
             jump_n_sample: how often each such stretch is run, so that both sides of the mask's edge agree (RePaint,

@@ -12,7 +12,7 @@ from conftest import assert_same_to_the_bit, forget_accelerator, state_of, tiny,
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
 from PIL import Image
 
-from mri_ddpm import AttentionUNet2DModel, MRIDDPMImg2ImgPipeline, MRIDDPMPipeline, commands
+from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, commands
 from mri_ddpm.data import Channels, ScanDataset, draw_phantoms, load_phantoms, to_model_range
 from mri_ddpm.data.phantom import CLASS_NAMES, LABELS, draw_phantom_planes
 from mri_ddpm.diffusion import make_noise_scheduler, training_loss
@@ -476,8 +476,6 @@ def test_classes_whose_masks_may_be_empty_are_known():
 
 
 def test_what_a_model_cannot_do_is_one_sentence(pipeline, make_unet, mask):
-    with pytest.raises(ValueError, match="changes scans of one channel, and the model draws 2"):
-        draw(MRIDDPMImg2ImgPipeline.from_pipe(pipeline), image=mask[0] / 3)
     plain = MRIDDPMPipeline(make_unet(), make_noise_scheduler())
     with pytest.raises(ValueError, match="a condition was given, but the model was trained without one"):
         draw(plain, condition={"seg": mask[0]})
@@ -516,11 +514,39 @@ def test_from_the_shell(run, mask, tmp_path, capsys):
             "--condition t1 is not what the model was trained with; it is given seg",
         ),
         (("--condition", f"seg={tmp_path}/no.png"), "No such file or directory"),
-        (("--film",), "--film is for models of one channel"),
         (("--reject_copies",), "--reject_copies is for models of one channel"),
     ):
         with pytest.raises(SystemExit):
             sample(run, tmp_path / "b", *flag)
+        assert words in capsys.readouterr().err
+
+
+def test_a_scan_of_several_channels_is_changed_from_the_shell(run, mask, tmp_path, capsys):
+    planes = draw_phantom_planes(1, 16, 3, ("t1", "t2", "seg"))[0]
+    files = {name: tmp_path / f"{name}.png" for name in planes}
+    for name, (plane,) in planes.items():
+        Image.fromarray(plane if name == "seg" else (plane * 255).round().astype(np.uint8)).save(files[name])
+    hole = np.zeros((16, 16), np.uint8)
+    hole[4:9, 4:9] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    images = ("--image", f"t1={files['t1']}", f"t2={files['t2']}")
+    asked = ("--num_images", 1, "--class_label", "no_tumor", "--condition", f"seg={files['seg']}")
+    sample(run, tmp_path / "a", *asked, *images, "--mask_image", tmp_path / "hole.png")
+    for name in ("t1", "t2"):
+        picture = Image.open(tmp_path / "a" / f"no_tumor-00000-{name}.png")
+        given, found = np.asarray(Image.open(files[name])), np.asarray(picture)
+        np.testing.assert_array_equal(found[hole == 0], given[hole == 0])
+        assert (found != given).any()
+        assert len(picture.text[f"image_{name}_sha256"]) == 64
+        assert picture.text["synthetic"].startswith("in part: a given scan")
+    sample(run, tmp_path / "b", *asked, *images, "--strength", 0.2)
+    for flags, words in (
+        ((files["t1"],), "t1.png is no NAME=FILE of a channel, and the model draws t1, t2"),
+        ((f"t1={files['t1']}",), "image lacks 't2'"),
+        ((f"seg={files['seg']}",), "is no NAME=FILE of a channel, and the model draws t1, t2"),
+    ):
+        with pytest.raises(SystemExit):
+            sample(run, tmp_path / "c", *asked, "--image", *flags)
         assert words in capsys.readouterr().err
 
 
@@ -584,9 +610,13 @@ def test_a_mask_is_drawn_as_numbers_of_labels(tmp_path):
     assert found["np"].max() <= len(LABELS)
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in found["pil"]]), found["np"])
     np.testing.assert_array_equal(found["pt"][:, 0].numpy(), found["np"])
-    sample(run, tmp_path / "png", "--num_images", 1)
+    sample(run, tmp_path / "png", "--num_images", 1, "--film")
     again = np.asarray(Image.open(next((tmp_path / "png").glob("*-seg.png"))))
-    assert again.max() <= len(LABELS)
+    t1 = np.asarray(Image.open(next((tmp_path / "png").glob("*-t1.png"))))
+    strip = np.asarray(Image.open(tmp_path / "png-film.png"))[14:, -72:]  # a channel below the other
+    for row, image in enumerate((t1, t1, *[np.round(again / len(LABELS) * 255).astype(np.uint8)] * 2)):
+        tile = Image.fromarray(image).resize((72, 72), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(strip[72 * row : 72 * (row + 1)], tile)
     nibabel = pytest.importorskip("nibabel")
     sample(run, tmp_path / "nifti", "--num_images", 1, "--format", "nifti")
     volume = nibabel.load(next((tmp_path / "nifti").glob("*-seg.nii.gz")))

@@ -389,6 +389,71 @@ def test_what_another_of_the_three_takes_is_said(make_pipeline, kind, arguments,
         make_pipeline(kind=kind)(0, **arguments)
 
 
+# Several channels, and conditions
+
+
+SEG = {"seg": ("1", "2", "4")}
+
+
+@pytest.fixture
+def several(make_pipeline):
+    """Return a function that builds a pipeline which draws t1 and a mask, given flair."""
+
+    def build(kind):
+        names = {"channel_names": ("t1", "seg"), "condition_names": ("flair",), "mask_labels": SEG}
+        return make_pipeline(kind=kind, in_channels=6, out_channels=4, **names)
+
+    return build
+
+
+def t1_and_seg() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    seg = rng.choice([0, 1, 2, 4], (16, 16)).astype(np.uint8)
+    return {"t1": rng.random((16, 16), dtype=np.float32), "seg": seg}
+
+
+def test_inpainting_keeps_every_channel_outside_the_mask_to_the_bit(several):
+    pipeline, image, (flair, mask) = several(MRIDDPMInpaintPipeline), t1_and_seg(), scan_and_mask()
+    arguments = {"image": image, "mask_image": mask, "num_inference_steps": 6, "output_type": "np"}
+    arguments |= {"class_labels": 0, "num_images": 2, "jump_n_sample": 1}
+    first, again, other = (
+        pipeline(**arguments, condition={"flair": given}, generator=generator()).channels
+        for given in (flair, flair, 1 - flair)
+    )
+    for name, given in image.items():
+        assert first[name].dtype == given.dtype
+        np.testing.assert_array_equal(first[name][:, ~mask], np.stack([given[~mask]] * 2))
+        assert (first[name][0, mask] != given[mask]).any()
+        np.testing.assert_array_equal(first[name], again[name])
+    assert (first["t1"][:, mask] != other["t1"][:, mask]).any()  # the condition is followed
+
+
+def test_variations_start_from_the_noised_channels(several):
+    pipeline, image = several(MRIDDPMImg2ImgPipeline), t1_and_seg()
+    arguments = {"class_labels": 0, "strength": 0.5, "num_inference_steps": 6, "output_trajectory": True}
+    output = pipeline(image=image, generator=generator(), output_type="np", **arguments)
+    planes = [image["t1"], *(image["seg"] == value for value in (1, 2, 4))]
+    x_0 = torch.from_numpy(np.stack(planes)[None].astype(np.float32)) * 2 - 1
+    eps = torch.randn(1, 4, 16, 16, generator=generator())
+    torch.testing.assert_close(output.x_t[0], pipeline.scheduler.add_noise(x_0, eps, output.timesteps[:1]))
+    assert {*np.unique(output.channels["seg"])} <= {0, 1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.ones((16, 16)), "image is a ndarray; give a dict by name, of: t1, seg"),
+        ({"t1": np.ones((16, 16))}, "image lacks 'seg'"),
+        ({**t1_and_seg(), "t2": np.ones((16, 16))}, "image has 't2', which the model does not know"),
+        ({**t1_and_seg(), "t1": np.ones((12, 16))}, "image 't1' is 16x12 pixels, but the model takes 16x16"),
+        ({**t1_and_seg(), "seg": np.full((16, 16), 3)}, "image 'seg' has the label 3, which the model does not know"),
+    ],
+)  # fmt: skip
+def test_channels_that_do_not_fit_are_one_sentence(several, image, words):
+    with pytest.raises(ValueError, match=words):
+        several(MRIDDPMImg2ImgPipeline)(0, image=image)
+
+
 # From one to another
 
 

@@ -51,8 +51,10 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--bit_depth", type=int, choices=BIT_DEPTHS, help="of PNG files; 8 when not given")
     parser.add_argument(
         "--image",
-        type=Path,
-        help="scan to sample variations of, as --class_label; it must have the model's size",
+        nargs="+",
+        metavar="[NAME=]FILE",
+        help="scan to sample variations of, as --class_label; it must have the model's size; of several channels each by name, such as "
+        "t1=a.png t2=b.png",
     )
     parser.add_argument(
         "--strength",
@@ -128,7 +130,9 @@ def sample(args: argparse.Namespace) -> None:
         facts |= facts_of_condition(condition)
     if edit:  # a given scan is the larger part of what comes out
         facts["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
-        files = {name: edit[name] for name in ("image", "mask_image") if name in edit}
+        given = edit["image"] if isinstance(edit["image"], dict) else {"": edit["image"]}
+        files = {f"image_{name}".rstrip("_"): image for name, image in given.items()}
+        files |= {name: edit[name] for name in ("mask_image",) if name in edit}
         facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
     request = {**facts, **asked, "reject_copies": args.reject_copies}
     folder = SampleFolder(args.output_dir, request, args.format)
@@ -158,14 +162,12 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def refuse_several_channels(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> None:
-    """Refuse what shows or compares one contrast, of a model that draws several channels or masks."""
+    """Refuse what compares or holds one contrast, of a model that draws several channels or masks."""
     labels = [name for name in pipeline.channel_names if name in pipeline.mask_labels]
-    if pipeline.unet.config.out_channels > 1:
-        for flag in ("film", "reject_copies"):
-            if getattr(args, flag):
-                raise InputError(
-                    f"--{flag} is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
-                )
+    if pipeline.unet.config.out_channels > 1 and args.reject_copies:
+        raise InputError(
+            f"--reject_copies is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
+        )
     if labels and args.format == "dicom":
         raise InputError(
             f"--format dicom holds no mask, and this model draws {labels[0]}; take --format png or nifti."
@@ -229,7 +231,7 @@ def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> d
         if is_volume(Path(file)):
             found[name] = read_given(file, manifest)
         elif name in pipeline.mask_labels:
-            found[name] = read_mask(Path(file))
+            found[name] = read_mask("condition", Path(file))
         else:
             found[name] = read_file("condition", Path(file), scale_of_manifest(manifest))
     kinds = {isinstance(given, Volume): name for name, given in found.items()}
@@ -240,16 +242,14 @@ def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> d
     return found
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """The numbers of labels in a picture."""
+def read_mask(flag: str, path: Path) -> np.ndarray:
+    """The values of labels in a picture that a flag names."""
     try:
         with Image.open(path) as picture:
             return as_numbers(picture, str(path))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(
-            f"--condition {path}: {str(reason).rstrip('.')}; name a picture of labels."
-        ) from error
+        raise InputError(f"--{flag} {path}: {str(reason).rstrip('.')}; name a picture of labels.") from error
 
 
 def bit_depth_of(args: argparse.Namespace) -> int:
@@ -273,12 +273,33 @@ def with_edit(args: argparse.Namespace, pipeline: MRIDDPMPipeline) -> tuple[MRID
             f"--{next(iter(given))} is given without --image, the scan to start from; give both."
         )
     scale = scale_of_manifest(load_record(args.pipeline).manifest)
+    given["image"] = read_channels(args.image, pipeline, scale)
+    if args.mask_image:
+        given["mask_image"] = read_file("mask_image", args.mask_image, scale)
     edit_class = MRIDDPMInpaintPipeline if args.mask_image else MRIDDPMImg2ImgPipeline
-    edit = {
-        name: read_file(name, value, scale) if isinstance(value, Path) else value
-        for name, value in given.items()
-    }
-    return edit_class.from_pipe(pipeline), edit
+    return edit_class.from_pipe(pipeline), given
+
+
+def read_channels(
+    files: list[str], pipeline: MRIDDPMPipeline, scale: Scale | None
+) -> np.ndarray | dict[str, np.ndarray]:
+    """``--image``: a scan as ``(H, W)`` in [0, 1], or by name what a model of several channels draws, a mask as it is."""
+    names = pipeline.channel_names
+    if (
+        len(files) == 1 and len(names) < 2 and files[0].partition("=")[0] not in names
+    ):  # a path may have "=" in it
+        return read_file("image", Path(files[0]), scale)
+    found = {}
+    for given in files:
+        name, _, file = given.partition("=")
+        if name not in names or not file:
+            known = ", ".join(names) or "one channel without a name"
+            raise InputError(
+                f"--image {given} is no NAME=FILE of a channel, and the model draws {known}; write such as t1=scan.png."
+            )
+        is_mask = name in pipeline.mask_labels
+        found[name] = read_mask("image", Path(file)) if is_mask else read_file("image", Path(file), scale)
+    return found
 
 
 def named_class(label: str, pipeline: MRIDDPMPipeline) -> str:

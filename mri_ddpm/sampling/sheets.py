@@ -45,29 +45,47 @@ def save_film(
 ) -> None:
     """Show how the first of these images arise from noise, as a strip and a film (PNG and GIF).
 
-    For each image the strip shows x_t above and the network's progressive estimate of the image below (Ho et al. 2020,
-    section 4.3).
+    For each image, and each of its channels, the strip shows x_t above and the network's progressive estimate of the image
+    below (Ho et al. 2020, section 4.3).
     """
-    rows = numbers[:FILM_ROWS]
+    names = pipeline.channel_names or ("",)
+    rows = numbers[: max(1, FILM_ROWS // len(names))]
     strip, film = files
     labels = [labels[i] for i in rows] if labels is not None else None
     pipeline.set_progress_bar_config(desc="film", unit="step", disable=False)
     sampled = sample(pipeline, labels, rows, options, output_type="pt", output_trajectory=True)
     calls = len(sampled.timesteps)
-    both = torch.stack([sampled.x_t, sampled.x_0], dim=2).flatten(1, 2)  # (calls, 2B, 1, H, W)
-    unit = to_unit_range(both.float()).numpy()
-    final = sampled.images.cpu().numpy().repeat(2, axis=0)[None]  # (1, 2B, 1, H, W)
+    both = [shown(pipeline, to_unit_range(x.float()).numpy()) for x in (sampled.x_t, sampled.x_0)]
+    unit = np.stack(both, axis=3).reshape(
+        calls, -1, 1, *both[0].shape[-2:]
+    )  # (calls, B * channels * 2, 1, H, W)
+    planes = pipeline.read_planes(
+        sampled.channels or {"": sampled.images}, names, "image", sampled.x_0.shape[1:]
+    )
+    image = shown(pipeline, torch.cat([*planes.values()], dim=1).numpy())  # (B, channels, H, W)
+    final = image.reshape(-1, 1, *image.shape[-2:]).repeat(2, axis=0)[None]
 
     columns = np.unique(np.linspace(0, calls - 1, FILM_COLUMNS - 1).round().astype(int))
     titles = [f"t={sampled.timesteps[i] + 1:g}" for i in columns]
     sheet(np.concatenate([unit[columns], final]), [*titles, "image"]).save(strip)
 
-    pairs = np.concatenate([unit, final]).reshape(-1, len(rows), 2, *unit.shape[2:])
-    pairs = pairs.swapaxes(1, 2)  # (calls + 1, 2, B, 1, H, W): a frame is two columns of B rows
+    pairs = np.concatenate([unit, final]).reshape(calls + 1, -1, 2, *unit.shape[2:])
+    pairs = pairs.swapaxes(1, 2)  # (calls + 1, 2, B * channels, 1, H, W): a frame is two columns
     moments = np.unique(np.linspace(0, calls, FRAMES).round().astype(int))
     frames = [sheet(pairs[i], ["x_t", "estimate"]) for i in moments]
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     frames[0].save(film, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def shown(pipeline: MRIDDPMBasePipeline, unit: np.ndarray) -> np.ndarray:
+    """Images ``(..., C, H, W)`` in [0, 1] as grey ones ``(..., channels, H, W)``: a mask's labels become steps from black to white."""
+    found, start = [], 0
+    for name in pipeline.channel_names or ("",):
+        count = len(pipeline.mask_labels.get(name, (name,)))
+        greys = np.arange(1, count + 1, dtype=np.float32)[:, None, None] / count
+        found.append((unit[..., start : start + count, :, :] * greys).sum(-3))
+        start += count
+    return np.stack(found, axis=-3)
 
 
 def sheet(images: np.ndarray, titles: Sequence[str]) -> Image.Image:

@@ -198,7 +198,9 @@ def seen(pipeline: MRIDDPMBasePipeline, given: GivenVolumes, class_label: str | 
     """
     count, size = len(given.slices), pipeline.unet.config.sample_size
     try:
-        known = pipeline.read_condition(given.condition, (count, 1, size, size))
+        known = pipeline.read_planes(
+            given.condition, pipeline.condition_names, "condition", (count, 1, size, size)
+        )
         unseen = pipeline.without_marks(known, None if class_label is None else [class_label] * count)
     except ValueError as error:
         raise InputError(str(error)) from None
