@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny, train_alone
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot, label_values, to_masks
 from PIL import Image
-from volume_sets import AFFINE, SHAPE, head, mask
+from volume_sets import AFFINE, SHAPE, head, mask, series, write
 
 from mri_ddpm import MRIDDPMPipeline, commands
 from mri_ddpm.data import Channels, Volume, read_volume, slices
@@ -95,6 +95,14 @@ def test_a_volume_comes_back_in_the_order_of_its_file(pipeline, tmp_path, order)
     back = given.put_back(given.condition["t1"], is_mask=False)
     stored = np.asarray(image.dataobj)
     np.testing.assert_allclose(back, stored / stored.max(), atol=1e-6)
+
+
+def test_a_series_of_dicom_is_given_as_a_folder(pipeline, tmp_path):
+    folder = write(tmp_path / "series", series(5, "4711"))
+    given = cut(pipeline(), {"t1": read_given(folder, AXIAL)}, AXIAL)
+    back = given.put_back(given.condition["t1"], is_mask=False)
+    np.testing.assert_allclose(back, head(5) / head(5).max(), atol=1e-3)
+    np.testing.assert_allclose(given.affine, AFFINE, atol=1e-3)
 
 
 # Labels
