@@ -13,6 +13,7 @@ COMMANDS = {
     "data": "count, check and split a folder of scans; trains nothing",
     "evaluate": "measure a model: quality, usefulness, and whether it copies patients",
     "push": "publish a run, or a saved pipeline, on the Hugging Face Hub",
+    "demo": "see a model in a browser: sample, watch, edit, compare",
 }
 
 

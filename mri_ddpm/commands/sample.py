@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import (
 from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
 from mri_ddpm.sampling.formats import FORMATS, geometry_of_manifest
+from mri_ddpm.sampling.options import facts_of_condition
 from mri_ddpm.sampling.provenance import provenance
 from mri_ddpm.sampling.sheets import save_film, save_noise_strip
 from mri_ddpm.sampling.volumes import check, cut, draw, is_volume, read_given, seen
@@ -123,17 +123,9 @@ def sample(args: argparse.Namespace) -> None:
     options = sampling_options(args, edit={**edit, **({"condition": condition} if condition else {})})
     options.prepare(pipeline, args.num_images, names[0] if names else None)
 
-    facts = {**provenance(pipeline), **options.facts(pipeline), "strength": args.strength}
+    facts = {**provenance(pipeline), **options.facts(pipeline)}
     geometry = geometry_of_manifest(load_record(args.pipeline).manifest) if args.format != "png" else {}
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": bit_depth, **geometry}
-    if condition:
-        facts |= facts_of_condition(condition)
-    if edit:  # a given scan is the larger part of what comes out
-        facts["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
-        given = edit["image"] if isinstance(edit["image"], dict) else {"": edit["image"]}
-        files = {f"image_{name}".rstrip("_"): image for name, image in given.items()}
-        files |= {name: edit[name] for name in ("mask_image",) if name in edit}
-        facts |= {f"{name}_sha256": sha256(image.tobytes()).hexdigest() for name, image in files.items()}
     request = {**facts, **asked, "reject_copies": args.reject_copies}
     folder = SampleFolder(args.output_dir, request, args.format)
     films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
@@ -207,13 +199,6 @@ def fill_with_volumes(
         print(
             f"{unseen} of {len(given.slices)} slices are black: their mask is empty, as that of no training scan was."
         )
-
-
-def facts_of_condition(condition: dict[str, np.ndarray]) -> dict[str, str]:
-    """What is written of a condition into every file."""
-    words = f"yes: sampled from a diffusion model to fit a given {' and '.join(condition)}, not for diagnosis"
-    hashes = {name: sha256(given.tobytes()).hexdigest() for name, given in condition.items()}
-    return {"synthetic": words, **{f"condition_{name}_sha256": digest for name, digest in hashes.items()}}
 
 
 def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> dict[str, np.ndarray | Volume]:

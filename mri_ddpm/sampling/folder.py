@@ -105,8 +105,7 @@ class SampleFolder:
             missing = [(row, i) for row, i in enumerate(numbers) if i not in done and i not in self.rejected]
             for name, images in (output.channels or {"": output.images}).items():
                 for row, i in missing:
-                    text = {**facts, "class": labels[i] if labels else None, "channel": name or None}
-                    text |= {"seed": options.seed + i, "index": i}
+                    text = facts_of_image(facts, i, labels, name, options)
                     self.save(images[row], files[name][i], text, **geometry)
             if self.rejected:
                 self.save_request()
@@ -132,6 +131,14 @@ class SampleFolder:
                 self.path / REQUEST_FILE,
                 {"request": self.request, "batch_size": self.batch_size, "rejected": rejected},
             )
+
+
+def facts_of_image(
+    facts: dict, i: int, labels: Sequence[str] | None, channel: str, options: SamplingOptions
+) -> dict:
+    """The facts of all images, and those of image i alone."""
+    of_image = {"class": labels[i] if labels else None, "channel": channel or None}
+    return {**facts, **of_image, "seed": options.seed + i, "index": i}
 
 
 def read_request(path: Path) -> dict:

@@ -1,6 +1,9 @@
 """The options of sampling, as one object."""
 
 from dataclasses import dataclass, field
+from hashlib import sha256
+
+import numpy as np
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.fields import AUTO
@@ -52,10 +55,21 @@ class SamplingOptions:
         }
 
     def facts(self, pipeline: MRIDDPMBasePipeline) -> dict:
-        """What is written of these options into every image and folder; JSON values."""
+        """What is written of these options into every image and folder, over what its model says; JSON values."""
         total = pipeline.scheduler.config.num_train_timesteps
         told = {name: value for name, value in self.chain.items() if name not in self.edit}
-        return {**told, "num_inference_steps": self.num_inference_steps or total}
+        told["num_inference_steps"] = self.num_inference_steps or total
+        if "strength" in self.edit:
+            told["strength"] = self.edit["strength"]
+        if self.edit.get("condition"):
+            told |= facts_of_condition(self.edit["condition"])
+        if "image" in self.edit:  # a given scan is the larger part of what comes out
+            told["synthetic"] = "in part: a given scan, changed by a diffusion model; not for diagnosis"
+            images = self.edit["image"] if isinstance(self.edit["image"], dict) else {"": self.edit["image"]}
+            given = {f"image_{name}".rstrip("_"): image for name, image in images.items()}
+            given |= {name: self.edit[name] for name in ("mask_image",) if name in self.edit}
+            told |= {f"{name}_sha256": sha256(array.tobytes()).hexdigest() for name, array in given.items()}
+        return told
 
     def prepare(self, pipeline: MRIDDPMBasePipeline, num_images: int, class_label: str | int | None) -> None:
         """Give the pipeline its scheduler, and refuse what it cannot sample before long work starts.
@@ -79,3 +93,10 @@ class SamplingOptions:
             pipeline.check_inputs(class_labels=class_label, num_images=num_images, **self.chain)
         except ValueError as error:
             raise InputError(str(error)) from error
+
+
+def facts_of_condition(condition: dict[str, np.ndarray]) -> dict[str, str]:
+    """What is written of a condition into every file."""
+    words = f"yes: sampled from a diffusion model to fit a given {' and '.join(condition)}, not for diagnosis"
+    hashes = {name: sha256(given.tobytes()).hexdigest() for name, given in condition.items()}
+    return {"synthetic": words, **{f"condition_{name}_sha256": digest for name, digest in hashes.items()}}

@@ -1,0 +1,106 @@
+"""The pieces of HTML that show samples, progress and comparisons. What comes with a model is escaped here."""
+
+import base64
+import io
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from mri_ddpm.demo.model import Samples, Way
+from mri_ddpm.demo.saving import KINDS, MEDIA_TYPES, files, pictures
+from mri_ddpm.demo.streaming import Progress
+
+BANNER = (
+    '<div class="banner" role="note"><strong>Synthetic. Not for diagnosis.</strong> These images come from a diffusion '
+    "model. They show no patient, and can show what no brain has.</div>"
+)
+CSS = """
+.gradio-container {max-width: 1200px !important; margin: auto}
+.gradio-container .html-container {padding: 0}
+.banner {background: #7a1f1f; color: #fff; padding: 10px 14px; border-radius: 6px; font-size: 1rem}
+.banner strong {color: inherit}
+.pictures {display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 10px; list-style: none; margin: 0; padding: 0}
+.pictures li {margin: 0}
+.pictures a, .pictures .missing {display: block; aspect-ratio: 1; background: #000; border-radius: 4px; overflow: hidden}
+.pictures a:focus-visible {outline: 3px solid #2563eb; outline-offset: 2px}
+.pictures .missing {background: none; border: 2px dashed #8a8a8a}
+.pictures img, .way img {width: 100%; image-rendering: pixelated; display: block; margin: 0}
+.pictures small {display: block; overflow-wrap: anywhere; line-height: 1.3; padding-top: 2px}
+.way {display: grid; grid-template-columns: 1fr 1fr; gap: 12px; max-width: 720px}
+.way figure {margin: 0}
+.progress {display: flex; gap: 12px; align-items: center; min-height: 1.6em; flex-wrap: wrap}
+.progress progress {flex: 1 1 160px; height: 12px; accent-color: #2563eb}
+.scroll {overflow-x: auto}
+.scroll table {border-collapse: collapse; width: 100%}
+.scroll th, .scroll td {text-align: left; padding: 4px 10px; border-bottom: 1px solid #8a8a8a}
+.command code {white-space: pre-wrap; overflow-wrap: anywhere}
+.pairs {max-width: 100%}
+"""
+
+
+def progress(told: Progress) -> str:
+    """A bar, how many images are there, and the time that is left."""
+    left = "" if told.seconds_left is None else f", {duration(told.seconds_left)} left"
+    count = f"{told.images} of {told.num_images} images" if told.num_images > 1 else f"step {told.done}"
+    return (
+        f'<div class="progress"><progress aria-label="progress" max="{told.total}" value="{told.done}"></progress>'
+        f"<span>{count}{left}</span></div>"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Such as ``about 3 s`` or ``about 4 min``."""
+    return f"about {max(1, round(seconds))} s" if seconds < 90 else f"about {round(seconds / 60)} min"
+
+
+def said(sentence: str) -> str:
+    """What a screen reader reads out when it is there."""
+    return f'<div class="progress" role="status">{escape(sentence)}</div>'
+
+
+def data_url(content: bytes, media_type: str) -> str:
+    """A file that is in the page itself, and nowhere else."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def png_url(picture: Image.Image) -> str:
+    """A picture for the eye alone."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return data_url(file.getvalue(), "image/png")
+
+
+def gallery(samples: Samples, kind: str, geometry: dict) -> str:
+    """All samples, each a link that saves it as a file of that kind, and frames for those to come."""
+    seen = {name: [png_url(picture) for picture in shown] for name, shown in pictures(samples).items()}
+    items: dict[tuple, str] = {}
+    for i, channel, file in files(samples, kind, geometry):
+        of_class = samples.labels[i] if samples.labels else ""
+        title = ", ".join(filter(None, [of_class, channel, f"seed {samples.options.seed + i}"]))
+        link = data_url(file.read_bytes(), MEDIA_TYPES[KINDS[kind][0]])
+        items[i, channel] = (
+            f'<li><a href="{link}" download="{escape(file.name)}" title="save {escape(file.name)}">'
+            f'<img src="{seen[channel][i]}" alt="synthetic image: {escape(title)}"></a><small>{escape(title)}</small></li>'
+        )
+    channels = list(samples.channels)
+    there = [items[i, channel] for i in range(len(samples)) for channel in channels]
+    missing = (samples.num_images - len(samples)) * len(channels)
+    return f'<ul class="pictures">{"".join(there)}{waiting(missing)}</ul>'
+
+
+def waiting(count: int) -> str:
+    """Frames for images that are not there yet."""
+    return '<li aria-hidden="true"><span class="missing"></span></li>' * count
+
+
+def way(found: Way, step: int) -> str:
+    """x_t beside the estimate of the image, at one moment."""
+    t = found.timesteps[step]
+    titles = {"x_t": f"x_t, t = {t}", "x_0": "estimate of the image, x_0"}
+    figures = [
+        f'<figure><img src="{png_url(Image.fromarray(np.ascontiguousarray(getattr(found, name)[step])))}" '
+        f'alt="synthetic: {title}"><figcaption>{title}</figcaption></figure>'
+        for name, title in titles.items()
+    ]
+    return f'<div class="way">{"".join(figures)}</div>'

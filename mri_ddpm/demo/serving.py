@@ -1,0 +1,83 @@
+"""Serve a page, and leave nothing behind when it ends."""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mri_ddpm.demo.uploads import LARGEST
+from mri_ddpm.errors import InputError, import_extra
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def quiet_gradio() -> Iterator[None]:
+    """Gradio as it has to be before it is imported: it reports nothing to anybody, and its files are gone at the end.
+
+    Raises:
+        InputError: when it is missing.
+    """
+    with tempfile.TemporaryDirectory(prefix="mri-ddpm-demo-") as folder:
+        os.environ.update(
+            GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1"
+        )
+        import_extra("gradio", "demo")
+        yield
+
+
+def serve(
+    name: str,
+    device: str,
+    *,
+    server_name: str | None = LOOPBACK,
+    port: int | None = None,
+    share: bool = False,
+) -> None:
+    """Open a model's page and serve it until Ctrl-C.
+
+    Args:
+        name: run folder, saved pipeline or Hub repository.
+        device: where it computes.
+        server_name: whom it listens to; ``None`` leaves it to the environment, as a Space needs.
+        port: the first free one from 7860 on when ``None``.
+        share: also open it to the world, by a tunnel of Gradio's.
+
+    Raises:
+        InputError: when Gradio is missing, there is no such model, or the port is taken.
+    """
+    signal.signal(signal.SIGTERM, end)
+    with quiet_gradio():
+        import gradio as gr
+
+        from mri_ddpm.demo import markup
+        from mri_ddpm.demo.model import Model
+        from mri_ddpm.demo.page import Page
+
+        blocks = Page(Model(name, device)).blocks
+        plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        dark = dict.fromkeys(
+            ("block_info_text_color", "block_label_text_color", "block_title_text_color"), "*neutral_700"
+        )
+        light = {f"{name}_dark": "*neutral_200" for name in dark}
+        plain.set(**dark, **light)  # Gradio's own greys are too pale to read
+        try:
+            _, url, shared = blocks.launch(
+                server_name=server_name, server_port=port, share=share, theme=plain, css=markup.CSS,
+                max_file_size=LARGEST, footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False,
+                quiet=True, prevent_thread_lock=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise InputError(f"--port {port or '7860 to 7959'} cannot be used: {error}") from error
+        print(f"open {url} in a browser; Ctrl-C ends it", flush=True)
+        if shared:
+            print(f"for everybody who knows the address, for a week: {shared}", flush=True)
+        blocks.block_thread()
+
+
+def end(signum: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that nothing is left on the disk."""
+    sys.exit(128 + signum)
