@@ -8,10 +8,10 @@ import pytest
 from conftest import tiny, train_alone
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot, label_values, to_masks
 from PIL import Image
-from volume_sets import AFFINE, SHAPE, head, mask, series, write
+from volume_sets import AFFINE, SHAPE, head, mask, nifti, series, write
 
 from mri_ddpm import MRIDDPMPipeline, commands
-from mri_ddpm.data import Channels, Volume, read_volume, slices
+from mri_ddpm.data import Channels, Volume, load_scans, read_volume, slices
 from mri_ddpm.data.reading.marks import nifti_is_synthetic
 from mri_ddpm.data.reading.pictures import fit_square
 from mri_ddpm.diffusion import make_noise_scheduler
@@ -155,6 +155,50 @@ def test_a_mask_is_given_without_interpolation_and_put_where_its_scan_is(pipelin
     assert {*np.unique(given.condition["seg"])} == {0, 1, 4}
     back = given.put_back(given.condition["seg"], is_mask=True)
     np.testing.assert_array_equal(back, labels)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"field_of_view_mm": 150.0, "intensity": "full_range", "fit": "crop"}]
+)
+def test_volumes_are_cut_as_the_training_cut_them(make_unet, tmp_path, settings):
+    labels = np.select([mask(5, 14) == 1], [4], 0).astype(np.uint8)
+    labels[12, 12:16, 6:9] = 2
+    made = {
+        f"sub-{p}/sub-{p}_{name}.nii.gz": nifti(
+            labels if name == "seg" else (1 + i) * head(p)
+        )  # framed alike
+        for p in range(4)
+        for i, name in enumerate(("t1", "t2", "seg"))
+    }
+    options = {
+        "channels": ["t2"],
+        "condition_on": ["t1", "seg"],
+        "resolution": 20,
+        "min_head": 0.0,
+        **settings,
+    }
+    scans = load_scans(
+        train_data_dir=write(tmp_path / "scans", made), cache_dir=str(tmp_path / "cache"), **options
+    )
+    unet = make_unet(
+        in_channels=5, sample_size=20, channel_names=("t2",), condition_names=("t1", "seg"),
+        mask_labels=scans.channels.mask_labels,
+    )  # fmt: skip
+    assert scans.channels.mask_labels == {"seg": ("2", "4")}
+    files = {name: tmp_path / f"scans/sub-2/sub-2_{name}.nii.gz" for name in ("t1", "seg")}
+    volumes = {name: read_given(file, scans.manifest) for name, file in files.items()}
+    found = cut(MRIDDPMPipeline(unet, make_noise_scheduler()), volumes, scans.manifest).condition
+    compared = 0
+    for split, part in (("train", scans.train), ("validation", scans.validation)):
+        rows = [row["path"] for row in scans.manifest["files"] if row["split"] == split]
+        known = part.channels.by_name(part.batch(range(len(part)))["condition"].numpy())
+        for i, path in enumerate(scans.paths[row] for row in rows):
+            if "sub-2" in path:
+                index = int(path.rpartition(" ")[2])
+                np.testing.assert_allclose(known["t1"][i], found["t1"][index], atol=1 / 65535)
+                np.testing.assert_array_equal(known["seg"][i], found["seg"][index])
+                compared += 1
+    assert compared == SHAPE[2]
 
 
 # A single slice
