@@ -232,11 +232,11 @@ def decathlon() -> dict:
     volumes = {f"imagesTr/HEAD_{p:03d}.nii.gz": voxels for p, voxels in both.items()}
     names = {
         "modality": {"0": "FLAIR", "1": "T1w"},
-        "labels": {"0": "background", "1": "oedema", "2": "big core", "4": "c"},
+        "labels": {"0": "background", "1": "oedema", "2": "big core", "3": "c"},
     }
     return (
         volumes
-        | {f"labelsTr/HEAD_{p:03d}.nii.gz": labels(p) for p in both}
+        | {f"labelsTr/HEAD_{p:03d}.nii.gz": np.minimum(labels(p), 3) for p in both}
         | {"dataset.json": json.dumps(names).encode()}
     )
 
@@ -281,12 +281,13 @@ def flat() -> dict:
 @pytest.mark.parametrize(
     ("files", "heads", "patients", "names"),
     [
-        (decathlon(), 4, "4 by the volumes", {"oedema": 1, "big_core": 2, "c": 4}),
-        (nnunet(), 4, "4 by the volumes", {"oedema": 1, "big_core": 2, "c": 4}),
+        (decathlon(), 4, "4 by the volumes", {"oedema": 1, "big_core": 2, "c": 3}),
+        (nnunet(), 4, "4 by the volumes", {"1": 1, "2": 2, "4": 4}),  # names may be for 1, 2, 3 alone
+        (ixi(), 4, "4 by IXI names", {"1": 1, "2": 2, "4": 4}),
         (bids(), 6, "3 by BIDS names", {"1": 1, "2": 2, "4": 4}),
         (flat(), 4, "4 by the volumes", {"1": 1, "2": 2, "4": 4}),
     ],
-    ids=["decathlon", "nnunet", "bids", "flat"],
+    ids=["decathlon", "nnunet", "ixi", "bids", "flat"],
 )  # fmt: skip
 def test_layouts(load, files, heads, patients, names):
     scans = load(files, channels=["flair", "t1"], condition_on=["seg"])
@@ -295,7 +296,7 @@ def test_layouts(load, files, heads, patients, names):
     assert f"patients: {patients}" in text
     assert scans.manifest["mask_labels"] == {"seg": names}
     assert scans.class_names == ()
-    assert scans.manifest["volumes"]["total"] == heads
+    assert scans.manifest["volumes"]["total"] == 2 * heads
 
 
 def test_the_folders_of_contrasts_are_no_classes(load):

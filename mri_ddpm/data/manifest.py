@@ -191,7 +191,7 @@ def _volumes(facts: list[dict], kept: int) -> dict:
     pixels = [row["pixel_mm"] for row in facts]
     is_one = all(pixels) and max(pixels) <= 1.01 * min(pixels)
     return {
-        "total": len(facts),
+        "total": sum(row.get("volumes", 1) for row in facts),
         "slices": kept,
         "left_out": dict(left_out),
         "notes": {_common(notes): len(notes) for notes in alike.values()},

@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 
 from mri_ddpm.errors import InputError
 
+from .reading.contrasts import contrast_of_name
+
 PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
 PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
 PART_OF |= {part: part for part in ("training", "validation", "testing")}
@@ -64,19 +66,21 @@ class Masks:
         is_alone: whether all scans in its folder are of one patient.
         """
         stem = stem_of(path)
+        ends = [len(stem), *(at.start() for at in re.finditer(r"[^A-Za-z0-9]", stem))]
+        beginnings = [stem[:end] for end in sorted(ends, reverse=True)]
         numbered = re.sub(r"_\d{4}$", "", stem)  # as nnU-Net has it
-        found = {
-            mask
-            for name in (stem, numbered)
-            for place in (path.parent.parent, _place(path))
-            for mask in self._apart.get((place, name), ())
-            if mask.parent != path.parent
-        }
+        names = beginnings if contrast_of_name(stem) else (stem, numbered)
+        found = next(filter(None, (self._named(path, name) for name in names)), None)
         if not found and path.parent in self._beside:
-            ends = [len(stem), *(at.start() for at in re.finditer(r"[^A-Za-z0-9]", stem))]
-            fitting = (self._called.get((path.parent, stem[:end])) for end in sorted(ends, reverse=True))
-            found = next(filter(None, fitting), self._beside[path.parent] if is_alone else ())
-        return next(iter(found)) if len(found) == 1 else None
+            fitting = (self._called.get((path.parent, name)) for name in beginnings)
+            found = next(filter(None, fitting), self._beside[path.parent] if is_alone else None)
+        return next(iter(found)) if found and len(found) == 1 else None
+
+    def _named(self, path: PurePosixPath, name: str) -> set[PurePosixPath]:
+        """The masks of this name in folders beside that of a scan."""
+        places = path.parent.parent, _place(path)
+        found = {mask for place in places for mask in self._apart.get((place, name), ())}
+        return {mask for mask in found if mask.parent != path.parent}
 
 
 def _marks_another(path: PurePosixPath, stems: set[PurePosixPath]) -> bool:
@@ -109,7 +113,8 @@ def named_labels(
     """{mask: {name: value}} of all values that masks hold, in rising order.
 
     found: {mask: {value: number of scans that show it}}.
-    names: those that are known, as of `dataset.json`; a label without one is called by its value, a lone 255 by 1.
+    names: those that are known, as of `dataset.json`. They count where the values are 1, 2, ...; other labels are called by their
+        values, so that each mask in a file means the same when it is given to a model. A lone 255 is called 1.
     Raises `InputError` where a mask has too many values for labels, or none.
     """
     labels = {}
@@ -122,8 +127,8 @@ def named_labels(
             )
         if not values:
             raise InputError(f"{mask} of {source} is empty in every scan: give masks that mark something.")
+        numbers = ["1"] if values == [255] else [str(value) for value in values]
         called = [re.sub(r"[^A-Za-z0-9_.-]+", "_", names.get(value, str(value))) for value in values]
-        called = ["1"] if called == ["255"] else called
-        is_told = len(set(called)) == len(called)
-        labels[mask] = dict(zip(called if is_told else map(str, values), values, strict=True))
+        is_told = values == [*range(1, len(values) + 1)] and len(set(called)) == len(called)
+        labels[mask] = dict(zip(called if is_told else numbers, values, strict=True))
     return labels

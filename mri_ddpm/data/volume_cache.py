@@ -86,7 +86,8 @@ class DecodedVolume:
         squares in the plane), brightest (0..1), picture_hash, mirrored_hash (bytes; of the leader alone) and, unless they were
         not asked for, pixels: uint16 (resolution**2,), 0..65535, of a mask the numbers of its labels.
     facts: flaw (None if usable), notes, sha256 (of the voxels), left_out ({reason: slices}), spacing_mm, extent_mm (three each), oblique,
-        pixel_mm (of the pixels of the table; None where they differ), labels ({mask: {number of a label: slices that show it}}).
+        pixel_mm (of the pixels of the table; None where they differ); of several also volumes (their number, without masks) and
+        labels ({mask: {number of a label: slices that show it}}).
     """
 
     table: MemoryMappedTable
@@ -263,6 +264,7 @@ def _cut(scan: Aligned, options: ScanOptions, resolution: int | None) -> tuple[l
         digests[name] = _voxels_sha256(cuts.volume)
         facts["notes"] += cuts.volume.notes
     together = "\n".join(f"{name} {digests[name]}" for name in scan.files)
+    facts["volumes"] = sum(not is_mask_name(name) for name in scan.files)
     facts["sha256"] = hashlib.sha256(together.encode()).hexdigest()
     return [
         row for of_slice in zip(*(columns[name] for name in scan.files), strict=True) for row in of_slice
