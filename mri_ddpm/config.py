@@ -190,6 +190,22 @@ class TrainingConfig(ScanOptions):
         "Class of that model as which classes that are new to it start; the mean of its classes when not given.",
         needs="pretrained_model_name_or_path",
     )
+    keep_old_share: float | None = about(
+        None,
+        "Share of samples of that model, in its classes without new scans, among what is trained on, so that these are not forgotten.",
+        over=0,
+        under=1,
+        needs="pretrained_model_name_or_path",
+    )
+    train_only: Literal["lora", "norms"] | None = about(
+        None,
+        "What is trained of that model beside the class embedding: lora is low-rank differences of attention and convolutions, "
+        "norms are the norms and the time embedding; everything when not given.",
+        needs="pretrained_model_name_or_path",
+    )
+    rank: int = about(
+        16, "Rank of the differences of --train_only lora.", least=1, part_of=("train_only", "lora")
+    )
 
     # Data, beside the fields of `ScanOptions`
     random_flip: bool = about(False, "Mirror training scans left to right, half of the time.")

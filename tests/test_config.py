@@ -105,7 +105,7 @@ def test_a_config_file_means_what_is_written(tmp_path):
 
 
 FREE = {  # any word can be meant
-    "output_dir", "train_data_dir", "dataset_name", "cache_dir", "resume_from_checkpoint",
+    "output_dir", "train_data_dir", "dataset_name", "cache_dir", "resume_from_checkpoint", "pretrained_model_name_or_path",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import torch
 
+from .cache import DEPTH
 from .channels import Channels
 
 AT_ONCE = 256  # images that are read to be held, so that they are not twice in memory
@@ -86,6 +87,15 @@ class ScanDataset(torch.utils.data.Dataset):
             for name, of_scan in found.items():
                 of_scan[start : start + AT_ONCE] = known[name].any(axis=(1, 2))
         return found
+
+    def with_more(self, images: np.ndarray, class_labels: np.ndarray) -> "ScanDataset":
+        """The same scans of one plane, and after them images ``(N, H, W)`` of 8 bits with their classes."""
+        stored = np.round(images.reshape(len(images), -1) * (DEPTH / 255)).astype(np.uint16)
+        features = datasets.Features({"pixels": self._table.features["pixels"]})
+        more = datasets.Dataset.from_dict({"pixels": stored}, features=features)
+        table = datasets.concatenate_datasets([self._table.select_columns("pixels"), more])
+        rows = np.concatenate([self._rows, len(self._table) + np.arange(len(images))[:, None]])
+        return ScanDataset(table, rows, np.concatenate([self.class_labels, class_labels]), self.channels)
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,7 @@ from mri_ddpm.evaluation.classifier import Labelled
 from mri_ddpm.evaluation.lazy import LazyImages
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.runs import Record, read_raw_weights
+from mri_ddpm.runs import Record, merged_weights, read_raw_weights
 
 HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_column")  # as of `load_scans`
 
@@ -198,7 +198,7 @@ def raw_unet(pipeline: MRIDDPMPipeline, record: Record) -> AttentionUNet2DModel 
         return None
     unet = AttentionUNet2DModel.from_config(pipeline.unet.config)
     try:
-        unet.load_state_dict(read_raw_weights(record.raw_weights))
+        unet.load_state_dict(merged_weights(read_raw_weights(record.raw_weights)))
     except Exception as error:  # a broken file makes its reader raise nearly anything
         reason = str(error).splitlines()[0]
         raise InputError(

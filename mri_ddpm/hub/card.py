@@ -6,9 +6,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, label_values
-from mri_ddpm.runs.base import FLAG
 from mri_ddpm.runs.folder import GRID, LOSS_PLOT
-from mri_ddpm.runs.record import Record, is_hub_name
+from mri_ddpm.runs.record import BASE_FLAG, Record, is_hub_name
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 TAGS = ["diffusers", "ddpm", "mri", "brain", "medical-imaging", "synthetic-data"]
@@ -17,7 +16,7 @@ RECIPE = (  # rows of the card's table, as the run's config.json names them
     "preset", "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types",
     "num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr", "prediction_type", "start_from_moments", "timestep_sampling", "loss_type", "huber_delta", "snr_gamma",
     "optimizer", "learning_rate", "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "train_batch_size",
-    "gradient_accumulation_steps", "class_dropout_prob", "random_flip", "ema_max_decay", "seed",
+    "gradient_accumulation_steps", "train_only", "keep_old_share", "class_dropout_prob", "random_flip", "ema_max_decay", "seed",
 )  # fmt: skip
 
 
@@ -34,7 +33,7 @@ def make_model_card(
         license=license or "other",
         license_name=None if license else "not-chosen",
         tags=TAGS,
-        base_model=base[FLAG] if base and is_hub_name(base[FLAG]) else None,
+        base_model=base[BASE_FLAG] if base and is_hub_name(base[BASE_FLAG]) else None,
         datasets=hub_data,
         model_name=repo_id.split("/")[-1],
         eval_results=eval_results(record, facts) or None,
@@ -60,7 +59,7 @@ def make_model_card(
         config=config,
         recipe={key: config[key] for key in RECIPE if config.get(key) is not None},
         manifest=manifest,
-        base=base and {"name": base[FLAG], **base},
+        base=base and {"name": base[BASE_FLAG], **base},
         environment=record.environment,
         evaluation=record.evaluation,
         facts=facts,

@@ -11,6 +11,7 @@ import re
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -166,7 +167,7 @@ BLOCKS = {"resnet": ResnetBlock, "convnext": ConvNextBlock}
 ATTENTION_KINDS = ("linear", "full", None)
 
 
-class AttentionUNet2DModel(ModelMixin, ConfigMixin):
+class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     r"""U-Net with attention at every level that asks for it: x_t, t and a class in, the model's prediction out.
 
     The shape is that of the reference recipe (MRIDiff, section 5.2): a first convolution; per level

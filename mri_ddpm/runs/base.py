@@ -1,7 +1,6 @@
 """The model that a training begins from: what of it holds for the new run, and what the run writes down about it."""
 
 import dataclasses
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -13,10 +12,9 @@ from mri_ddpm.files import read_json
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.runs.folder import RunFolder
 from mri_ddpm.runs.opening import load_pipeline, load_record
-from mri_ddpm.runs.record import Record
+from mri_ddpm.runs.record import BASE_FLAG, Record, weights_sha256
 from mri_ddpm.runs.resuming import flag
 
-FLAG = "pretrained_model_name_or_path"
 ANYTHING = {"resolution", "dropout"}  # taken over too, but another value fits the weights as well
 OF_UNET = (
     "block_out_channels", "layers_per_block", "block_type", "attention_head_dim", "norm_num_groups", "dropout",
@@ -58,7 +56,7 @@ class Base:
     def as_json(self) -> dict:
         """What ``base.json`` keeps."""
         kept = {name: getattr(self, name) for name in KEPT}
-        return {FLAG: self.name, **kept}
+        return {BASE_FLAG: self.name, **kept}
 
     def flags(self) -> dict:
         """The flags that describe it, with their values."""
@@ -84,7 +82,7 @@ def base_of(config: TrainingConfig, run: RunFolder, resuming: bool) -> Base | No
     Raises:
         InputError: as of `open_base` and `read_base`, and when a run is resumed that began from another.
     """
-    name = getattr(config, FLAG)
+    name = getattr(config, BASE_FLAG)
     if not name:
         return None
     if not (resuming and run.base.exists() and run.checkpoints()):
@@ -92,7 +90,7 @@ def base_of(config: TrainingConfig, run: RunFolder, resuming: bool) -> Base | No
     base = read_base(run)
     if base.name not in (name, str(Path(name).absolute())):
         raise InputError(
-            f"{run} began from --{FLAG} {base.name}, and this is --{FLAG} {name}; resume with the first, or name another "
+            f"{run} began from --{BASE_FLAG} {base.name}, and this is --{BASE_FLAG} {name}; resume with the first, or name another "
             "--output_dir."
         )
     return base
@@ -126,26 +124,24 @@ def open_base(name: str, revision: str | None = None) -> Base:
     unet = pipeline.unet
     if unet.config.num_class_embeds and not unet.config.class_names:
         raise InputError(f"{name} has classes without names; begin from a model whose classes have names.")
-    weights = record.pipeline_dir / "unet" / "diffusion_pytorch_model.safetensors"
-    files = record.manifest["files"]
-    return Base(
-        name,
-        commit,
-        hashlib.sha256(weights.read_bytes()).hexdigest(),
-        json.loads(unet.to_json_string()),
-        scheduler,
-        scans_by_class(record, bool(unet.config.class_names)),
-        record.manifest["content_sha256"],
-        unet,
-        frozenset(file["sha256"] for file in files if file["split"] == "train"),
-    )
+    try:
+        scans = scans_by_class(record, bool(unet.config.class_names))
+        seen = frozenset(file["sha256"] for file in record.manifest["files"] if file["split"] == "train")
+        content_sha256 = record.manifest["content_sha256"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # it may come from anybody
+        raise InputError(
+            f"the papers of {name} are not as a run writes them ({type(error).__name__}: {error}); begin from another model."
+        ) from error
+    sha256, unet_config = weights_sha256(record.pipeline_dir), json.loads(unet.to_json_string())
+    return Base(name, commit, sha256, unet_config, scheduler, scans, content_sha256, unet, seen)
 
 
 def scans_by_class(record: Record, with_classes: bool) -> dict[str, int]:
     """How many scans a model was trained on: its own, and those of the one it began from in classes that it had none of."""
     train = record.manifest["split"]["train"]
     before = record.base["scans"] if record.base else {}
-    return {**before, **(train["classes"] if with_classes and train["classes"] else {"": train["total"]})}
+    own = train["classes"] if with_classes and train["classes"] else {"": train["total"]}
+    return {name: int(count) for name, count in {**before, **own}.items()}
 
 
 def read_base(run: RunFolder) -> Base:
@@ -156,7 +152,7 @@ def read_base(run: RunFolder) -> Base:
     """
     kept = read_json(run.base)
     try:
-        base = Base(kept[FLAG], **{name: kept[name] for name in KEPT})
+        base = Base(kept[BASE_FLAG], **{name: kept[name] for name in KEPT})
         base.flags()
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -177,7 +173,7 @@ def take_over(config: TrainingConfig, base: Base) -> TrainingConfig:
             del found[name]
         elif getattr(config, name) != found[name]:
             raise InputError(
-                f"{flag(name, getattr(config, name))} contradicts --{FLAG} {getattr(config, FLAG)}, which was trained with "
+                f"{flag(name, getattr(config, name))} contradicts --{BASE_FLAG} {getattr(config, BASE_FLAG)}, which was trained with "
                 f"{flag(name, found[name])}; leave one of the two out."
             )
-    return dataclasses.replace(config, **found, **{FLAG: base.name, "revision": base.revision})
+    return dataclasses.replace(config, **found, **{BASE_FLAG: base.name, "revision": base.revision})

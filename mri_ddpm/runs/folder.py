@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "base.json"
 
     @property
+    def rehearsal(self) -> Path:
+        """Samples of that model that are shown among the scans, with ``--keep_old_share``."""
+        return self.path / "rehearsal.safetensors"
+
+    @property
     def environment(self) -> Path:
         """The machine and the versions."""
         return self.path / "environment.json"
@@ -86,6 +91,11 @@ class RunFolder:
     def best_validation(self) -> Path:
         """The row of ``metrics`` that it belongs to."""
         return self.best / "validation.json"
+
+    @property
+    def adapter(self) -> Path:
+        """Of ``--train_only lora``: what the EMA weights have beyond the model that the run began from."""
+        return self.path / "adapter"
 
     @property
     def has_pipeline(self) -> bool:

@@ -7,14 +7,16 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
 from mri_ddpm.errors import InputError
+from mri_ddpm.files import read_json
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
+from mri_ddpm.runs.adapters import adapted, is_adapter
 from mri_ddpm.runs.faults import http_response, hub_sentence, is_network_fault
 from mri_ddpm.runs.folder import RunFolder
-from mri_ddpm.runs.record import PAPERS, Record, read_record
+from mri_ddpm.runs.record import BASE_FLAG, PAPERS, Record, read_record, weights_sha256
 
 
 def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDPMPipeline:
-    """Load a pipeline from its folder, a run folder or the Hub, there of a revision, on to a device.
+    """Load a pipeline from its folder, a run folder, an adapter's folder, or the Hub, there of a revision, on to a device.
 
     Raises:
         InputError: when there is none, or no such device.
@@ -23,6 +25,8 @@ def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDP
         raise InputError(f"no pipeline could be loaded from {name}: there is no such folder.")
     run = RunFolder(Path(name))
     name = str(run.pipeline) if run.has_pipeline else name
+    if is_adapter(Path(name)):
+        return load_adapted(Path(name)).to(device)
     try:
         pipeline = MRIDDPMPipeline.from_pretrained(name, revision=revision)
     except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries
@@ -36,6 +40,25 @@ def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDP
         return pipeline.to(device)
     except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without CUDA
         raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def load_adapted(folder: Path) -> MRIDDPMPipeline:
+    """Load the pipeline of an adapter: the model that its ``base.json`` names, with its differences merged into it.
+
+    Raises:
+        InputError: when that model is not there or has other weights by now, or a file does not fit it.
+    """
+    told = read_json(RunFolder(folder).base)
+    name, revision = str(told.get(BASE_FLAG)), told.get("revision")
+    base = load_pipeline(name, "cpu", revision)
+    if weights_sha256(load_record(name, revision).pipeline_dir) != told.get("sha256"):
+        raise InputError(
+            f"{folder} is an adapter for other weights than {name} has (SHA-256 {str(told.get('sha256')):.12}...); put those there, or "
+            f"name them in {RunFolder(folder).base}."
+        )
+    pipeline = MRIDDPMPipeline(adapted(base.unet, folder), base.scheduler)
+    pipeline.register_to_config(_name_or_path=str(folder))
+    return pipeline
 
 
 def load_record(name: str, revision: str | None = None) -> Record:

@@ -13,8 +13,9 @@ from mri_ddpm.runs.folder import EMA_GRIDS, GRID, LOSS_PLOT, RunFolder, step_of
 LOCAL_PATHS = ("train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint")
 PAPERS = "training"  # the folder of a repository that holds the run's papers
 RAW_WEIGHTS = "model.safetensors"  # of a checkpoint
-# Paths too, or names on the Hub
-NAMES = ("dataset_name", "source", "pretrained_model_name_or_path")
+BASE_FLAG = "pretrained_model_name_or_path"
+NAMES = ("dataset_name", "source", BASE_FLAG)  # paths too, or names on the Hub
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a pipeline
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,16 @@ def copy_record(run_dir: Path, folder: Path) -> None:
 def read_evaluation(path: Path, pipeline_dir: Path) -> dict | None:
     """An evaluation of the weights in ``pipeline_dir``; ``None`` where there is none, or it is of others."""
     evaluation = read_json(path)
-    weights = pipeline_dir / "unet" / "diffusion_pytorch_model.safetensors"
-    if evaluation is None or not weights.is_file():
+    if evaluation is None or not (pipeline_dir / WEIGHTS).is_file():
         return None
-    revision, settings = hashlib.sha256(weights.read_bytes()).hexdigest(), evaluation.get("settings")
+    revision, settings = weights_sha256(pipeline_dir), evaluation.get("settings")
     of_these = isinstance(settings, dict) and settings.get("revision") == f"sha256:{revision}"
     return evaluation if of_these else None
+
+
+def weights_sha256(pipeline_dir: Path) -> str:
+    """What tells the weights of a saved pipeline from all others."""
+    return hashlib.sha256((pipeline_dir / WEIGHTS).read_bytes()).hexdigest()
 
 
 def read_json(path: Path) -> dict | None:

@@ -17,6 +17,7 @@ SCHEDULER_SETTINGS = (
     "algorithm_type", "solver_order", "variance_type", "final_sigmas_type", "timestep_spacing", "use_karras_sigmas",
     "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding",
 )  # fmt: skip
+OF_RUN = ("pipeline", "best", "adapter")  # folders in that of a run
 USUAL = {"variance_type": "fixed_small", "timestep_spacing": "trailing"}  # in our pipelines
 
 
@@ -31,7 +32,7 @@ def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
         revision = commit[1]
     else:
         folder = Path(name).absolute()  # a path of this machine stays here: the run's name says as much
-        name = folder.parent.name if folder.name == "pipeline" else folder.name
+        name = folder.parent.name if folder.name in OF_RUN else folder.name
         tensors = {name: tensor.cpu().contiguous() for name, tensor in pipeline.unet.state_dict().items()}
         # The bytes of the file it was loaded from
         saved = safetensors.torch.save(tensors, metadata={"format": "pt"})

@@ -10,9 +10,9 @@ import torch
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import InputError, import_extra
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
-from mri_ddpm.runs import Base
+from mri_ddpm.runs import Base, with_new_inputs
 
 
 def in_order_of(base: Base, scans: Scans, config: TrainingConfig) -> Scans:
@@ -93,7 +93,39 @@ def begin_with(unet: AttentionUNet2DModel, base: Base, like: str | None) -> None
         weights["class_embedding.weight"] = extended(rows, rows[:-1].mean(0) if len(rows) > 1 else rows[-1])
     if "x_0_mean" in weights:
         weights["x_0_mean"] = extended(weights["x_0_mean"], weights["x_0_mean"][-1])
-    wide = torch.zeros_like(unet.conv_in.weight)  # (C, K, 3, 3)
-    wide[:, : base.unet.config.in_channels] = weights["conv_in.weight"]
-    weights["conv_in.weight"] = wide
-    unet.load_state_dict(weights)
+    unet.load_state_dict(with_new_inputs(weights, unet))
+
+
+def choose_trained(unet: AttentionUNet2DModel, config: TrainingConfig, base: Base | None) -> None:
+    """Leave those parameters trainable that ``--train_only`` names, after giving the network its adapter for "lora".
+
+    Raises:
+        InputError: when the package for adapters is not installed, or inputs that are new could not be learned.
+    """
+    if config.train_only is None:
+        return
+    if config.train_only == "norms" and unet.config.in_channels > base.unet_config["in_channels"]:
+        raise InputError(
+            f"--train_only norms learns nothing of the inputs, and --condition_on {' '.join(config.condition_on)} is new to {base.name}; "
+            "take --train_only lora, or leave it out."
+        )
+    unet.requires_grad_(False)
+    trained = [unet.class_embedding] if unet.class_embedding else []
+    if config.train_only == "norms":
+        trained += [module for module in unet.modules() if isinstance(module, torch.nn.GroupNorm)]
+        trained.append(unet.time_embedding)
+    else:
+        import_extra("peft", "lora")
+        from peft import LoraConfig
+
+        torch.manual_seed(config.seed)
+        targets = [name for name, module in unet.named_modules() if takes_lora(name, module)]
+        unet.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets))
+    for module in trained:
+        module.requires_grad_(True)
+
+
+def takes_lora(name: str, module: torch.nn.Module) -> bool:
+    """Whether it is a convolution, other than one channel by channel, or a projection of an attention."""
+    is_convolution = isinstance(module, torch.nn.Conv2d) and module.groups == 1
+    return is_convolution or name.endswith((".to_qkv", ".to_out"))

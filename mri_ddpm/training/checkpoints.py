@@ -84,7 +84,8 @@ def load_checkpoint(state: TrainingState, folder: Path) -> None:
         averaged = take_tensors(averaged, parameters)
 
         saved, moments = unpickle("optimizer.bin")["state"], {}  # by number; of fp16 perhaps none yet
-        for number, (name, parameter) in enumerate(parameters.items() if saved else ()):
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        for number, (name, parameter) in enumerate(trained.items() if saved else ()):
             wanted = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
             moments[number] = take_tensors(saved[number], wanted, f"the optimizer's {name} ")
 

@@ -14,7 +14,7 @@ from accelerate.state import DistributedType
 from accelerate.utils import parse_flag_from_env
 
 from mri_ddpm.config import TrainingConfig
-from mri_ddpm.data import Scans
+from mri_ddpm.data import ScanDataset
 from mri_ddpm.errors import InputError
 from mri_ddpm.fields import AUTO
 from mri_ddpm.files import read_json
@@ -89,15 +89,14 @@ def keep_freed_memory(device: torch.device) -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def hold_if_small(accelerator: Accelerator, scans: Scans) -> bool:
-    """Keep the scans on the device where they take an eighth of its free memory at most; else they stay on disk."""
+def hold_if_small(accelerator: Accelerator, *parts: ScanDataset) -> bool:
+    """Keep scans on the device where they take an eighth of its free memory at most; else they stay on disk."""
     device = accelerator.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     processes_on_it = accelerator.num_processes if device.type == "cpu" else 1
-    small = scans.train.nbytes + scans.validation.nbytes <= free / (8 * processes_on_it)
-    if small:
-        scans.train.hold(device)
-        scans.validation.hold(device)
+    small = sum(part.nbytes for part in parts) <= free / (8 * processes_on_it)
+    for part in parts if small else ():
+        part.hold(device)
     return small
 
 

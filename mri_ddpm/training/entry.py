@@ -22,6 +22,7 @@ from mri_ddpm.training.beginning import in_order_of
 from mri_ddpm.training.checkpoints import load_checkpoint, save_checkpoint
 from mri_ddpm.training.interrupt import interrupt_between_steps
 from mri_ddpm.training.loop import EMA_LOSS, TrainingLoop
+from mri_ddpm.training.rehearsal import rehearse, save_rehearsal
 from mri_ddpm.training.restarts import mark_launcher, meet_anew, restarted
 from mri_ddpm.training.state import prepare
 from mri_ddpm.training.validation import draw_grid
@@ -69,7 +70,10 @@ def train(config: TrainingConfig) -> Path:
     if base:
         scans = in_order_of(base, scans, config)
     config = settle_batch_size(accelerator, config, scans, base)
-    state = prepare(accelerator, config, scans, folder, base)
+    rehearsal = None
+    if config.keep_old_share:
+        rehearsal = rehearse(config, scans, base, folder.rehearsal, accelerator.device)
+    state = prepare(accelerator, config, scans, folder, base, rehearsal)
     preparation.check_epochs(state)
     loop = TrainingLoop(state)
     change = None
@@ -93,6 +97,8 @@ def train(config: TrainingConfig) -> Path:
             write_json(folder.manifest, scans.manifest)
             if base:
                 write_json(folder.base, base.as_json())
+            if rehearsal:
+                save_rehearsal(folder.rehearsal, rehearsal)
             if scans.manifest["patients"]:
                 write_sources(folder.sources, scans.paths)
             write_json(folder.environment, device.environment(accelerator))

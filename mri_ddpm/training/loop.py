@@ -15,7 +15,7 @@ from mri_ddpm.evaluation.memorisation import VERDICT_RATE
 from mri_ddpm.files import whole_folder, write_json
 from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.runs import LATEST
+from mri_ddpm.runs import LATEST, merged, save_adapter
 from mri_ddpm.runs.metrics import Metrics
 from mri_ddpm.training.checkpoints import load_checkpoint, save_checkpoint, set_rate, writing_together
 from mri_ddpm.training.guard import LEAST_RATE_FACTOR, all_finite
@@ -122,7 +122,7 @@ class TrainingLoop:
             save_checkpoint(self.state)
             self.save_pipeline()
             if self.push and not stopping and not self.finished:  # the end has a push of its own
-                self.push.start(step, MRIDDPMPipeline(self.state.raw_unet, self.state.noise_scheduler))
+                self.push.start(step, self.pipeline())
 
     def log(self) -> None:
         """Bring the losses since the last time to ``metrics.jsonl``, the trackers and the progress bar."""
@@ -227,7 +227,7 @@ class TrainingLoop:
         """Write ``best/`` with the EMA weights and the row of their validation, whole or not at all; on the main process."""
         folder = self.state.folder
         with whole_folder(folder.best) as unfinished, self.state.averaged_weights:
-            MRIDDPMPipeline(self.state.raw_unet, self.state.noise_scheduler).save_pretrained(unfinished)
+            self.pipeline().save_pretrained(unfinished)
             write_json(unfinished / folder.best_validation.name, row)
 
     def plot(self) -> None:
@@ -293,17 +293,20 @@ class TrainingLoop:
         if words := repeats_scans(found):
             self.bar.write(f"warning: epoch {epoch}: {words}")
 
+    def pipeline(self) -> MRIDDPMPipeline:
+        """The network with the weights that it has now, an adapter merged into them."""
+        return MRIDDPMPipeline(merged(self.state.raw_unet), self.state.noise_scheduler)
+
     def save_pipeline(self) -> None:
-        """Write ``pipeline/`` with the EMA weights, whole or not at all."""
+        """Write ``pipeline/`` with the EMA weights, and ``adapter/`` where one is trained, each whole or not at all."""
+        state = self.state
         with self.writing():
-            if self.state.accelerator.is_main_process:
-                with (
-                    whole_folder(self.state.folder.pipeline) as unfinished,
-                    self.state.averaged_weights,
-                ):
-                    MRIDDPMPipeline(self.state.raw_unet, self.state.noise_scheduler).save_pretrained(
-                        unfinished
-                    )
+            if state.accelerator.is_main_process:
+                with whole_folder(state.folder.pipeline) as unfinished, state.averaged_weights:
+                    self.pipeline().save_pretrained(unfinished)
+                if state.config.train_only == "lora":
+                    with state.averaged_weights:
+                        save_adapter(state.raw_unet, state.base.as_json(), state.folder.adapter)
         self.since = time.perf_counter()
 
     def writing(self) -> AbstractContextManager:

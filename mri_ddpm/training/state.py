@@ -5,6 +5,7 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
@@ -17,7 +18,7 @@ from mri_ddpm.data import Channels, Scans
 from mri_ddpm.diffusion import lognormal_timestep_weights, make_noise_scheduler
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.runs import Base, RunFolder
-from mri_ddpm.training.beginning import begin_with, refuse_other_channels
+from mri_ddpm.training.beginning import begin_with, choose_trained, refuse_other_channels
 from mri_ddpm.training.device import hold_if_small
 from mri_ddpm.training.guard import Guard
 from mri_ddpm.training.moments import MAX_COMPONENTS, keep_moments, moments_size
@@ -72,12 +73,17 @@ def prepare(
     scans: Scans,
     folder: RunFolder,
     base: Base | None = None,
+    rehearsal: dict[str, np.ndarray] | None = None,
 ) -> TrainingState:
-    """Build the network, the optimizer and the rest for this process; with the weights of a base, where it is open."""
-    sampler = EpochSampler(len(scans.train), config.seed)
-    held = hold_if_small(accelerator, scans)
+    """Build the network, the optimizer and the rest for this process.
+
+    With the weights of a base, where it is open, and with what `rehearse` gives among the scans.
+    """
+    shown = scans.train.with_more(**rehearsal) if rehearsal else scans.train
+    sampler = EpochSampler(len(shown), config.seed)
+    held = hold_if_small(accelerator, shown, scans.validation)
     loader = DataLoader(
-        scans.train,
+        shown,
         batch_size=config.train_batch_size,
         sampler=sampler,
         drop_last=True,
@@ -85,7 +91,6 @@ def prepare(
         pin_memory=accelerator.device.type == "cuda" and not held,
     )
     raw_unet = build_unet(config, scans.class_names, scans.channels, base)
-    raw_unet.to(memory_format=torch.channels_last)
     if config.mask_label_dropout_prob == 0 and not base:  # else it has seen empty masks
         raw_unet.register_to_config(always_marked=always_marked(scans, raw_unet.config.class_names))
     if base and base.unet:
@@ -93,6 +98,8 @@ def prepare(
         begin_with(raw_unet, base, config.like)
     if config.start_from_moments:
         keep_moments(raw_unet, scans, config, base)
+    choose_trained(raw_unet, config, base)
+    raw_unet.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(config, raw_unet)
     unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
     # Without accelerate's autocast, which losses ask for: samples are made in float32, as by the pipeline
@@ -214,10 +221,10 @@ def attention_types(config: TrainingConfig) -> tuple[str | None, ...]:
 
 
 def build_optimizer(config: TrainingConfig, unet: AttentionUNet2DModel) -> torch.optim.Optimizer:
-    """Adam as in the recipe, or AdamW; fused, so that the guard can have an update left out without waiting for it."""
+    """Adam as in the recipe, or AdamW, of what is trained; fused, so that the guard can have an update left out without waiting for it."""
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return optimizer_class(
-        unet.parameters(),
+        [parameter for parameter in unet.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,

@@ -1,0 +1,261 @@
+"""Does it help to begin from a model that is there? A class of few scans, from nothing, from a base, and with all from the start.
+
+The base is trained on the classes but one. Of that one 25, 50, 100 and 400 scans are taken, at equal steps in every way of
+`WAYS`. Each model is sampled and measured: quality of the new class and of the old ones (wavelet KID and Fréchet distance to all
+training scans of the class; of the old ones before and after), what the samples add to a classifier that has as many real scans of
+the new class (recall on validation scans), and copies. One JSON line for each goes to ``results.jsonl``; what is there already is
+not made again, and what was cut short is resumed.
+
+    python benchmarks/finetuning.py --train_data_dir DIR --output_dir runs/finetuning [--ways NAME ...] [--seeds 0 1 2]
+
+Each way says what was expected of it before it was trained.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mri_ddpm.data import load_scans
+from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation import classifier
+from mri_ddpm.evaluation.features import make_extractor
+from mri_ddpm.evaluation.memorisation import CopyDetector, audit
+from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
+from mri_ddpm.evaluation.subject import as_arrays
+from mri_ddpm.evaluation.usefulness import compare
+from mri_ddpm.evaluation.wavelets import WaveletFeatures
+from mri_ddpm.files import read_json_lines
+from mri_ddpm.runs import load_pipeline
+from mri_ddpm.sampling import SamplingOptions, sample_arrays
+from mri_ddpm.sampling.sheets import sheet
+
+BASE = "pretrained_model_name_or_path"
+WAYS = {  # name -> scans, flags with the base they begin from, and what was expected
+    "nothing": (
+        "new",
+        {},
+        "with 25 and 50 scans heads without anatomy, or copies; at 400 as good as the others",
+    ),
+    "whole": (
+        "new",
+        {BASE: "base"},
+        "far better than nothing up to 100 scans; the old classes drift towards the new one",
+    ),
+    "whole-low-rate": (
+        "new",
+        {BASE: "base", "learning_rate": 2e-4},
+        "fewer copies and less drift than whole at 25 and 50",
+    ),
+    "lora": ("new", {BASE: "base", "train_only": "lora"}, "between norms and whole; best of all at 25"),
+    "norms": ("new", {BASE: "base", "train_only": "norms"}, "no copies; lesions of the old classes remain"),
+    "kept": (
+        "new",
+        {BASE: "base", "keep_old_share": 0.5},
+        "as whole for the new class; the old ones stay within the interval",
+    ),
+    "phantom": ("new", {BASE: "phantom"}, "better than nothing at 25 and 50; no better from 100 on"),
+    "all": ("all", {}, "best for old and new, for it sees all real scans all the time"),
+}
+SAMPLER = {"scheduler": "dpmsolver++sde", "num_inference_steps": 20, "guidance_scale": 1.5}
+SHOWN = 8  # samples of each class in a picture
+REPOSITORY = Path(__file__).parents[1]
+
+
+def write_folders(args: argparse.Namespace, folder: Path) -> tuple:
+    """Folders of links to the scans: the old classes, the new one with so many of each seed, and both; all with one validation part.
+
+    Returns:
+        The whole set, by whose split they go.
+    """
+    scans = load_scans(train_data_dir=args.train_data_dir, resolution=args.resolution)
+    if args.new_class not in scans.class_names:
+        raise InputError(f"--new_class {args.new_class} is none of: {', '.join(scans.class_names)}.")
+    files = [f for f in scans.manifest["files"] if f["split"] in ("train", "validation")]
+    old = [f for f in files if f["class"] != args.new_class]
+    new = [f for f in files if f["class"] == args.new_class]
+    train, validation = ([f for f in new if f["split"] == part] for part in ("train", "validation"))
+
+    def link(name: str, chosen: list[dict]) -> None:
+        for number, file in enumerate(chosen):
+            part = {"train": "train", "validation": "val"}[file["split"]]
+            source = Path(args.train_data_dir, scans.paths[file["path"]]).resolve()
+            target = folder / name / part / file["class"] / f"{number:05d}{source.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                target.symlink_to(source)
+
+    link("old", old)
+    for seed in args.seeds:
+        for count in args.counts:
+            chosen = [train[i] for i in few(len(train), count, seed)] + validation
+            link(f"new-{count}-{seed}", chosen)
+            link(f"all-{count}-{seed}", old + chosen)
+    return scans
+
+
+def few(total: int, count: int, seed: int) -> np.ndarray:
+    """Which of so many training scans are taken."""
+    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
+
+
+def train(folder: Path, flags: dict) -> None:
+    """Train, from where a training that was cut short left it."""
+    if (folder / "samples.png").exists():
+        return
+    flags = {**flags, "output_dir": folder, "resume_from_checkpoint": "latest"}
+    command = [sys.executable, "train_ddpm.py"]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+
+
+class Yardstick:
+    """What is measured of a model, against all real scans of the set."""
+
+    def __init__(self, scans, args: argparse.Namespace):
+        self.args, self.names = args, scans.class_names
+        self.new = self.names.index(args.new_class)
+        self.training, self.labels = (np.asarray(part) for part in as_arrays(scans.train))
+        self.validation, self.validation_labels = (np.asarray(part) for part in as_arrays(scans.validation))
+        self.wavelets = WaveletFeatures.fit(self.training)
+        self.features = make_extractor("in_domain", self.training, self.labels, self.names)
+
+    def quality(self, images: np.ndarray, label: int) -> dict:
+        """Of samples of a class against its training scans, beside what its validation scans score."""
+        reference = self.training[self.labels == label]
+        scores = {
+            "wavelet_kid": lambda x: kid(self.wavelets(reference), self.wavelets(x)),
+            "wavelet_frechet_distance": lambda x: frechet_distance(
+                self.wavelets(reference), self.wavelets(x)
+            ),
+            "detail_ratio": partial(detail_ratio, reference),
+        }
+        found = {}
+        for name, score in scores.items():
+            for key, x in (("", images), ("_of_real", self.validation[self.validation_labels == label])):
+                try:
+                    found[name + key] = score(x).as_dict()
+                except InputError as error:
+                    found[name + key] = str(error)
+        return found
+
+    def trained_on(self, count: int, seed: int) -> np.ndarray:
+        """Rows of all scans of the old classes and of the few of the new one."""
+        new = np.flatnonzero(self.labels == self.new)
+        return np.concatenate([np.flatnonzero(self.labels != self.new), new[few(len(new), count, seed)]])
+
+    def usefulness(self, images: np.ndarray, count: int, seed: int) -> dict:
+        """A classifier on the old classes and so many scans of the new one, each class drawn alike, with and without the samples."""
+        rows = self.trained_on(count, seed)
+        real, labels = self.training[rows], self.labels[rows]
+        alike = (1 / np.bincount(labels, minlength=len(self.names)))[labels]
+        both = np.concatenate([real, images]), np.append(labels, np.full(len(images), self.new))
+        halved = np.append(
+            np.where(labels == self.new, alike / 2, alike), np.full(len(images), 0.5 / len(images))
+        )
+        predictions = {}
+        for setting, (x, y, weights) in {
+            "real": (real, labels, alike),
+            "with_samples": (*both, halved),
+        }.items():
+            models = [
+                classifier.train_classifier(x, y, len(self.names), seed=i, weights=weights)
+                for i in range(self.args.classifiers)
+            ]
+            predictions[setting] = np.array([classifier.predict(model, self.validation) for model in models])
+        return compare(predictions, self.validation_labels, self.names)
+
+    def copies(self, images: np.ndarray, count: int, seed: int) -> dict | str:
+        """Copies of the few scans, or of scans of the old classes."""
+        rows = self.trained_on(count, seed)
+        try:
+            detector = CopyDetector.fit(self.training[rows], self.validation, self.features)
+            return audit(detector, images)["copies"]
+        except InputError as error:
+            return str(error)
+
+    def measure(self, run: Path, count: int, seed: int, picture: Path) -> dict:
+        """Everything of one model; it is sampled in the classes that it has."""
+        pipeline = load_pipeline(str(run), "cpu")
+        known = [name for name in pipeline.class_names if name in self.names]
+        options = SamplingOptions(**SAMPLER, batch_size=50, seed=seed)
+        options.prepare(pipeline, self.args.num_images, known[0])
+        counts = [self.args.num_images if name in known else 0 for name in pipeline.class_names]
+        images, labels = sample_arrays(pipeline, counts, options)
+        by_name = {name: images[labels == pipeline.class_names.index(name)] for name in known}
+        sheet(np.stack([x[:SHOWN] for x in by_name.values()], axis=1), [""] * SHOWN).save(picture)
+        found = {"quality": {name: self.quality(x, self.names.index(name)) for name, x in by_name.items()}}
+        if self.args.new_class in by_name and count:
+            new = by_name[self.args.new_class]
+            found |= {
+                "usefulness": self.usefulness(new, count, seed),
+                "copies": self.copies(new, count, seed),
+            }
+        rows = [row for row in read_json_lines(run / "metrics.jsonl") if "validation_loss_ema" in row]
+        return found | {"validation": [[row["step"], row["validation_loss_ema"]] for row in rows]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train_data_dir", required=True)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/finetuning"))
+    parser.add_argument("--new_class", default="pituitary_tumor")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--counts", nargs="+", type=int, default=[25, 50, 100, 400])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--preset", default="quickstart")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--base_steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1000, help="of every way, after the base")
+    parser.add_argument("--num_images", type=int, default=300, help="samples of each class")
+    parser.add_argument("--classifiers", type=int, default=3, help="trainings of the classifier a setting")
+    args = parser.parse_args()
+    args.train_data_dir, args.output_dir = str(Path(args.train_data_dir).resolve()), args.output_dir.resolve()
+    results, folder = args.output_dir / "results.jsonl", args.output_dir / "scans"
+    scans = write_folders(args, folder)
+    yardstick = Yardstick(scans, args)
+    done = {(row["way"], row["count"], row["seed"]) for row in read_json_lines(results)}
+
+    def record(way: str, run: Path, count: int, seed: int, **more) -> None:
+        if (way, count, seed) in done:
+            return
+        found = yardstick.measure(run, count, seed, args.output_dir / f"{run.name}.png")
+        row = {"way": way, "count": count, "seed": seed, "num_images": args.num_images, **more, **found}
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row)[:300], flush=True)
+
+    common = {"preset": args.preset, "validation_steps": max(1, args.steps // 10)}
+    for seed in args.seeds:
+        bases = {name: args.output_dir / f"{name}-{seed}" for name in ("base", "phantom")}
+        for name in {flags.get(BASE) for _, flags, _ in map(WAYS.get, args.ways)} - {None}:
+            source = {} if name == "phantom" else {"train_data_dir": folder / "old"}
+            size = {"resolution": args.resolution, "max_train_steps": args.base_steps, "seed": seed}
+            train(bases[name], {**common, **size, **source})
+            record(name, bases[name], 0, seed, steps=args.base_steps)
+        for count in args.counts:
+            for way in args.ways:
+                kind, flags, expected = WAYS[way]
+                run = args.output_dir / f"{way}-{count}-{seed}"
+                flags = (
+                    {**flags, BASE: bases[flags[BASE]]}
+                    if BASE in flags
+                    else {**flags, "resolution": args.resolution}
+                )
+                total = args.steps + (args.base_steps if kind == "all" else 0)
+                data = {
+                    "train_data_dir": folder / f"{kind}-{count}-{seed}",
+                    "seed": seed,
+                    "max_train_steps": total,
+                }
+                train(run, {**common, **data, **flags})
+                record(way, run, count, seed, steps=total, expected=expected)
+
+
+if __name__ == "__main__":
+    main()
