@@ -200,7 +200,7 @@ class TrainingConfig(ScanOptions):
     train_only: Literal["lora", "norms"] | None = about(
         None,
         "What is trained of that model beside the class embedding: lora is low-rank differences of attention and convolutions, "
-        "norms are the norms and the time embedding; everything when not given.",
+        "norms are the norms, the time embedding and the first convolution; everything when not given.",
         needs="pretrained_model_name_or_path",
     )
     rank: int = about(

@@ -96,24 +96,20 @@ def begin_with(unet: AttentionUNet2DModel, base: Base, like: str | None) -> None
     unet.load_state_dict(with_new_inputs(weights, unet))
 
 
-def choose_trained(unet: AttentionUNet2DModel, config: TrainingConfig, base: Base | None) -> None:
+def choose_trained(unet: AttentionUNet2DModel, config: TrainingConfig) -> None:
     """Leave those parameters trainable that ``--train_only`` names, after giving the network its adapter for "lora".
 
     Raises:
-        InputError: when the package for adapters is not installed, or inputs that are new could not be learned.
+        InputError: when the package for adapters is not installed.
     """
     if config.train_only is None:
         return
-    if config.train_only == "norms" and unet.config.in_channels > base.unet_config["in_channels"]:
-        raise InputError(
-            f"--train_only norms learns nothing of the inputs, and --condition_on {' '.join(config.condition_on)} is new to {base.name}; "
-            "take --train_only lora, or leave it out."
-        )
     unet.requires_grad_(False)
     trained = [unet.class_embedding] if unet.class_embedding else []
     if config.train_only == "norms":
         trained += [module for module in unet.modules() if isinstance(module, torch.nn.GroupNorm)]
-        trained.append(unet.time_embedding)
+        # Without a gradient for its input PyTorch's GroupNorm crashes in channels_last: the first convolution learns too
+        trained += [unet.time_embedding, unet.conv_in]
     else:
         import_extra("peft", "lora")
         from peft import LoraConfig

@@ -98,7 +98,7 @@ def prepare(
         begin_with(raw_unet, base, config.like)
     if config.start_from_moments:
         keep_moments(raw_unet, scans, config, base)
-    choose_trained(raw_unet, config, base)
+    choose_trained(raw_unet, config)
     raw_unet.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(config, raw_unet)
     unet, optimizer, loader = accelerator.prepare(raw_unet, optimizer, loader)
