@@ -358,7 +358,7 @@ HOLED = np.where(GOOD > 0.999, np.nan, GOOD)
             np.pad(GOOD, ((0, 0), (0, 0), (0, 1), (0, 1))),
             r"images are \(1, 17, 17\) and training",
         ),
-        (GOOD[:, 0], GOOD, GOOD, r"training have the shape \(60, 16, 16\): give \(N, 1, H, W\)"),
+        (GOOD[:, 0], GOOD, GOOD, r"training have the shape \(60, 16, 16\): give \(N, C, H, W\)"),
         (GOOD, HOLED, GOOD, "validation hold values that are not finite"),
         (HOLED, GOOD, GOOD, "training hold values that are not finite"),
         (GOOD, np.flip(GOOD), HOLED, "images hold values that are not finite"),

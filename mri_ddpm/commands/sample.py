@@ -137,12 +137,17 @@ def sample(args: argparse.Namespace) -> None:
         raise InputError(f"--film would write {films[0]} and {films[1]}, of which one exists; remove it.")
     copies = None
     if args.reject_copies:
-        from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
+        # Imported late: it brings the plots along
+        from mri_ddpm.evaluation.evaluate import fit_copy_detectors
 
-        detector = fit_copy_detector(pipeline, args.pipeline, **where(args))
+        detectors = fit_copy_detectors(pipeline, args.pipeline, **where(args))
 
-        def copies(images: list[Image.Image]) -> np.ndarray:
-            return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
+        def copies(channels: dict[str, list[Image.Image]]) -> np.ndarray:
+            contrasts = [images for name, images in channels.items() if name not in pipeline.mask_labels]
+            stacked = np.stack(
+                [[as_array(image, "image") for image in images] for images in contrasts], axis=1
+            )
+            return detectors.examine(stacked).flagged  # of (B, C, H, W)
 
     how = {"facts": facts, "copies": copies, "output_type": BIT_DEPTHS[bit_depth], **geometry}
     folder.fill(pipeline, labels, args.num_images, options, **how)
@@ -158,14 +163,16 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def refuse_several_channels(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> None:
-    """Refuse what shows or compares one contrast, of a model that draws several channels or masks."""
+    """Refuse what shows one contrast, or holds no mask, of a model that draws several channels or masks."""
     labels = [name for name in pipeline.channel_names if name in pipeline.mask_labels]
-    if pipeline.unet.config.out_channels > 1:
-        for flag in ("film", "reject_copies"):
-            if getattr(args, flag):
-                raise InputError(
-                    f"--{flag} is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
-                )
+    if pipeline.unet.config.out_channels > 1 and args.film:
+        raise InputError(
+            f"--film is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
+        )
+    if args.reject_copies and labels and len(labels) == len(pipeline.channel_names):
+        raise InputError(
+            f"--reject_copies compares contrasts, and this model draws {', '.join(labels)} alone; leave it out."
+        )
     if labels and args.format == "dicom":
         raise InputError(
             f"--format dicom holds no mask, and this model draws {labels[0]}; take --format png or nifti."

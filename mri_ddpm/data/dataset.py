@@ -87,6 +87,13 @@ class ScanDataset(torch.utils.data.Dataset):
                 of_scan[start : start + AT_ONCE] = known[name].any(axis=(1, 2))
         return found
 
+    def only(self, name: str) -> "ScanDataset":
+        """The same scans as one would draw this channel of them alone; what is held elsewhere is read from the table."""
+        labels = {key: value for key, value in self.channels.mask_labels.items() if key == name}
+        alone = Channels((name,) if name else (), (), labels, self.channels.mask_values)
+        at = self.channels.planes.index(name)
+        return ScanDataset(self._table, self._rows[:, [at]], self.class_labels, alone)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all that `batch` would give, images as float32."""
