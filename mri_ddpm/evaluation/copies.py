@@ -44,10 +44,12 @@ class ChannelDetectors:
     joint: CopyDetector | None
 
     @classmethod
-    def fit(cls, training: Images, validation: Images, embeds: Sequence[Embedding]) -> "ChannelDetectors":
+    def fit(
+        cls, training: Images, validation: Images, embeds: Sequence[Embedding | None]
+    ) -> "ChannelDetectors":
         """Find how near the validation images come to training, in (M, C, H, W) and (K, C, H, W).
 
-        embeds: for a second space, one a channel, of images (N, 1, H, W). Errors as of `CopyDetector.fit`.
+        embeds: for a second space, one a channel, of images (N, 1, H, W); `None` for none. Errors as of `CopyDetector.fit`.
         """
         if not embeds:
             raise InputError("copies are looked for in contrasts, and the model draws masks alone.")

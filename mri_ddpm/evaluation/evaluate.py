@@ -84,7 +84,9 @@ def evaluate(
     # Each image gets a condition of its own, once the scans are there; until then all get a plain one
     size = pipeline.unet.config.sample_size
     plain = {
-        name: np.full([size // factor_of(name)] * 2, label_values(pipeline.mask_labels.get(name, ("",)))[0])
+        name: np.full(
+            [size // factor_of(name)] * 2, float(label_values(pipeline.mask_labels.get(name, ("",)))[0])
+        )
         for name in pipeline.condition_names
     }
     replace(options, edit={"condition": plain} if plain else {}).prepare(

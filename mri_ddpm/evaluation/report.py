@@ -21,7 +21,7 @@ TITLES = {  # metric -> its title, and which way is better
     "coverage": ("coverage", "higher"),
     "ms_ssim": ("MS-SSIM between pairs", "like real"),
 }
-FIDELITY = {"psnr": "PSNR, dB", "ssim": "SSIM"}  # and Dice by label
+FIDELITY = {"psnr": "PSNR in dB", "ssim": "SSIM"}  # and Dice by label
 SHARES = {
     "similarity_over_95th_percentile": "nearer than 95 % of validation scans come",
     "similarity_over_99th_percentile": "nearer than 99 % of validation scans come",
@@ -59,7 +59,7 @@ def write_report(metrics: dict, folder: Path) -> None:
         unmeasured=[reason for reason in reasons if reason[1]],
         captions=PLOTS,
         titles=TITLES | untitled,
-        fidelity=FIDELITY,
+        title_of=title_of,
         shares=SHARES,
         limits=LIMITS,
     )
@@ -88,7 +88,8 @@ def verdicts_on_quality(metrics: dict) -> list[dict]:
     if len(parts) > 1:
         parts["all contrasts together"] = metrics
     found = {name: verdict_on_quality(part) for name, part in parts.items()}
-    return [verdict | {"question": f"{verdict['question']} {name}:"} for name, verdict in found.items()]
+    question = "Do they look like real scans"
+    return [verdict | {"question": f"{question} ({name})?"} for name, verdict in found.items()]
 
 
 def verdict_on_quality(metrics: dict) -> dict:
@@ -135,7 +136,7 @@ def told_apart(kid: dict | None) -> bool:
 def verdict_on_fidelity(metrics: dict) -> list[dict]:
     """Whether a sample is more like the scan whose condition it was given than one that was given another's."""
     measured = {
-        f"{name} {FIDELITY.get(measure, measure)}".strip().replace("_", " "): entry
+        title_of(measure) + f" of {name}" * bool(name): entry
         for name, part in {"": metrics, **metrics.get("channels", {})}.items()
         for measure, entry in (part.get("fidelity") or {}).items()
         if measure != "ssim"  # which says the same as PSNR
@@ -149,10 +150,15 @@ def verdict_on_fidelity(metrics: dict) -> list[dict]:
     if all(high <= 0 for _, high in gains):
         answer, tone = "No", "bad"
     numbers = "; ".join(
-        f"{name} {entry['value']:.3g}, and {entry['of_others']['value']:.3g} where another scan's condition was given"
-        for name, entry in measured.items()
+        f"{name} {entry['value']:.3g} ({entry['of_others']['value']:.3g})" for name, entry in measured.items()
     )
-    return [{"question": "Do they follow their condition?", "tone": tone, "answer": f"{answer}: {numbers}."}]
+    told = f"{numbers}, in brackets with the condition of another scan of the class"
+    return [{"question": "Do they follow their condition?", "tone": tone, "answer": f"{answer}: {told}."}]
+
+
+def title_of(measure: str) -> str:
+    """What the report calls a measure of fidelity."""
+    return FIDELITY.get(measure) or measure.replace("dice_", "Dice of ").replace("_", " ")
 
 
 def verdict_on_usefulness(metrics: dict) -> list[dict]:
