@@ -18,7 +18,7 @@ from mri_ddpm.data.phantom import CLASS_NAMES, LABELS, draw_phantom_planes
 from mri_ddpm.diffusion import make_noise_scheduler, training_loss
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.evaluate import evaluate
-from mri_ddpm.evaluation.subject import conditions_of, load_real_scans
+from mri_ddpm.evaluation.subject import conditions_of, load_real_scans, rows_alike
 from mri_ddpm.hub import export_repository
 from mri_ddpm.runs import RunFolder, load_record
 from mri_ddpm.sampling import SamplingOptions
@@ -316,7 +316,10 @@ def test_all_planes_show_one_head_and_its_mask_shows_the_lesion():
         ),
         ({"channels": ["t1"], "condition_on": ["t1"]}, "t1 is named twice"),
         ({"condition_dropout_prob": 0.2}, "--condition_dropout_prob is given without --condition_on"),
-        ({"channels": ["t1", "t2"], "evaluate_epochs": [1]}, "--evaluate_epochs measures one channel"),
+        (
+            {"channels": ["seg"], "evaluate_epochs": [1]},
+            "--evaluate_epochs measures contrasts, and --channels names masks",
+        ),
         (
             {"channels": ["t1"], "contrast": "t1", "train_data_dir": "."},
             "--channels and --contrast t1 are both given",
@@ -514,7 +517,6 @@ def test_from_the_shell(run, mask, tmp_path, capsys):
             "--condition t1 is not what the model was trained with; it is given seg",
         ),
         (("--condition", f"seg={tmp_path}/no.png"), "No such file or directory"),
-        (("--reject_copies",), "--reject_copies is for models of one channel"),
     ):
         with pytest.raises(SystemExit):
             sample(run, tmp_path / "b", *flag)
@@ -550,11 +552,6 @@ def test_a_scan_of_several_channels_is_changed_from_the_shell(run, mask, tmp_pat
         assert words in capsys.readouterr().err
 
 
-def test_a_model_of_several_channels_is_not_evaluated_yet(run, tmp_path):
-    with pytest.raises(InputError, match="several channels .t1, t2. cannot be evaluated yet"):
-        evaluate(str(run), tmp_path / "report")
-
-
 @pytest.mark.slow
 def test_a_model_with_a_condition_is_evaluated_with_those_of_training_scans(tmp_path):
     run = train_alone(tiny(tmp_path / "run", channels=["t1"], condition_on=["seg", "t2"], phantom_images=120))
@@ -566,7 +563,7 @@ def test_a_model_with_a_condition_is_evaluated_with_those_of_training_scans(tmp_
     assert found["bits_per_dimension"]["validation"]["value"] > 0
     real = load_real_scans(load_record(str(run)), {}, 16)
     labels = np.array([0, 1, 1, 3])
-    given = conditions_of(real, labels, seed=0)
+    given = conditions_of(real.scans["training"], rows_alike(real.training[1], labels, seed=0))
     batch = real.scans["training"].batch(range(len(real.training[1])))
     masks = real.scans["training"].channels.by_name(batch["condition"].numpy())
     for i, label in enumerate(labels):  # both are of one training scan of the class

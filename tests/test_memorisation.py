@@ -15,6 +15,7 @@ from scipy.stats import norm
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.diffusion import make_noise_scheduler, training_target
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.copies import ChannelDetectors, audit_in_all
 from mri_ddpm.evaluation.memorisation import (
     CopyDetector,
     audit,
@@ -148,11 +149,14 @@ def correlation(a, b):
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def test_the_nearest_by_hand():
-    """At 16 pixels: smoothed by 16/45, moved by 1 pixel, compared within a margin of 2."""
-    images, training = phantom_images(4, 16, seed=1), phantom_images(60, 16)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_nearest_by_hand(channels):
+    """At 16 pixels: smoothed by 16/45, moved by 1 pixel, compared within a margin of 2; the mean over channels, moved alike."""
+    images = np.concatenate([phantom_images(4, 16, seed=1), phantom_images(4, 16, seed=2)[::-1]], axis=1)
+    training = np.concatenate([phantom_images(60, 16), phantom_images(60, 16)[::-1]], axis=1)
+    images, training = images[:, :channels], training[:, :channels]
     smooth = [
-        gaussian_filter(part[:, 0].astype(np.float64), (0, 16 / 45, 16 / 45), mode="nearest")
+        gaussian_filter(part.astype(np.float64), (0, 0, 16 / 45, 16 / 45), mode="nearest")
         for part in (images, training)
     ]
     found = nearest_by_correlation(images, training)
@@ -160,8 +164,9 @@ def test_the_nearest_by_hand():
         best = np.array(
             [
                 max(
-                    correlation(side[2 + y : 14 + y, 2 + x : 14 + x], real[2:14, 2:14])
-                    for side in (image, image[:, ::-1])
+                    np.mean([correlation(a[2 + y : 14 + y, 2 + x : 14 + x], b[2:14, 2:14]) for a, b in pairs])
+                    for side in (image, image[..., ::-1])
+                    for pairs in [list(zip(side, real, strict=True))]
                     for y in (-1, 0, 1)
                     for x in (-1, 0, 1)
                 )
@@ -280,6 +285,90 @@ def test_an_embedding_finds_what_pixels_cannot():
     assert worst_pairs_picture(both, found, turned, count=3).size == (3 * 304, 132)
 
 
+# Several channels
+
+
+def of_channels(count: int, seed: int, channels: int = 3) -> np.ndarray:
+    """Pictures whose channels have nothing to do with one another, (N, C, 16, 16)."""
+    return np.concatenate([fields(count, seed=100 * seed + i) for i in range(channels)], axis=1)
+
+
+@pytest.fixture(scope="module")
+def channel_detectors():
+    return ChannelDetectors.fit(of_channels(300, 1), of_channels(1000, 2), [np_features] * 3)
+
+
+def np_features(images):
+    """Something to embed by: the spectrum."""
+    return np.abs(np.fft.rfft2(np.asarray(images))[..., :4, :4]).reshape(len(images), -1).astype(np.float32)
+
+
+def test_honest_samples_of_several_channels_are_taken_for_copies_no_oftener(channel_detectors):
+    """Four detectors in two spaces each: any of them finds 5 %, all of them much more, and the verdict 5 % again."""
+    found = channel_detectors.examine(of_channels(3000, 3))
+    alone = np.stack([each.flagged for each in (*found.channels, found.joint)])
+    assert np.abs(alone.mean(1) - 0.05).max() < 0.025
+    assert alone.any(0).mean() > 0.12
+    assert abs(found.flagged.mean() - 0.05) < 0.025
+    share = audit_in_all(channel_detectors, found)["copies"]["share"]
+    assert share["interval"][0] <= 0.05 <= share["interval"][1]
+    assert share["value"] == found.flagged.mean()
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_a_copy_in_one_channel_alone_is_found(channel_detectors, channel):
+    images, training = of_channels(60, 4), of_channels(300, 1)
+    images[:, channel] = training[:60, channel]
+    found = channel_detectors.examine(images)
+    assert found.flagged.all()
+    np.testing.assert_array_equal(found.index, range(60))
+    flagged = [each.flagged.mean() for each in found.channels]
+    assert flagged[channel] == 1
+    assert max(share for i, share in enumerate(flagged) if i != channel) < 0.2
+    numbers = audit_in_all(channel_detectors, found)
+    assert numbers["copies"]["sure"] == 60
+    assert verdict_on_copies({"memorisation": numbers})["tone"] == "bad"
+
+
+def test_what_is_copied_a_little_in_each_channel_is_found_by_all_together(channel_detectors):
+    training = of_channels(300, 1)
+    images = training[:60] + 0.4 * (of_channels(60, 5) - 0.5)
+    found = channel_detectors.examine(images.astype(np.float32))
+    assert found.joint.flagged.mean() > max(each.flagged.mean() for each in found.channels) + 0.5
+    assert found.flagged.mean() > 0.5
+
+
+def test_the_worst_pairs_show_every_channel(channel_detectors):
+    images = of_channels(300, 1)[:5]
+    found = channel_detectors.examine(images)
+    picture = np.asarray(worst_pairs_picture(channel_detectors.joint, found.joint, images))
+    assert picture.shape == (5 * (96 + 36), 9 * 96 + 16)
+    for channel in range(3):  # an image, its copy, and no difference
+        image, real, difference = (
+            picture[:96, (3 * channel + i) * 96 : (3 * channel + i + 1) * 96] for i in range(3)
+        )
+        np.testing.assert_array_equal(image, real)
+        assert difference.max() == 0
+        assert image.max() > 50
+
+
+def test_one_channel_is_judged_as_ever():
+    training, validation, images = (phantom_images(n, 16, seed=i) for i, n in enumerate((200, 100, 60)))
+    alone, one = (
+        CopyDetector.fit(training, validation),
+        ChannelDetectors.fit(training, validation, [None]),
+    )
+    images = np.concatenate([images, training[:10]])
+    assert one.joint is None
+    np.testing.assert_array_equal(one.examine(images).flagged, alone.examine(images).flagged)
+    np.testing.assert_array_equal(one.examine(images).suspicion, alone.examine(images).suspicion)
+
+
+def test_of_masks_alone_no_copies_are_sought():
+    with pytest.raises(InputError, match="looked for in contrasts, and the model draws masks alone"):
+        ChannelDetectors.fit(fields(60), fields(20, seed=1), [])
+
+
 # The numbers
 
 
@@ -358,7 +447,7 @@ HOLED = np.where(GOOD > 0.999, np.nan, GOOD)
             np.pad(GOOD, ((0, 0), (0, 0), (0, 1), (0, 1))),
             r"images are \(1, 17, 17\) and training",
         ),
-        (GOOD[:, 0], GOOD, GOOD, r"training have the shape \(60, 16, 16\): give \(N, 1, H, W\)"),
+        (GOOD[:, 0], GOOD, GOOD, r"training have the shape \(60, 16, 16\): give \(N, C, H, W\)"),
         (GOOD, HOLED, GOOD, "validation hold values that are not finite"),
         (HOLED, GOOD, GOOD, "training hold values that are not finite"),
         (GOOD, np.flip(GOOD), HOLED, "images hold values that are not finite"),

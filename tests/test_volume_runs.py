@@ -16,8 +16,9 @@ from volume_sets import head, mask, nifti, series, write
 from mri_ddpm import commands
 from mri_ddpm.data import account_of, load_scans
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.evaluate import fit_copy_detectors
 from mri_ddpm.evaluation.subject import load_real_scans
-from mri_ddpm.runs import load_record
+from mri_ddpm.runs import load_pipeline, load_record
 
 PERSONS = [
     f"{name}_{year}"
@@ -200,6 +201,27 @@ def test_evaluate_takes_a_model_of_volumes(run, tmp_path):
         "detail_ratio",
         "wavelet_kid",
     }
+
+
+@pytest.mark.slow
+def test_copies_of_slices_are_left_out(tmp_path, capsys):
+    files = {f"sub-{p}/sub-{p}_T1w.nii.gz": nifti(head(p)) for p in range(8)}
+    where, cache = write(tmp_path / "scans", files), {"cache_dir": str(tmp_path / "cache")}
+    run = train_alone(
+        tiny(
+            tmp_path / "run", train_data_dir=where, **cache, plane="axial", slice_step_mm=8.0, min_head=0.1,
+            validation_share=0.25, max_train_steps=2, lr_warmup_steps=1,
+        )
+    )  # fmt: skip
+    flags = ["--train_data_dir", where, "--num_inference_steps", "2", "--num_images", "4"]
+    commands.main(["sample", str(run), "--reject_copies", *flags, "--output_dir", str(tmp_path / "out")])
+    assert "0 of 4 images came too close to a training scan" in capsys.readouterr().out  # they are noise
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    detectors = fit_copy_detectors(load_pipeline(str(run)), str(run), train_data_dir=where)
+    real = load_real_scans(load_record(str(run)), {"train_data_dir": where}, 16, **cache)
+    assert len(real.training[1]) > 51
+    assert detectors.examine(np.asarray(real.training[0])).flagged.mean() > 0.95
+    assert detectors.examine(np.asarray(real.validation[0])).flagged.mean() < 0.1
 
 
 # Damage

@@ -119,7 +119,7 @@ def sample(args: argparse.Namespace) -> None:
     names = [named_class(args.class_label, pipeline)] if args.class_label else pipeline.class_names
     labels = [names[i % len(names)] for i in range(args.num_images)] if names else None
     pipeline, edit = with_edit(args, pipeline)
-    refuse_several_channels(args, pipeline)
+    refuse_masks(args, pipeline)
     options = sampling_options(args, edit={**edit, **({"condition": condition} if condition else {})})
     options.prepare(pipeline, args.num_images, names[0] if names else None)
 
@@ -133,12 +133,17 @@ def sample(args: argparse.Namespace) -> None:
         raise InputError(f"--film would write {films[0]} and {films[1]}, of which one exists; remove it.")
     copies = None
     if args.reject_copies:
-        from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
+        # Imported late: it brings the plots along
+        from mri_ddpm.evaluation.evaluate import fit_copy_detectors
 
-        detector = fit_copy_detector(pipeline, args.pipeline, **where(args))
+        detectors = fit_copy_detectors(pipeline, args.pipeline, **where(args))
 
-        def copies(images: list[Image.Image]) -> np.ndarray:
-            return detector.examine(np.stack([as_array(image, "image") for image in images])[:, None]).flagged
+        def copies(channels: dict[str, list[Image.Image]]) -> np.ndarray:
+            contrasts = [images for name, images in channels.items() if name not in pipeline.mask_labels]
+            stacked = np.stack(
+                [[as_array(image, "image") for image in images] for images in contrasts], axis=1
+            )
+            return detectors.examine(stacked).flagged  # of (B, C, H, W)
 
     how = {"facts": facts, "copies": copies, "output_type": BIT_DEPTHS[bit_depth], **geometry}
     folder.fill(pipeline, labels, args.num_images, options, **how)
@@ -153,12 +158,12 @@ def sample(args: argparse.Namespace) -> None:
         )
 
 
-def refuse_several_channels(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> None:
-    """Refuse what compares or holds one contrast, of a model that draws several channels or masks."""
+def refuse_masks(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> None:
+    """Refuse what compares contrasts, or holds no mask, of a model that draws masks."""
     labels = [name for name in pipeline.channel_names if name in pipeline.mask_labels]
-    if pipeline.unet.config.out_channels > 1 and args.reject_copies:
+    if args.reject_copies and labels and len(labels) == len(pipeline.channel_names):
         raise InputError(
-            f"--reject_copies is for models of one channel, and this one draws {', '.join(pipeline.channel_names)}; leave it out."
+            f"--reject_copies compares contrasts, and this model draws {', '.join(labels)} alone; leave it out."
         )
     if labels and args.format == "dicom":
         raise InputError(

@@ -52,6 +52,18 @@ class Channels:
         return cls(drawn, given, asked, mask_values or {})
 
     @property
+    def contrasts(self) -> tuple[str, ...]:
+        """What is drawn and no mask."""
+        return tuple(name for name in self.drawn or ("",) if name not in self.mask_labels)
+
+    @property
+    def contrast_channels(self) -> list[int]:
+        """Which of the channels that are drawn are contrasts."""
+        names = self.drawn or ("",)
+        is_contrast = [name in self.contrasts for name in names for _ in range(self.width((name,)))]
+        return np.flatnonzero(is_contrast).tolist()
+
+    @property
     def planes(self) -> tuple[str, ...]:
         """The stored pictures of a scan by name, in order; "" is one without a name."""
         stored = (name for name in self.given if factor_of(name) == 1)

@@ -97,6 +97,13 @@ class ScanDataset(torch.utils.data.Dataset):
         rows = np.concatenate([self._rows, len(self._table) + np.arange(len(images))[:, None]])
         return ScanDataset(table, rows, np.concatenate([self.class_labels, class_labels]), self.channels)
 
+    def only(self, name: str) -> "ScanDataset":
+        """The same scans as one would draw this channel of them alone; what is held elsewhere is read from the table."""
+        labels = {key: value for key, value in self.channels.mask_labels.items() if key == name}
+        alone = Channels((name,) if name else (), (), labels, self.channels.mask_values)
+        at = self.channels.planes.index(name)
+        return ScanDataset(self._table, self._rows[:, [at]], self.class_labels, alone)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all that `batch` would give, images as float32."""

@@ -1,6 +1,6 @@
 """A small classifier of scans: the default feature extractor, and the judge of what synthetic scans are good for.
 
-Images are float32 ``(N, 1, H, W)`` in [0, 1]. B: batch, C: channels.
+Images are float32 ``(N, C, H, W)`` in [0, 1]. B: batch, C: channels, one or several contrasts.
 """
 
 import math
@@ -39,16 +39,16 @@ class ResidualBlock(nn.Module):
 class ScanClassifier(nn.Module):
     """Images of any size from 16 pixels to ``FEATURES`` numbers, and from those to classes."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, in_channels: int = 1):
         super().__init__()
-        self.stem = nn.Conv2d(1, 32, 5, stride=2, padding=2)
+        self.stem = nn.Conv2d(in_channels, 32, 5, stride=2, padding=2)
         self.blocks = nn.Sequential(ResidualBlock(32, 64), ResidualBlock(64, 128))
         self.norm = nn.GroupNorm(8, 128)
         self.to_features = nn.Linear(128, FEATURES)
         self.to_classes = nn.Linear(FEATURES, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """``(B, 1, H, W)`` in [0, 1] -> ``(B, FEATURES)``."""
+        """``(B, C, H, W)`` in [0, 1] -> ``(B, FEATURES)``."""
         x = self.blocks(self.stem(2 * images - 1))  # (B, 128, H / 8, W / 8)
         return self.to_features(F.silu(self.norm(x)).mean((2, 3)))
 
@@ -89,7 +89,7 @@ def train_classifier(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ScanClassifier(num_classes).to(device, memory_format=torch.channels_last)
+        model = ScanClassifier(num_classes, images.shape[1]).to(device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     steps = steps or STEPS
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -100,7 +100,7 @@ def train_classifier(
             rows = torch.randint(len(images), (BATCH,), generator=generator)
         else:
             rows = torch.multinomial(torch.from_numpy(weights), BATCH, replacement=True, generator=generator)
-        chosen = torch.from_numpy(np.asarray(images[rows.numpy()]))  # (B, 1, H, W)
+        chosen = torch.from_numpy(np.asarray(images[rows.numpy()]))  # (B, C, H, W)
         batch = augmentation(chosen, generator).to(device)
         loss = F.cross_entropy(model(batch), labels[rows].to(device), label_smoothing=0.1)
         optimizer.zero_grad()

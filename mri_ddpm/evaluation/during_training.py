@@ -6,11 +6,12 @@ import numpy as np
 
 from mri_ddpm.data import Scans
 from mri_ddpm.errors import InputError
+from mri_ddpm.evaluation.copies import ChannelDetectors, audit_in_all
 from mri_ddpm.evaluation.estimates import Estimate
-from mri_ddpm.evaluation.features import make_extractor
-from mri_ddpm.evaluation.memorisation import CopyDetector, audit
+from mri_ddpm.evaluation.features import Extractor, make_extractor
+from mri_ddpm.evaluation.lazy import Images, plane
 from mri_ddpm.evaluation.quality import detail, kid
-from mri_ddpm.evaluation.subject import as_arrays, class_counts
+from mri_ddpm.evaluation.subject import as_arrays, class_counts, conditions_of, rows_alike
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
@@ -48,36 +49,49 @@ class TrainingEvaluator:
         self.options = SamplingOptions(
             num_inference_steps=num_inference_steps, batch_size=batch_size, seed=seed
         )
+        self.scans, channels = scans.train, scans.channels
         training, self.labels = as_arrays(scans.train)
         unseen, _ = as_arrays(scans.validation)
-        self.extractor = make_extractor(
-            "in_domain", training, self.labels, scans.class_names, device, cache_dir
-        )
-        self.features, self.detail = self.extractor(training[self.extractor.reference]), detail(training)
-        self.wavelets = WaveletFeatures.fit(training)
-        self.wavelet_features = self.wavelets(training)
-        self.metrics = {
-            "wavelet_kid": lambda images: kid(self.wavelet_features, self.wavelets(images)),
-            "kid": lambda images: kid(self.features, self.extractor(images)),
-        }
+        self.details: dict[str, Callable] = {}
+        self.metrics: dict[str, Callable] = {}
+        extractors = []
+        for index, name in enumerate(channels.contrasts):
+            of_channel = plane(training, index)
+            extractors.append(
+                make_extractor("in_domain", of_channel, self.labels, scans.class_names, device, cache_dir)
+            )
+            self.add(index, f"_{name}" if len(channels.contrasts) > 1 else "", of_channel, extractors[-1])
         try:
-            self.detector = CopyDetector.fit(training, unseen, self.extractor)
+            self.detectors = ChannelDetectors.fit(training, unseen, extractors)
         except InputError as error:
             say(f"copies are not looked for: {error}")
         else:
             self.metrics["flagged_share"] = self.flagged_share
 
+    def add(self, index: int, ending: str, training: Images, extractor: Extractor) -> None:
+        """Have one contrast measured, by names with this ending."""
+        features, of_training = extractor(training[extractor.reference]), detail(training)
+        wavelets = WaveletFeatures.fit(training)
+        wavelet_features = wavelets(training)
+        self.details[f"detail_ratio{ending}"] = lambda images: detail(plane(images, index)) / of_training
+        self.metrics |= {
+            f"wavelet_kid{ending}": lambda images: kid(wavelet_features, wavelets(plane(images, index))),
+            f"kid{ending}": lambda images: kid(features, extractor(plane(images, index))),
+        }
+
     def __call__(self, pipeline: MRIDDPMPipeline) -> dict:
         """KIDs and the share of images flagged as copies, each with its 95 % interval, and fine detail relative to scans.
 
-        What there are too few scans or images for is left out.
+        Of several contrasts each has its name at the end, such as ``kid_t1``. What there are too few scans or images for is left
+        out. What the model is given is of training scans of the class, chosen at random.
         """
         # Scans without classes are of "no class" to a model that has some
         names = pipeline.class_names
         labels = self.labels if names else np.zeros_like(self.labels)
         counts = class_counts(labels, max(1, len(names)), self.num_images)
-        images, _ = sample_arrays(pipeline, counts, self.options)
-        found: dict = {"detail_ratio": detail(images) / self.detail}
+        rows = rows_alike(labels, np.repeat(np.arange(len(counts)), counts), self.options.seed)
+        images, _ = sample_arrays(pipeline, counts, self.options, conditions_of(self.scans, rows))
+        found: dict = {name: measure(images) for name, measure in self.details.items()}
         for name, metric in self.metrics.items():
             try:
                 estimate = metric(images)
@@ -88,6 +102,11 @@ class TrainingEvaluator:
         return found
 
     def flagged_share(self, images: np.ndarray) -> Estimate:
-        """The share taken for copies of training scans."""
-        share = audit(self.detector, images)["copies"]["share"]
+        """The share taken for copies of training scans, in any channel or in all together."""
+        share = audit_in_all(self.detectors, self.detectors.examine(images))["copies"]["share"]
         return Estimate(share["value"], *share["interval"], n=share["n"])
+
+
+def is_evaluation(row: dict) -> bool:
+    """Whether a row of ``metrics.jsonl`` is of such a measurement."""
+    return any(name.startswith("detail_ratio") for name in row)

@@ -9,12 +9,22 @@ import numpy as np
 
 from mri_ddpm.data import load_scans
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.features import EXTRACTORS, make_extractor
-from mri_ddpm.evaluation.given import images_of_files, labels_of, read_images
-from mri_ddpm.evaluation.memorisation import CopyDetector
+from mri_ddpm.evaluation.copies import ChannelDetectors
+from mri_ddpm.evaluation.features import EXTRACTORS, Extractor, make_extractor
+from mri_ddpm.evaluation.fidelity import FEWEST as FEWEST_FOLLOWED
+from mri_ddpm.evaluation.given import images_of_files, labels_of, masks_of_files, read_images
+from mri_ddpm.evaluation.lazy import Images
 from mri_ddpm.evaluation.parts import CHOICES, check_metrics, denoising, measure, timed
-from mri_ddpm.evaluation.subject import class_counts, conditions_of, load_real_scans, real_scans
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, factor_of
+from mri_ddpm.evaluation.subject import (
+    RealScans,
+    class_counts,
+    conditions_of,
+    load_real_scans,
+    real_scans,
+    rows_alike,
+    rows_to_follow,
+)
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline, factor_of, label_values
 from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling import SamplingOptions
 from mri_ddpm.sampling.folder import SampleFolder
@@ -22,6 +32,7 @@ from mri_ddpm.sampling.provenance import provenance
 
 FEWEST_IMAGES = 100  # below it every interval is too wide to say anything
 SAMPLES = "samples"  # the folder of the images, beside the report
+FOLLOWING = "samples_of_validation"  # those that are given what belongs to validation scans
 
 
 def evaluate(
@@ -36,14 +47,15 @@ def evaluate(
     cache_dir: str | None = None,
     **where: str | None,
 ) -> dict:
-    """Measure a model: quality, losses and likelihood, usefulness, memorisation.
+    """Measure a model: quality, fidelity to its condition, losses and likelihood, usefulness, memorisation.
 
     Args:
         name: run folder, saved pipeline or repository on the Hub; with the manifest of its training.
         output_dir: for ``metrics.json``, ``report.html``, pictures and ``samples/``; new or empty, or one that holds the
             samples of the same evaluation, whole or cut short, which is resumed.
         num_images: how many to sample, in the classes' training proportions. A model with a condition is given those of
-            training scans of the class, chosen at random.
+            training scans of the class, chosen at random. For fidelity it is sampled once more for each validation scan, at most
+            this often.
         options: how they are sampled; by all steps of the training's scheduler when ``None``.
         extractor: ``"in_domain"``, ``"dinov2"`` or ``"inception"``.
         metrics: what to measure, of ``CHOICES``; all by default.
@@ -67,34 +79,50 @@ def evaluate(
     options = options or SamplingOptions()
     pipeline, record = load_pipeline(name, device), load_record(name)
     noise_scheduler = pipeline.scheduler
-    refuse_several_channels(pipeline)
-    # Each image gets a condition of its own, once the scans are there; until then all get an empty one
+    if set(metrics) == {"fidelity"} and not pipeline.condition_names:
+        raise InputError("--metrics fidelity is to a condition, and the model has none; ask for others.")
+    # Each image gets a condition of its own, once the scans are there; until then all get a plain one
     size = pipeline.unet.config.sample_size
-    blanks = {name: np.zeros([size // factor_of(name)] * 2) for name in pipeline.condition_names}
-    nothing = {"condition": blanks} if blanks else {}
-    replace(options, edit=nothing).prepare(
+    plain = {
+        name: np.full(
+            [size // factor_of(name)] * 2, float(label_values(pipeline.mask_labels.get(name, ("",)))[0])
+        )
+        for name in pipeline.condition_names
+    }
+    replace(options, edit={"condition": plain} if plain else {}).prepare(
         pipeline, num_images, pipeline.class_names[0] if pipeline.class_names else None
     )
     facts = {**provenance(pipeline), **options.facts(pipeline)}
     settings = {**facts, "num_images": num_images, "seed": options.seed}
     refuse_other_folder(output_dir)
-    folder = SampleFolder(output_dir / SAMPLES, settings)
+    SampleFolder(output_dir / SAMPLES, settings)  # refuses one of others
     real = load_real_scans(record, where, pipeline.unet.config.sample_size, cache_dir)
-    features = make_extractor(extractor, *real.training, real.class_names, device, cache_dir)
+    features = extractors_of(real, extractor, device, cache_dir)
     known = pipeline.class_names
     real = real.numbered_by(known) if known else real.without_classes()
     output_dir.mkdir(parents=True, exist_ok=True)
 
     # Sample
+    def sampled(name: str, labels: np.ndarray, part: str, rows: np.ndarray) -> dict[str, Images]:
+        names = [real.class_names[label] for label in labels] if real.class_names else None
+        folder, condition = SampleFolder(output_dir / name, settings), conditions_of(real.scans[part], rows)
+        folder.fill(pipeline, names, len(labels), options, facts=facts, condition=condition)
+        return images_by_channel(folder, pipeline, names or [None] * len(labels))
+
     seconds: dict[str, float] = {}
     counts = class_counts(real.training[1], max(1, len(real.class_names)), num_images)
     labels = np.repeat(np.arange(len(counts)), counts)
-    names = [real.class_names[label] for label in labels] if real.class_names else None
-    condition = conditions_of(real, labels, options.seed) if pipeline.condition_names else None
+    followed = None
     with timed(seconds, "sampling"):
-        folder.fill(pipeline, names, num_images, options, facts=facts, condition=condition)
-    readers = [file.read_bytes for file in folder.files(names or [None] * num_images)]
-    synthetic = images_of_files(readers, pipeline.unet.config.sample_size), labels
+        images = sampled(SAMPLES, labels, "training", rows_alike(real.training[1], labels, options.seed))
+        if pipeline.condition_names and "fidelity" in metrics:
+            rows = rows_to_follow(real, pipeline, num_images)
+            enough = len(rows) >= FEWEST_FOLLOWED
+            followed = (
+                (sampled(FOLLOWING, real.validation[1][rows], "validation", rows) if enough else {}),
+                rows,
+            )
+    synthetic = {name: (of_channel, labels) for name, of_channel in images.items()}
 
     # Measure
     return measure(
@@ -104,6 +132,8 @@ def evaluate(
         output_dir,
         settings=settings,
         metrics=metrics,
+        device=device,
+        followed=followed,
         denoise=lambda: denoising(pipeline, noise_scheduler, record, real, output_dir),
         seconds=seconds,
     )
@@ -145,8 +175,10 @@ def evaluate_images(
         InputError: for images or scans that cannot be compared, before the long work starts.
     """
     check_metrics(metrics)
-    if set(metrics) == {"likelihood"}:
-        raise InputError("--metrics likelihood takes a network; of --images alone it cannot be measured.")
+    if len(metrics) == 1 and set(metrics) < {"likelihood", "fidelity"}:
+        raise InputError(
+            f"--metrics {next(iter(metrics))} takes a network; of --images alone it cannot be measured."
+        )
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise InputError(f"--output_dir {output_dir} is not an empty folder; name a new one.")
     pictures, names = read_images(images)
@@ -163,20 +195,37 @@ def evaluate_images(
         real, labels = real.without_classes(), np.zeros(len(names), np.int64)
     else:
         labels = labels_of(names, real.class_names, images)
-    features = make_extractor(extractor, *real.training, real.class_names, device, cache_dir)
+    features = extractors_of(real, extractor, device, cache_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     settings = {"images": images.name, "num_images": len(pictures), "seed": seed}
     settings |= {"model": images.name, "Software": f"mri-ddpm {version('mri-ddpm')}"}
-    return measure(real, (pictures, labels), features, output_dir, settings=settings, metrics=metrics)
+    what = {"settings": settings, "metrics": metrics, "device": device}
+    return measure(real, {"": (pictures, labels)}, features, output_dir, **what)
 
 
-def refuse_several_channels(pipeline: MRIDDPMPipeline) -> None:
-    """Refuse a model of several channels: what is measured here is of one."""
-    if pipeline.unet.config.out_channels > 1:
-        raise InputError(
-            f"a model of several channels ({', '.join(pipeline.channel_names)}) cannot be evaluated yet; evaluate one that was "
-            "trained with one contrast as --channels."
-        )
+def extractors_of(
+    real: RealScans, extractor: str, device: str, cache_dir: str | None = None
+) -> dict[str, Extractor]:
+    """What makes the features of each contrast, by its name; arguments as of `make_extractor`."""
+    how = (real.class_names, device, cache_dir)
+    return {
+        name: make_extractor(extractor, *real.of(name).training, *how) for name in real.channels.contrasts
+    }
+
+
+def images_by_channel(
+    folder: SampleFolder, pipeline: MRIDDPMPipeline, labels: list[str | None]
+) -> dict[str, Images]:
+    """The samples in a folder by the names of the model's channels: contrasts in [0, 1], masks as 0 and 1 a label."""
+    channels, side = pipeline.channel_names or ("",), pipeline.unet.config.sample_size
+    found = {}
+    for name in channels:
+        files = folder.files(labels, name if len(channels) > 1 else None)
+        if name in pipeline.mask_labels:
+            found[name] = masks_of_files(files, side, label_values(pipeline.mask_labels[name]))
+        else:
+            found[name] = images_of_files([file.read_bytes for file in files], side)
+    return found
 
 
 def refuse_other_folder(output_dir: Path) -> None:
@@ -186,8 +235,8 @@ def refuse_other_folder(output_dir: Path) -> None:
         raise InputError(f"--output_dir {output_dir} is not an empty folder; name a new one.")
 
 
-def fit_copy_detector(pipeline: MRIDDPMPipeline, name: str, **where: str | None) -> CopyDetector:
-    """A detector of copies of the scans that a loaded model was trained on; arguments and errors as of ``evaluate``."""
+def fit_copy_detectors(pipeline: MRIDDPMPipeline, name: str, **where: str | None) -> ChannelDetectors:
+    """Detectors of copies of the scans that a loaded model was trained on; arguments and errors as of ``evaluate``."""
     real = load_real_scans(load_record(name), where, pipeline.unet.config.sample_size)
-    features = make_extractor("in_domain", *real.training, real.class_names, str(pipeline.device))
-    return CopyDetector.fit(real.training[0], real.validation[0], features)
+    features = extractors_of(real, "in_domain", str(pipeline.device))
+    return ChannelDetectors.fit(real.training[0], real.validation[0], list(features.values()))

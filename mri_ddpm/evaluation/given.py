@@ -34,7 +34,7 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
         raise InputError(str(error).replace("--train_data_dir", "--images")) from error
     if source.findings:  # such as masks, which are left out
         print(f"{folder}: {format_findings({'findings': [asdict(finding) for finding in source.findings]})}")
-    files, names, side = source.files, [], None
+    files, names, side, channels = source.files, [], None, set()
     for file in tqdm(files, desc="Reading images", unit="image"):
         where = f"--images {folder}: {file.path}"
         if isinstance(file.content, VolumeFile):
@@ -48,7 +48,14 @@ def read_images(folder: Path) -> tuple[LazyImages, list[str | None]]:
             raise InputError(
                 f"{where} has {width} x {height} pixels; give square images of one size, such as {side} x {side}."
             )
-        names.append(file.class_name or class_in_text(folder / file.path))
+        text = text_of(folder / file.path)
+        names.append(file.class_name or text.get("class"))
+        channels.add(text.get("channel"))
+    if len(channels - {None}) > 1:
+        named = ", ".join(sorted(channels - {None}))
+        raise InputError(
+            f"--images {folder} holds images of several channels ({named}); give a folder of each, and measure one at a time."
+        )
     if len(files) < FEWEST:
         raise InputError(f"--images {folder} holds {len(files)} images; give {FEWEST} or more.")
     return images_of_files([file.content.read for file in files], side), names
@@ -61,17 +68,31 @@ def images_of_files(readers: Sequence[Callable[[], bytes]], side: int) -> LazyIm
         scans = np.stack([read_scan(readers[row]()) for row in rows])[:, None]
         return np.round(scans * 255).astype(np.float32) / 255
 
-    images = LazyImages(read, (1, side, side), len(readers))
+    return held(LazyImages(read, (1, side, side), len(readers)))
+
+
+def masks_of_files(files: Sequence[Path], side: int, values: Sequence[int]) -> LazyImages:
+    """Masks in values of labels as ``(N, labels, H, W)`` of 0 and 1, held or read as images are."""
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        pixels = np.stack([np.asarray(Image.open(files[row])) for row in rows])[:, None]
+        return (pixels == np.reshape(values, (-1, 1, 1))).astype(np.float32)
+
+    return held(LazyImages(read, (len(values), side, side), len(files)))
+
+
+def held(images: LazyImages) -> LazyImages:
+    """The images in memory, if they fit ``HELD_BYTES``."""
     fits = 4 * np.prod(images.shape) <= HELD_BYTES
     return view(np.asarray(images)) if fits else images
 
 
-def class_in_text(path: Path) -> str | None:
-    """The class that a PNG of `mri-ddpm sample` has in its text."""
+def text_of(path: Path) -> dict[str, str]:
+    """What a PNG of `mri-ddpm sample` has in its text, such as its class; empty for other files."""
     if path.suffix.lower() != ".png" or not path.is_file():
-        return None
+        return {}
     with Image.open(path) as image:
-        return image.info.get("class")
+        return image.info
 
 
 def labels_of(names: list[str], class_names: tuple[str, ...], folder: Path) -> np.ndarray:

@@ -60,6 +60,29 @@ def joined(*parts: Images) -> LazyImages:
     return LazyImages(read, parts[0].shape[1:], int(starts[-1]))
 
 
+def stacked(*parts: Images) -> Images:
+    """The same images of several channels, ``(N, C, H, W)`` each, as images of all channels."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(part.shape[1] for part in parts), *parts[0].shape[2:])
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.asarray(part[rows]) for part in parts], axis=1)
+
+    return LazyImages(read, shape, len(parts[0]))
+
+
+def plane(images: Images, index: int) -> Images:
+    """One channel of images ``(N, C, H, W)``, as ``(N, 1, H, W)``."""
+    if images.shape[1] == 1:
+        return images
+    if isinstance(images, np.ndarray):
+        return images[:, index : index + 1]
+    return LazyImages(
+        lambda rows: np.asarray(images[rows])[:, index : index + 1], (1, *images.shape[2:]), len(images)
+    )
+
+
 def turned(images: Images) -> LazyImages:
     """All images as they are, then all turned by 90, 180 and 270 degrees: four times as many."""
 

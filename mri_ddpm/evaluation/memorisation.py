@@ -18,7 +18,9 @@ degrees (16 %) or 10 (1 %), enlarged by 5 % (4 %), mixed 70:30 (10 %) or 50:50, 
 upside down (none of these), at 32 pixels a blur of 1 (6 %) or noise of 0.15 (42 %). Turned or upside-down images are not
 sought: such are the nearest of 1.5 % of validation scans, and of none that is suspicious.
 
-N: images, M: training images, K: validation images, P: pixels of a window, D: width of the embedding.
+Images of several channels are compared in all of them at once, moved and flipped alike: their correlation is the mean of the channels'.
+
+N: images, M: training images, K: validation images, C: channels, P: pixels of a window in all channels, D: width of the embedding.
 """
 
 import math
@@ -52,7 +54,7 @@ MIN_MEAN_DISTANCE = 1e-3  # 50 copies of one picture have a mean distance of 0, 
 # The second difference in both directions: of smooth pictures little passes, of white noise its whole variance.
 DETAIL = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 6
 
-Embedding = Callable[[np.ndarray], np.ndarray]  # images (N, 1, H, W) -> features (N, D)
+Embedding = Callable[[np.ndarray], np.ndarray]  # images (N, C, H, W) -> features (N, D)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class Nearest:
 def nearest_by_correlation(images: np.ndarray, training: np.ndarray, *, progress: bool = False) -> Nearest:
     """Find each image's nearest training image by correlation, at its best over shifts and a left-right flip.
 
-    images, training: float32 (N, 1, H, W) and (M, 1, H, W) in [0, 1], M > 50; constant ones correlate with nothing.
+    images, training: float32 (N, C, H, W) and (M, C, H, W) in [0, 1], M > 50; constant ones correlate with nothing.
     Time grows with N * M, memory with N + M. Raises `InputError` for images that cannot be compared.
     """
     _check(training, "training", MIN_TRAINING)
@@ -159,7 +161,7 @@ class CopyDetector:
     ) -> "CopyDetector":
         """Find how near the validation images come to training.
 
-        training, validation: real images (M, 1, H, W) and (K, 1, H, W) in [0, 1], M > 50 and K >= 20, no picture in
+        training, validation: real images (M, C, H, W) and (K, C, H, W) in [0, 1], M > 50 and K >= 20, no picture in
             both. Fold copies within training: of a picture there k times, the ratio is up to 50 / (51 - k) times
             too high, so a few do no harm.
         embed: for a second space.
@@ -176,7 +178,7 @@ class CopyDetector:
         return cls(training, embed, features, found)
 
     def examine(self, images: np.ndarray) -> Examination:
-        """Find the nearest training image of each image (N, 1, H, W) in each space, and pass the verdict."""
+        """Find the nearest training image of each image (N, C, H, W) in each space, and pass the verdict."""
         nearest = _nearest_in_each(images, self.training, self.embed, self.training_features)
         over_95, over_99 = (
             {s: n.similarity > _quantile(self.validation[s].similarity, level) for s, n in nearest.items()}
@@ -184,10 +186,11 @@ class CopyDetector:
         )
         ratios = self._relative_ratios(nearest)  # (spaces, N)
         space, rows = ratios.argmin(0), np.arange(len(images))
-        flagged = ratios.min(0) < _quantile(self.validation_suspicion, VERDICT_RATE)
         index = np.stack([n.index for n in nearest.values()])[space, rows]
         names = np.array(list(nearest))[space]
-        return Examination(nearest, over_95, over_99, ratios.min(0), flagged, names, index)
+        suspicion = ratios.min(0)
+        copied = taken_for_copies(suspicion, self.validation_suspicion)
+        return Examination(nearest, over_95, over_99, suspicion, copied, names, index)
 
     @property
     def validation_suspicion(self) -> np.ndarray:
@@ -201,7 +204,7 @@ class CopyDetector:
 
 
 def audit(detector: CopyDetector, images: np.ndarray, examination: Examination | None = None) -> dict:
-    """Say in numbers for JSON what `detector` makes of synthetic images (N, 1, H, W).
+    """Say in numbers for JSON what `detector` makes of synthetic images (N, C, H, W).
 
     Each share is an `Estimate` beside the share `expected` of real images never trained on. `copies` is the verdict,
     with the number of distinct training images copied, and of images that are `sure`ly copies: a few of those are lost in
@@ -209,16 +212,29 @@ def audit(detector: CopyDetector, images: np.ndarray, examination: Examination |
     images, where there is one already.
     """
     found = detector.examine(images) if examination is None else examination
-    verdict = _share(-found.suspicion, -detector.validation_suspicion, 1 - VERDICT_RATE)
-    verdict["sure"] = int((found.suspicion < sure_limit(detector.validation_suspicion, len(images))).sum())
-    distinct = len(np.unique(found.index[found.flagged]))
     return {
         "images": len(images),
         "training_images": len(detector.training),
         "validation_images": len(detector.validation_suspicion),
-        "copies": verdict | {"count": int(found.flagged.sum()), "distinct_training_images": distinct},
+        "copies": verdict(found.suspicion, detector.validation_suspicion, found.index),
         **{space: _numbers(nearest, detector.validation[space]) for space, nearest in found.nearest.items()},
         "worst_pairs": [_pair(found, row) for row in _worst(found, 16)],
+    }
+
+
+def taken_for_copies(suspicion: np.ndarray, validation: np.ndarray) -> np.ndarray:
+    """Which images (N,) are taken for copies: bool (N,), where 5 % of real images are as suspicious as that; their suspicions are (K,)."""
+    return suspicion < _quantile(validation, VERDICT_RATE)
+
+
+def verdict(suspicion: np.ndarray, validation: np.ndarray, index: np.ndarray) -> dict:
+    """`copies` of `audit`, of images' suspicions (N,) and of real images' (K,); index: their nearest training images, (N,)."""
+    copied = taken_for_copies(suspicion, validation)
+    return {
+        **share_under(suspicion, validation, VERDICT_RATE),
+        "sure": int((suspicion < sure_limit(validation, len(suspicion))).sum()),
+        "count": int(copied.sum()),
+        "distinct_training_images": len(np.unique(index[copied])),
     }
 
 
@@ -256,20 +272,21 @@ def share_beyond(scores: np.ndarray, validation: np.ndarray, level: float) -> Es
 def worst_pairs_picture(
     detector: CopyDetector, examination: Examination, images: np.ndarray, count: int = 16
 ) -> Image.Image:
-    """Show the most suspicious pairs: synthetic | its training image, moved as found | their difference."""
-    rows = _worst(examination, count)
-    side, columns = max(96, images.shape[3]), min(4, len(rows))
-    height = round(side * images.shape[2] / images.shape[3])
-    canvas = Image.new("L", (columns * (3 * side + 16), -(-len(rows) // columns) * (height + 36)))
+    """Show the most suspicious pairs, channel by channel: synthetic | its training image, moved as found | their difference."""
+    rows, channels = _worst(examination, count), images.shape[1]
+    side, columns = max(96, images.shape[3]), min(max(1, 4 // channels), len(rows))
+    height, width = round(side * images.shape[2] / images.shape[3]), 3 * channels * side + 16
+    canvas = Image.new("L", (columns * width, -(-len(rows) // columns) * (height + 36)))
     draw = ImageDraw.Draw(canvas)
     for place, row in enumerate(rows):
-        x, y = place % columns * (3 * side + 16), place // columns * (height + 36)
+        x, y = place % columns * width, place // columns * (height + 36)
         pair = _pair(examination, row)
-        real = detector.training[pair["training_image"]][0]  # (H, W)
-        real = real[:, ::-1] if pair["flipped"] else real
-        real = move(real, pair["shift"], order=0) if pair["shift"] else real
-        image = np.asarray(images[row])[0]
-        for part, picture in enumerate((image, real, np.abs(image - real))):
+        real = np.asarray(detector.training[pair["training_image"]])  # (C, H, W)
+        real = real[..., ::-1] if pair["flipped"] else real
+        real = move(real, (0, *pair["shift"]), order=0) if pair["shift"] else real
+        image = np.asarray(images[row])
+        triples = np.stack([image, real, np.abs(image - real)], axis=1)  # (C, 3, H, W)
+        for part, picture in enumerate(triples.reshape(-1, *triples.shape[2:])):
             pixels = Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
             canvas.paste(pixels.resize((side, height)), (x + part * side, y))
         verdict = "taken for a copy" if examination.flagged[row] else "not taken for one"
@@ -294,26 +311,28 @@ def _nearest(index, similarity, lost=0.0, flipped=None, shift=None) -> Nearest:
 
 
 def _lost_to_noise(images, smooth, real, moves: np.ndarray) -> torch.Tensor:
-    """By how much the white noise of each image lowers its correlation with `real`, both (N, 1, H, W): (N,).
+    """By how much the white noise of each image lowers its correlation with `real`, both (N, C, H, W): (N,).
 
     To first order by var(noise) / (2 var(image)), both of them smoothed.
     """
-    noise, variance = torch.zeros(len(images)), torch.zeros(len(images))
+    noise, variance = torch.zeros(images.shape[:2]), torch.zeros(images.shape[:2])
     for variant in np.unique(moves, axis=0):
         here = torch.from_numpy((moves == variant).all(1))
-        x, y = _crop(images[here], *variant), _crop(real[here])  # (n, h, w) each
-        x, y = (v - v.mean((1, 2), keepdim=True) for v in (x, y))
-        slope = (x * y).sum((1, 2), keepdim=True) / (y * y).sum((1, 2), keepdim=True).clamp_min(1e-6)
-        detail = F.conv2d((x - slope * y)[:, None], DETAIL[None, None]).flatten(1)
-        noise[here] = (detail.abs().median(1).values / 0.6745) ** 2  # a Gaussian's median is 0.6745 sigma
-        variance[here] = _crop(smooth[here], *variant).flatten(1).var(1)
+        x, y = _crop(images[here], *variant), _crop(real[here])  # (n, C, h, w) each
+        x, y = (v - v.mean((2, 3), keepdim=True) for v in (x, y))
+        slope = (x * y).sum((2, 3), keepdim=True) / (y * y).sum((2, 3), keepdim=True).clamp_min(1e-6)
+        detail = F.conv2d((x - slope * y).flatten(0, 1)[:, None], DETAIL[None, None]).flatten(1)
+        noise[here] = (detail.abs().median(1).values / 0.6745).view(
+            x.shape[:2]
+        ) ** 2  # a Gaussian's median is 0.6745 sigma
+        variance[here] = _crop(smooth[here], *variant).flatten(2).var(2)
     kernel = gaussian_filter1d(np.eye(1, 65, 32)[0], SMOOTHING_SHARE * max(images.shape[2:]))
     left = float((kernel**2).sum()) ** 2  # of white noise when it is smoothed
-    return (left * noise / (2 * variance).clamp_min(1e-8)).clamp_max(MAX_LOST)
+    return (left * noise / (2 * variance).clamp_min(1e-8)).clamp_max(MAX_LOST).mean(1)
 
 
 def _prepared(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of at most 128 pixels, as they are and smoothed, float32 (N, 1, H, W) each."""
+    """Images of at most 128 pixels, as they are and smoothed, float32 (N, C, H, W) each."""
     images = _shrunk(images)
     sigma = SMOOTHING_SHARE * max(images.shape[2:])
     return images, torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, sigma, sigma), mode="nearest"))
@@ -337,21 +356,21 @@ def _reach(images: torch.Tensor) -> int:
 
 
 def _crop(images: torch.Tensor, flip: bool = False, down: int = 0, right: int = 0) -> torch.Tensor:
-    """What stays inside at every shift, less 1 pixel: smoothing has mixed in the border. (N, 1, H, W) -> (N, h, w)."""
+    """What stays inside at every shift, less 1 pixel: smoothing has mixed in the border. (N, C, H, W) -> (N, C, h, w)."""
     edge, (height, width) = _reach(images) + 1, images.shape[2:]
     images = images.flip(3) if flip else images
-    return images[:, 0, edge + down : height - edge + down, edge + right : width - edge + right]
+    return images[..., edge + down : height - edge + down, edge + right : width - edge + right]
 
 
 def _window(smooth: torch.Tensor, *variant) -> torch.Tensor:
-    """The crop as rows (N, P) of mean 0 and length 1, whose products are correlations; constant ones become 0.
+    """The crop as rows (N, P) whose products are correlations, the mean over channels; constant ones become 0.
 
     From 64 pixels on of every second pixel or fewer, for smoothing has left nothing in between.
     """
     every = max(1, max(smooth.shape[2:]) // 32)
-    rows = _crop(smooth, *variant)[:, ::every, ::every].flatten(1)
-    rows = rows - rows.mean(1, keepdim=True)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-3)
+    rows = _crop(smooth, *variant)[..., ::every, ::every].flatten(2)  # (N, C, P / C)
+    rows = rows - rows.mean(2, keepdim=True)
+    return (rows / rows.norm(dim=2, keepdim=True).clamp_min(1e-3)).flatten(1) / math.sqrt(rows.shape[1])
 
 
 def _worst(examination: Examination, count: int) -> list[int]:
@@ -378,7 +397,7 @@ def _numbers(nearest: Nearest, validation: Nearest) -> dict:
         "similarity_over_99th_percentile": _share(nearest.similarity, validation.similarity, 0.99),
         "median_similarity": _median(nearest.similarity),
         "validation_median_similarity": _median(validation.similarity),
-        "ratio_under_1st_percentile": _share(-nearest.ratio, -validation.ratio, 0.99),
+        "ratio_under_1st_percentile": share_under(nearest.ratio, validation.ratio, 0.01),
         "median_ratio": _median(nearest.ratio),
         "validation_median_ratio": _median(validation.ratio),
     }
@@ -386,6 +405,11 @@ def _numbers(nearest: Nearest, validation: Nearest) -> dict:
 
 def _share(scores: np.ndarray, validation: np.ndarray, level: float) -> dict:
     return {"share": share_beyond(scores, validation, level).as_dict(), "expected": round(1 - level, 4)}
+
+
+def share_under(ratios: np.ndarray, validation: np.ndarray, rate: float) -> dict:
+    """Share of images (N,) under that quantile of real ones (K,), as it stands in an audit."""
+    return _share(-ratios, -validation, 1 - rate)
 
 
 def _quantile(validation: np.ndarray, level: float) -> float:
@@ -400,9 +424,9 @@ def _median(values: np.ndarray) -> dict:
     return Estimate(float(np.median(values)), float(low), float(high), len(values)).as_dict()
 
 
-def _check(values: np.ndarray, name: str, fewest: int, like=None, axes: str = "(N, 1, H, W)") -> None:
+def _check(values: np.ndarray, name: str, fewest: int, like=None, axes: str = "(N, C, H, W)") -> None:
     """Raise `InputError` unless these are enough finite images, or features, of the size of those they meet."""
-    if values.ndim != axes.count(",") + 1 or (values.ndim == 4 and values.shape[1] != 1):
+    if values.ndim != axes.count(",") + 1:
         raise InputError(f"{name} have the shape {values.shape}: give {axes}.")
     if len(values) < fewest:
         raise InputError(f"{name} are of {len(values)} images: to look for copies takes {fewest} or more.")

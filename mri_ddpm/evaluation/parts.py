@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from mri_ddpm.data import to_model_range
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import likelihood, pictures
 from mri_ddpm.evaluation.classifier import Labelled
+from mri_ddpm.evaluation.copies import ChannelDetectors, audit_in_all
 from mri_ddpm.evaluation.features import Extractor
-from mri_ddpm.evaluation.memorisation import CopyDetector, audit, worst_pairs_picture
+from mri_ddpm.evaluation.fidelity import fidelity, refuse_few
+from mri_ddpm.evaluation.lazy import Images, plane, stacked
+from mri_ddpm.evaluation.memorisation import CopyDetector, Examination, audit, worst_pairs_picture
 from mri_ddpm.evaluation.quality import intensity_histogram, power_spectrum
 from mri_ddpm.evaluation.report import verdicts, write_report
-from mri_ddpm.evaluation.scores import METRICS, TWO_SAMPLE, score_all
+from mri_ddpm.evaluation.scores import METRICS, TWO_SAMPLE, score_all, score_mask, two_sample
 from mri_ddpm.evaluation.subject import RealScans, raw_unet
 from mri_ddpm.evaluation.usefulness import usefulness
 from mri_ddpm.files import write_json
@@ -26,7 +30,8 @@ from mri_ddpm.runs import Record
 from mri_ddpm.sampling.sheets import sheet
 
 QUALITY = (*METRICS, TWO_SAMPLE)
-CHOICES = (*QUALITY, "likelihood", "usefulness", "memorisation")  # of --metrics
+CHOICES = (*QUALITY, "fidelity", "likelihood", "usefulness", "memorisation")  # of --metrics
+CHANNELS = "channels"  # the folder of what is shown of each of several channels
 IMAGES_PER_TIMESTEP = 8  # of T timesteps, for two networks and two parts: the longest wait after sampling
 MOST_SCANS = 10_000  # for losses and likelihood, which hold them in memory; more are no use to 8 a timestep
 PROGRESSIVE_SHARES = (0.1, 0.3, 0.5, 0.7, 0.85, 0.99)  # of T, where the strip shows the x_0 estimate
@@ -41,40 +46,50 @@ def check_metrics(metrics: Collection[str]) -> None:
 
 def measure(
     real: RealScans,
-    synthetic: Labelled,
-    features: Extractor,
+    synthetic: dict[str, Labelled],
+    features: dict[str, Extractor],
     output_dir: Path,
     *,
     settings: dict,
     metrics: Collection[str] = CHOICES,
+    device: str = "cpu",
     denoise: Callable[[], dict] | None = None,
+    followed: tuple[dict[str, Images], np.ndarray] | None = None,
     seconds: dict[str, float] | None = None,
 ) -> dict:
     """Measure part by part. ``metrics.json`` and ``report.html`` are written after each, so that no later failure loses it.
 
     Args:
         real: scans to compare with.
-        synthetic: images, and their classes.
-        features: what makes the features of distances.
+        synthetic: images, and their classes, by the name of the channel; one contrast may have "".
+        features: what makes the features of distances, for each contrast.
         output_dir: where numbers, report and pictures go; it is there.
         settings: what the images come from, for the report.
         metrics: what is asked for, of ``CHOICES``.
+        device: where classifiers are trained.
         denoise: gives the losses and the likelihood of the network that made the images; ``None`` where there is none.
+        followed: samples by channel that were given what belongs to validation scans, and the rows of these scans; ``None``
+            for a model without a condition.
         seconds: what earlier steps took.
 
     Returns:
-        What is in ``metrics.json``. What was not measured is in ``not_measured``, with the reason.
+        What is in ``metrics.json``. What was not measured is in ``not_measured``, with the reason. Where there is more than one
+        contrast, what is measured of one channel is in ``channels``, by its name.
     """
-    found = {"settings": settings, "extractor": features.name, "images": image_counts(real, synthetic)}
+    subject = Subject(real, synthetic, features, output_dir, device)
+    found: dict = {"settings": settings, **subject.extractors()}
+    found |= {"images": image_counts(real, next(iter(synthetic.values())))}
     found |= {"caution": real.caution, "not_measured": {}, "seconds": dict(seconds or {})}
     scores = [name for name in QUALITY if name in metrics]
     parts = {
-        "quality": bool(scores) and (lambda: compare(real, synthetic, features, scores, output_dir)),
+        "quality": bool(scores) and (lambda: subject.quality(scores)),
+        "fidelity": "fidelity" in metrics and followed and (lambda: subject.fidelity(*followed)),
         "likelihood": "likelihood" in metrics and denoise,
-        "usefulness": "usefulness" in metrics and (lambda: usefulness_of(real, synthetic, features.device)),
-        "memorisation": "memorisation" in metrics
-        and (lambda: memorisation(real, synthetic, features, output_dir)),
+        "usefulness": "usefulness" in metrics and subject.usefulness,
+        "memorisation": "memorisation" in metrics and subject.memorisation,
     }
+    if not followed:
+        del parts["fidelity"]  # nobody asks what there is to follow
     for name, part in parts.items():
         if part:
             with timed(found["seconds"], name):
@@ -85,12 +100,121 @@ def measure(
         else:
             reason = "there is no network, but images alone." if part is None else "it was not asked for."
             measured = {"not_measured": {name: reason}}
-        found["not_measured"] |= measured.pop("not_measured", {})
-        found |= measured
+        join(found, measured)
         found["verdicts"] = verdicts(found)
         write_json(output_dir / "metrics.json", found)
         write_report(found, output_dir)
     return found
+
+
+def join(found: dict, measured: dict) -> None:
+    """Add what a part has measured; reasons why something was not, and what is of a channel, to those that are there."""
+    for name, of_channel in measured.pop("channels", {}).items():
+        join(found.setdefault("channels", {}).setdefault(name, {}), of_channel)
+    reasons = found.get("not_measured", {}) | measured.pop("not_measured", {})
+    found.update(measured)
+    if reasons or "not_measured" in found:
+        found["not_measured"] = reasons
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: arguments as of `measure`. Each part gives what it adds to ``metrics.json``, and leaves its pictures."""
+
+    real: RealScans
+    synthetic: dict[str, Labelled]
+    features: dict[str, Extractor]
+    output_dir: Path
+    device: str
+
+    @property
+    def together(self) -> Labelled:
+        """The images with all contrasts as their channels, as in the real scans; of masks alone their labels."""
+        chosen = [self.synthetic[name] for name in self.features or self.synthetic]
+        return stacked(*(images for images, _ in chosen)), chosen[0][1]
+
+    def each(self, part: str, measure: Callable[[str, Path], dict]) -> dict:
+        """What ``measure`` finds of each channel by its name and folder; one that cannot be measured has a reason instead."""
+        if self.synthetic.keys() == self.features.keys() and len(self.features) == 1:
+            return measure(next(iter(self.features)), self.output_dir)
+        found = {}
+        for name in self.synthetic:
+            folder = self.output_dir / CHANNELS / name
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                found[name] = measure(name, folder)
+            except InputError as error:
+                found[name] = {"not_measured": {part: str(error)}}
+        return {"channels": found}
+
+    def extractors(self) -> dict:
+        """The names of what makes the features."""
+        return self.each(
+            "extractor",
+            lambda name, _: {"extractor": self.features[name].name} if name in self.features else {},
+        )
+
+    def quality(self, scores: Collection[str]) -> dict:
+        """Each channel beside that of real scans, and whether several contrasts fit one another."""
+        labels = self.real.channels.mask_labels
+
+        def of(name: str, folder: Path) -> dict:
+            real, synthetic = self.real.of(name), self.synthetic[name]
+            if name not in labels:
+                return compare(real, synthetic, self.features[name], scores, folder)
+            pictures.save_side_by_side(real, synthetic, folder)
+            return score_mask(real, synthetic, labels[name])
+
+        found = self.each("quality", of)
+        if len(self.features) > 1 and TWO_SAMPLE in scores:
+            try:
+                found["quality"] = {TWO_SAMPLE: two_sample(self.real, self.together, self.device)}
+            except InputError as error:
+                found["not_measured"] = {TWO_SAMPLE: str(error)}
+        return found
+
+    def fidelity(self, samples: dict[str, Images], rows: np.ndarray) -> dict:
+        """How like its scan each sample is that was given what belongs to a validation scan."""
+        refuse_few(len(rows))
+        labels = self.real.validation[1][rows]
+
+        def of(name: str, folder: Path) -> dict:
+            scans = self.real.of(name).validation[0][rows]
+            mask_labels = self.real.channels.mask_labels.get(name, ())
+            found = fidelity(samples[name], scans, labels, mask_labels)
+            pictures.save_followed(samples[name], scans, folder)
+            return {"fidelity": found}
+
+        return self.each("fidelity", of)
+
+    def usefulness(self) -> dict:
+        """What synthetic scans add to real ones, judged by those that nobody trained on; a classifier sees all contrasts."""
+        real = self.real
+        found = usefulness(
+            real.training, self.together, real.unseen, real.class_names, device=self.device, progress=True
+        )
+        return {"usefulness": found}
+
+    def memorisation(self) -> dict:
+        """The audit of each contrast and of all together, with the worst pairs of each as a picture."""
+        images, embeds = self.together[0], list(self.features.values())
+        detectors = ChannelDetectors.fit(self.real.training[0], self.real.validation[0], embeds)
+        examined = detectors.examine(images)
+        at = {name: i for i, name in enumerate(self.features)}
+
+        def of(name: str, folder: Path) -> dict:
+            if name not in at:
+                return {}
+            i = at[name]
+            return audit_of(detectors.channels[i], examined.channels[i], plane(images, i), folder)
+
+        found = self.each("memorisation", of)
+        if "channels" in found:
+            found["memorisation"] = audit_in_all(detectors, examined)
+        if detectors.joint:
+            joint = audit_of(detectors.joint, examined.joint, images, self.output_dir)
+            found["memorisation"]["joint"] = joint["memorisation"]
+        return found
 
 
 @contextmanager
@@ -114,7 +238,7 @@ def image_counts(real: RealScans, synthetic: Labelled) -> dict:
 def compare(
     real: RealScans, synthetic: Labelled, features: Extractor, metrics: Collection[str], output_dir: Path
 ) -> dict:
-    """Scores beside that of real scans, with spectra, histograms and examples side by side as pictures."""
+    """Scores of one contrast beside that of real scans, with spectra, histograms and examples side by side as pictures."""
     curves = {"synthetic": synthetic[0], "training": real.training[0], "validation": real.validation[0]}
     pictures.plot_spectra({key: power_spectrum(x) for key, x in curves.items()}, output_dir)
     pictures.plot_histograms({key: intensity_histogram(x) for key, x in curves.items()}, output_dir)
@@ -175,24 +299,13 @@ def progressive_strip(pipeline: MRIDDPMPipeline, real: RealScans, output_dir: Pa
         pipeline.unet, pipeline.scheduler, to_model_range(batch["pixel_values"]),
         pipeline.unet.conditioning_of(batch), timesteps,
     )  # fmt: skip
-    unit = (estimates.clamp(-1, 1) / 2 + 0.5).cpu()  # (K, B, 1, H, W)
+    unit = (estimates.clamp(-1, 1) / 2 + 0.5).cpu()  # (K, B, C, H, W)
     titles = ["scan", *(f"t = {t}" for t in timesteps)]
-    shown = torch.cat([batch["pixel_values"].cpu()[None], unit])
-    sheet(shown.numpy(), titles).save(output_dir / "progressive.png")
+    shown = torch.cat([batch["pixel_values"].cpu()[None], unit])[:, :, real.channels.contrast_channels or [0]]
+    sheet(shown.flatten(1, 2)[:, :, None].numpy(), titles).save(output_dir / "progressive.png")
 
 
-def usefulness_of(real: RealScans, synthetic: Labelled, device: str) -> dict:
-    """What synthetic scans add to real ones, judged by those that nobody trained on."""
-    return {
-        "usefulness": usefulness(
-            real.training, synthetic, real.unseen, real.class_names, device=device, progress=True
-        )
-    }
-
-
-def memorisation(real: RealScans, synthetic: Labelled, features: Extractor, output_dir: Path) -> dict:
+def audit_of(detector: CopyDetector, examined: Examination, images: Images, folder: Path) -> dict:
     """The audit, and its worst pairs as a picture."""
-    detector = CopyDetector.fit(real.training[0], real.validation[0], features)
-    examination = detector.examine(synthetic[0])
-    worst_pairs_picture(detector, examination, synthetic[0]).save(output_dir / "worst_pairs.png")
-    return {"memorisation": audit(detector, synthetic[0], examination)}
+    worst_pairs_picture(detector, examined, images).save(folder / "worst_pairs.png")
+    return {"memorisation": audit(detector, images, examined)}

@@ -7,13 +7,15 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from mri_ddpm.evaluation.classifier import Labelled
+from mri_ddpm.evaluation.lazy import Images
 from mri_ddpm.evaluation.subject import RealScans
-from mri_ddpm.sampling.sheets import TILE, tile
+from mri_ddpm.sampling.sheets import TILE, sheet, tile
 
 COLUMNS = 8
 COLOURS = {"synthetic": "tab:red", "training": "tab:blue", "validation": "tab:green"}
 PLOTS = {  # what the report shows, and what it says of it
     "side_by_side.png": "Left synthetic, right real validation scans, a row a class.",
+    "fidelity.png": "Above validation scans, below samples that were given what belongs to these scans.",
     "power_spectrum.png": "Power by spatial frequency: a lack at high frequencies is blur, an excess is noise.",
     "intensities.png": "How often each brightness occurs.",
     "losses.png": "Training loss by timestep; a gap between training and validation scans means that scans were learned by heart.",
@@ -92,18 +94,32 @@ def plot_rate_distortion(rate: np.ndarray, distortion: np.ndarray, folder: Path)
 
 
 def save_side_by_side(real: RealScans, synthetic: Labelled, folder: Path) -> None:
-    """The first synthetic and validation images of each class, a row a class: nothing is picked."""
+    """The first synthetic and validation images of each class, a row a class: nothing is picked. A mask's labels are greys."""
     names = real.class_names or ("all",)
     rows, titles = [], []
     for c, name in enumerate(names):
         for images, labels in (synthetic, real.validation):
             rows.append(images[labels == c][:COLUMNS])
         titles.append(name)
-    sheet = Image.new("L", (2 * COLUMNS * TILE + 24, len(names) * (TILE + 14)), 255)
-    write = ImageDraw.Draw(sheet)
+    picture = Image.new("L", (2 * COLUMNS * TILE + 24, len(names) * (TILE + 14)), 255)
+    write = ImageDraw.Draw(picture)
     for i, images in enumerate(rows):
         top, left = (i // 2) * (TILE + 14), (i % 2) * (COLUMNS * TILE + 24)
         write.text((left + 2, top + 1), f"{('synthetic', 'real')[i % 2]} {titles[i // 2]}", fill=0)
         for j, image in enumerate(images):
-            sheet.paste(tile(image), (left + j * TILE, top + 14))
-    sheet.save(folder / "side_by_side.png")
+            picture.paste(tile(grey(image)), (left + j * TILE, top + 14))
+    picture.save(folder / "side_by_side.png")
+
+
+def save_followed(samples: Images, scans: Images, folder: Path) -> None:
+    """The first validation scans, and under each the sample that was given what belongs to it."""
+    shown = min(2 * COLUMNS, len(scans))
+    pairs = [[grey(image) for image in np.asarray(images[:shown])] for images in (scans, samples)]
+    titles = ["scan", *[""] * (shown - 1)]
+    sheet(np.stack(pairs, axis=1), titles).save(folder / "fidelity.png")
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """An image ``(1, H, W)`` as it is, and a mask ``(labels, H, W)`` with a grey for each label."""
+    tones = np.arange(1, len(image) + 1, dtype=np.float32) / len(image)
+    return (image * tones[:, None, None]).sum(0, keepdims=True)

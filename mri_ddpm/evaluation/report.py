@@ -21,6 +21,7 @@ TITLES = {  # metric -> its title, and which way is better
     "coverage": ("coverage", "higher"),
     "ms_ssim": ("MS-SSIM between pairs", "like real"),
 }
+FIDELITY = {"psnr": "PSNR in dB", "ssim": "SSIM"}  # and Dice by label
 SHARES = {
     "similarity_over_95th_percentile": "nearer than 95 % of validation scans come",
     "similarity_over_99th_percentile": "nearer than 99 % of validation scans come",
@@ -37,21 +38,58 @@ LIMITS = (
 
 def write_report(metrics: dict, folder: Path) -> None:
     """Write the report beside the pictures it shows, which go into it."""
+    channels = metrics.get("channels", {})
+    # Name, folder of the pictures and numbers of each channel; of one alone they are those of all
+    parts = [(name, f"channels/{name}/", of) for name, of in channels.items()] or [("", "", metrics)]
     pictures = {
-        name: base64.b64encode((folder / name).read_bytes()).decode()
+        f"{place}{name}": base64.b64encode((folder / place / name).read_bytes()).decode()
+        for place in {"", *(place for _, place, _ in parts)}
         for name in PLOTS
-        if (folder / name).is_file()
+        if (folder / place / name).is_file()
     }
+    reasons = [(name, of.get("not_measured")) for name, of in {"": metrics, **channels}.items()]
+    keys = [key for part in (metrics, *channels.values()) for key in part.get("quality", {})]
+    untitled = {key: (key.replace("_", " "), "") for key in keys if key not in TITLES}
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
-    untitled = {key: (key.replace("_", " "), "") for key in metrics.get("quality", {}) if key not in TITLES}
-    texts = {"captions": PLOTS, "titles": TITLES | untitled, "shares": SHARES, "limits": LIMITS}
-    html = template.render(metrics=metrics, pictures=pictures, **texts)
+    html = template.render(
+        metrics=metrics,
+        parts=parts,
+        pictures=pictures,
+        follows=any("fidelity" in of for _, _, of in parts),
+        unmeasured=[reason for reason in reasons if reason[1]],
+        captions=PLOTS,
+        titles=TITLES | untitled,
+        title_of=title_of,
+        shares=SHARES,
+        limits=LIMITS,
+    )
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
 def verdicts(metrics: dict) -> list[dict]:
-    """The three questions, each with the answer that the numbers allow and its tone: good, bad or open."""
-    return [verdict_on_quality(metrics), *verdict_on_usefulness(metrics), verdict_on_copies(metrics)]
+    """The questions, each with the answer that the numbers allow and its tone: good, bad or open."""
+    return [
+        *verdicts_on_quality(metrics),
+        *verdict_on_fidelity(metrics),
+        *verdict_on_usefulness(metrics),
+        verdict_on_copies(metrics),
+    ]
+
+
+def verdicts_on_quality(metrics: dict) -> list[dict]:
+    """One verdict, or where there are several channels one for each contrast and one for all together."""
+    if "channels" not in metrics:
+        return [verdict_on_quality(metrics)]
+    parts = {
+        name: of_channel | {"not_measured": metrics["not_measured"] | of_channel.get("not_measured", {})}
+        for name, of_channel in metrics["channels"].items()
+        if "extractor" in of_channel  # no mask
+    }
+    if len(parts) > 1:
+        parts["all contrasts together"] = metrics
+    found = {name: verdict_on_quality(part) for name, part in parts.items()}
+    question = "Do they look like real scans"
+    return [verdict | {"question": f"{question} ({name})?"} for name, verdict in found.items()]
 
 
 def verdict_on_quality(metrics: dict) -> dict:
@@ -79,9 +117,8 @@ def verdict_on_quality(metrics: dict) -> dict:
             "tone": tone,
             "answer": f"As far as can be told from {seen} images, {answer}: {numbers}.",
         }
-    classes = [
-        name for name, scores in metrics["quality_by_class"].items() if told_apart(scores.get("wavelet_kid"))
-    ]
+    by_class = metrics.get("quality_by_class", {})
+    classes = [name for name, scores in by_class.items() if told_apart(scores.get("wavelet_kid"))]
     within = f"; by class, wavelets tell {', '.join(classes)} apart" if classes else ""
     return {"question": question, "tone": "bad", "answer": f"Not quite: {numbers}{within}."}
 
@@ -94,6 +131,34 @@ def comparable(distance: dict | None) -> bool:
 def told_apart(kid: dict | None) -> bool:
     """Whether a KID is surely over 0, and over what real validation scans score."""
     return bool(kid) and kid["interval"][0] > max(0, kid["real"] or 0)
+
+
+def verdict_on_fidelity(metrics: dict) -> list[dict]:
+    """Whether a sample is more like the scan whose condition it was given than one that was given another's."""
+    measured = {
+        title_of(measure) + f" of {name}" * bool(name): entry
+        for name, part in {"": metrics, **metrics.get("channels", {})}.items()
+        for measure, entry in (part.get("fidelity") or {}).items()
+        if measure != "ssim"  # which says the same as PSNR
+    }
+    if not measured:
+        return []  # of a model without a condition nobody asks
+    gains = [entry["gain"]["interval"] for entry in measured.values()]
+    answer, tone = "Not shown of all", "open"
+    if all(low > 0 for low, _ in gains):
+        answer, tone = "Yes", "good"
+    if all(high <= 0 for _, high in gains):
+        answer, tone = "No", "bad"
+    numbers = "; ".join(
+        f"{name} {entry['value']:.3g} ({entry['of_others']['value']:.3g})" for name, entry in measured.items()
+    )
+    told = f"{numbers}, in brackets with the condition of another scan of the class"
+    return [{"question": "Do they follow their condition?", "tone": tone, "answer": f"{answer}: {told}."}]
+
+
+def title_of(measure: str) -> str:
+    """What the report calls a measure of fidelity."""
+    return FIDELITY.get(measure) or measure.replace("dice_", "Dice of ").replace("_", " ")
 
 
 def verdict_on_usefulness(metrics: dict) -> list[dict]:
@@ -133,12 +198,12 @@ def verdict_on_copies(metrics: dict) -> dict:
     )
     if copies["sure"]:
         numbers = f"{copies['sure']} of {share['n']} lie nearer to a training scan than any real scan would; {numbers}"
-    spaces = [audit[space] for space in ("pixels", "embedding") if space in audit]
+    parts = [audit[space] for space in ("pixels", "embedding") if space in audit] or [audit]
     answer, tone = "No more than real scans resemble each other", "good"
     if (
         is_over(copies)
         or copies["sure"]
-        or any(is_over(space["ratio_under_1st_percentile"]) for space in spaces)
+        or any(is_over(part["ratio_under_1st_percentile"]) for part in parts)
     ):
         answer, tone = "Yes, some do", "bad"
     elif high > 2 * expected:

@@ -7,8 +7,9 @@ from tqdm.auto import tqdm
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
-from mri_ddpm.evaluation.estimates import Estimate
+from mri_ddpm.evaluation.estimates import Estimate, mean
 from mri_ddpm.evaluation.features import Extractor
+from mri_ddpm.evaluation.lazy import blocks
 from mri_ddpm.evaluation.quality import (
     detail_ratio,
     frechet_distance,
@@ -88,10 +89,8 @@ def score_all(
             entry["real"] = scored["validation"][group].get(metric, {}).get("value")
     quality = scored.pop("synthetic")
     if TWO_SAMPLE in metrics:
-        sets = (real.training[0], real.validation[0], synthetic[0])
         try:
-            told = two_sample_accuracy(*sets, features.device, progress=True)
-            quality["all"][TWO_SAMPLE] = told.as_dict() | {"real": GUESSING}
+            quality["all"][TWO_SAMPLE] = two_sample(real, synthetic, features.device)
         except InputError as error:
             not_measured[TWO_SAMPLE] = str(error)
     at_size = scored.pop("synthetic_at_validation_size")["all"]
@@ -101,6 +100,32 @@ def score_all(
         "quality_at_validation_size": at_size,
         "real_against_real": scored,
         "not_measured": not_measured,
+    }
+
+
+def two_sample(real: RealScans, synthetic: Labelled, device: str) -> dict:
+    """``two_sample_accuracy`` as it stands in ``quality``; of several channels it sees too whether they fit one another."""
+    accuracy = two_sample_accuracy(real.training[0], real.validation[0], synthetic[0], device, progress=True)
+    return accuracy.as_dict() | {"real": GUESSING}
+
+
+def score_mask(real: RealScans, synthetic: Labelled, labels: Collection[str]) -> dict:
+    """Of a mask that is drawn: the share of an image's pixels that each label takes, by part of the scans.
+
+    Images are ``(N, labels, H, W)`` of 0 and 1. Returns ``label_shares``: by label and part the mean over images.
+    """
+    parts = {"synthetic": synthetic, "training": real.training, **real.unseen}
+    shares = {
+        part: np.concatenate(
+            [block.mean((2, 3), dtype=np.float64) for block in blocks(images)]
+        )  # (N, labels)
+        for part, (images, _) in parts.items()
+    }
+    return {
+        "label_shares": {
+            label: {part: mean(values[:, i]).as_dict() for part, values in shares.items()}
+            for i, label in enumerate(labels)
+        }
     }
 
 

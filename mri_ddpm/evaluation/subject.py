@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from mri_ddpm.config import ScanOptions
-from mri_ddpm.data import NO_PATIENTS, PLACES, ScanDataset, Scans, load_phantoms, load_scans
+from mri_ddpm.data import NO_PATIENTS, PLACES, Channels, ScanDataset, Scans, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
-from mri_ddpm.evaluation.lazy import LazyImages
+from mri_ddpm.evaluation.lazy import BLOCK, Images, LazyImages, stacked
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import Record, merged_weights, read_raw_weights
@@ -25,7 +25,8 @@ CAUTION = f"{NO_PATIENTS[0].upper()}{NO_PATIENTS[1:]}."
 class RealScans:
     """Real scans at the model's size: what it was trained on, the validation share of that, and the published test part.
 
-    ``scans`` are the data sets of the first two, by the same names, from which `batch` takes them with their conditions.
+    Images are ``(N, C, H, W)``, of the contrasts that the model draws; `of` has those of one channel. ``scans`` are the data sets
+    by the same names, from which `batch` takes them with their conditions.
     ``numbers`` are the model's own of these classes, where it has others before them.
     """
 
@@ -36,6 +37,16 @@ class RealScans:
     scans: dict[str, ScanDataset]
     caution: str | None = None  # where nobody knows the patients: what that does to the numbers
     numbers: tuple[int, ...] = ()
+
+    @property
+    def channels(self) -> Channels:
+        """What is drawn and given."""
+        return self.scans["training"].channels
+
+    def of(self, name: str) -> "RealScans":
+        """The same scans in one channel: images ``(N, 1, H, W)`` of a contrast, and ``(N, labels, H, W)`` of a mask."""
+        parts = {part: (images_of(scans, name), getattr(self, part)[1]) for part, scans in self.scans.items()}
+        return dataclasses.replace(self, **parts)
 
     @property
     def unseen(self) -> dict[str, Labelled]:
@@ -59,7 +70,7 @@ class RealScans:
         """The same as one class, for a model that knows none: its images have no class to be compared by."""
         parts = {"training": self.training, "validation": self.validation, "test": self.test}
         merged = {name: part and (part[0], np.zeros_like(part[1])) for name, part in parts.items()}
-        return RealScans(**merged, class_names=(), scans=self.scans, caution=self.caution)
+        return dataclasses.replace(self, **merged, class_names=())
 
 
 def load_real_scans(
@@ -102,7 +113,7 @@ def real_scans(scans: Scans) -> RealScans:
     """The parts of a data set as arrays."""
     parts = {"training": scans.train, "validation": scans.validation, "test": scans.test}
     arrays = {name: None if part is None else as_arrays(part) for name, part in parts.items()}
-    batches = {"training": scans.train, "validation": scans.validation}
+    batches = {name: part for name, part in parts.items() if part is not None}
     is_known = scans.manifest["patients"] or scans.manifest["source"] == "phantom"
     caution = None if is_known else CAUTION
     return RealScans(**arrays, class_names=scans.class_names, scans=batches, caution=caution)
@@ -167,13 +178,22 @@ def refuse_other_scans(trained: dict, found: dict) -> None:
 
 
 def as_arrays(part: ScanDataset) -> Labelled:
-    """A data set as arrays: images in [0, 1], of 256 levels as synthetic ones, and classes. Images are read where they are used."""
+    """A data set as arrays: images ``(N, C, H, W)`` of the contrasts that are drawn, or of masks where these are all, and classes."""
+    channels = part.channels
+    names = channels.contrasts or channels.drawn
+    return stacked(*(images_of(part, name) for name in names)), part.class_labels
+
+
+def images_of(part: ScanDataset, name: str) -> Images:
+    """One channel of a data set: in [0, 1], of 256 levels as synthetic images, read where they are used; of a mask 0 and 1, a channel a label."""
+    alone = part.only(name)
 
     def read(rows: np.ndarray) -> np.ndarray:
-        pixels = part.batch(rows)["pixel_values"].cpu().numpy()  # they may be held on a GPU
+        pixels = alone.batch(rows)["pixel_values"].numpy()
         return (np.round(pixels * 255) / 255).astype(np.float32)
 
-    return LazyImages(read, (1, part.side, part.side), len(part)), part.class_labels
+    shape = (alone.channels.width(alone.channels.planes), alone.side, alone.side)
+    return LazyImages(read, shape, len(alone))
 
 
 def class_counts(labels: np.ndarray, num_classes: int, total: int) -> np.ndarray:
@@ -184,12 +204,35 @@ def class_counts(labels: np.ndarray, num_classes: int, total: int) -> np.ndarray
     return counts
 
 
-def conditions_of(real: RealScans, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """What training scans chosen at random give, one of the class for each label ``(N,)``: ``(N, H, W)`` by name."""
-    choose, scans = np.random.default_rng(seed), real.scans["training"]
-    of_class = {label: np.flatnonzero(real.training[1] == label) for label in np.unique(labels)}
-    rows = [choose.choice(of_class[label]) for label in labels]
-    return scans.channels.by_name(scans.batch(rows)["condition"].cpu().numpy())
+def rows_alike(scans: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Scans chosen at random, one of the class for each label ``(N,)``: their rows ``(N,)``; ``scans`` are the classes of all."""
+    choose = np.random.default_rng(seed)
+    of_class = {label: np.flatnonzero(scans == label) for label in np.unique(labels)}
+    return np.array([choose.choice(of_class[label]) for label in labels])
+
+
+def conditions_of(scans: ScanDataset, rows: Sequence[int]) -> dict[str, np.ndarray] | None:
+    """What these scans give, as the pipeline takes it: ``(N, H, W)`` by name; ``None`` where nothing is given."""
+    if not scans.channels.given:
+        return None
+    starts = range(0, len(rows), BLOCK)  # a mask of many labels takes many channels
+    batches = [scans.batch(rows[start : start + BLOCK])["condition"].cpu().numpy() for start in starts]
+    parts = [scans.channels.by_name(batch) for batch in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in scans.channels.given}
+
+
+def rows_to_follow(real: RealScans, pipeline: MRIDDPMPipeline, most: int) -> np.ndarray:
+    """Validation scans, at most so many, whose conditions the model takes: it refuses an empty mask where it knows none."""
+    scans, labels = real.scans["validation"], real.validation[1]
+    taken = np.ones(len(labels), dtype=bool)
+    for mask, classes in (pipeline.unet.config.get("always_marked") or {}).items():
+        of_scan = [
+            {real.class_names[label]} if real.class_names else {*(pipeline.class_names or ("",))}
+            for label in labels
+        ]
+        taken &= scans.marked()[mask] | [not of_one <= {*classes} for of_one in of_scan]
+    rows = np.flatnonzero(taken)
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
 
 
 def raw_unet(pipeline: MRIDDPMPipeline, record: Record) -> AttentionUNet2DModel | None:

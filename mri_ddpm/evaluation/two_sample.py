@@ -33,9 +33,10 @@ def two_sample_accuracy(
     1998, method 10). It leaves out that another training would learn another network. ``n`` is the smaller number judged.
 
     Args:
-        training: the generator's training scans, ``(M, 1, H, W)`` float32 in [0, 1].
+        training: the generator's training scans, ``(M, C, H, W)`` float32 in [0, 1]. Of several channels it
+            also learns whether they fit one another.
         unseen: real scans that it was not trained on, ``(K, 1, H, W)``; copies of training scans would be known again.
-        samples: ``(N, 1, H, W)``.
+        samples: ``(N, C, H, W)``.
         device: where to train; at 44 pixels it takes one core a minute or two.
         progress: show a bar a training.
 
@@ -80,10 +81,11 @@ def mean_of_shares(a: np.ndarray, b: np.ndarray) -> Estimate:
 
 def mirror_and_move(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror half of the images and move each by up to ``REACH`` whole pixels: unlike a turn, it leaves the sharpness."""
-    n, _, height, width = images.shape
+    n, channels, height, width = images.shape
     mirrored = torch.rand(n, generator=generator) < 0.5
     down, right = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator)  # (B, 1) each
     images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    padded = F.pad(images, (REACH,) * 4)[:, 0]  # black outside, as scans are
+    padded = F.pad(images, (REACH,) * 4)  # black outside, as scans are
     rows, columns = down + torch.arange(height), right + torch.arange(width)  # (B, H), (B, W)
-    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]][:, None]
+    image, channel = torch.arange(n)[:, None, None, None], torch.arange(channels)[:, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

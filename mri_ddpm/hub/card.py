@@ -62,6 +62,7 @@ def make_model_card(
         base=base and {"name": base[BASE_FLAG], **base},
         environment=record.environment,
         evaluation=record.evaluation,
+        quality=measured_quality(record),
         facts=facts,
         version=version("mri-ddpm"),
     )
@@ -99,6 +100,16 @@ def training_facts(record: Record) -> dict:
     }
 
 
+def measured_quality(record: Record) -> dict[str, dict]:
+    """An evaluation's overall quality, and how the condition is followed, by metric; of several channels each with its name."""
+    evaluation = record.evaluation or {}
+    found = {}
+    for name, part in {"": evaluation, **evaluation.get("channels", {})}.items():
+        measured = {**(part.get("quality") or {}), **(part.get("fidelity") or {})}
+        found |= {key + f" of {name}" * bool(name): entry for key, entry in measured.items()}
+    return found
+
+
 def eval_results(record: Record, facts: dict) -> list[EvalResult]:
     """The measured numbers in ``model-index`` form: the validation loss, and an evaluation's overall quality."""
     manifest = record.manifest or {}
@@ -107,7 +118,7 @@ def eval_results(record: Record, facts: dict) -> list[EvalResult]:
     if facts.get("validation_ema") is not None:
         loss = (record.config or {}).get("loss_type", "")
         found["loss"] = (f"Validation {loss} loss, EMA weights", facts["validation_ema"])
-    for key, entry in ((record.evaluation or {}).get("quality") or {}).items():
+    for key, entry in measured_quality(record).items():
         found[key] = (key, entry["value"])
     return [
         EvalResult(

@@ -66,20 +66,29 @@ def sample_batches(
 
 
 def sample_arrays(
-    pipeline: MRIDDPMBasePipeline, counts: Sequence[int], options: SamplingOptions
+    pipeline: MRIDDPMBasePipeline,
+    counts: Sequence[int],
+    options: SamplingOptions,
+    condition: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample images into memory, in the 256 grey levels that a user gets; ``counts`` ``(C,)`` is how many of each class.
 
     Returns:
-        Images ``(N, 1, H, W)`` float32 in [0, 1], and their classes ``(N,)``. ``counts`` of one more than the model has classes
+        Images ``(N, C, H, W)`` float32 in [0, 1] of the contrasts that the model draws, and their classes ``(N,)``. ``counts`` of one more than the model has classes
         end with how many are of no class; then all are.
     """
     labels = np.repeat(np.arange(len(counts)), counts)
     names = pipeline.class_names
     asked = [names[label] for label in labels] if len(counts) <= len(names) else None
-    batches = sample_batches(pipeline, asked, len(labels), options, output_type="np")
-    images = np.concatenate([output.images for _, output in batches])
-    return (np.round(images * 255) / 255).astype(np.float32)[:, None], labels
+    batches = sample_batches(pipeline, asked, len(labels), options, output_type="np", condition=condition)
+    images = np.concatenate([contrasts_of(output, pipeline) for _, output in batches])
+    return (np.round(images * 255) / 255).astype(np.float32), labels
+
+
+def contrasts_of(output: MRIDDPMPipelineOutput, pipeline: MRIDDPMBasePipeline) -> np.ndarray:
+    """What a pipeline returned as "np", without masks: ``(B, C, H, W)``."""
+    channels = output.channels or {"": output.images}
+    return np.stack([images for name, images in channels.items() if name not in pipeline.mask_labels], axis=1)
 
 
 def sample(

@@ -63,7 +63,7 @@ class SampleFolder:
         options: SamplingOptions,
         *,
         facts: dict,
-        copies: Callable[[list[Image.Image]], Sequence[bool]] | None = None,
+        copies: Callable[[dict[str, list[Image.Image]]], Sequence[bool]] | None = None,
         output_type: str = "pil",
         condition: dict[str, np.ndarray] | None = None,
         **geometry: float | str,
@@ -76,7 +76,7 @@ class SampleFolder:
             num_images: how many the folder holds in the end.
             options: how. If a sampling is resumed, a ``batch_size`` of "auto" is the one found before.
             facts: text that is written into every image.
-            copies: decides for each image whether it is rejected.
+            copies: decides for each image whether it is rejected; it is given all channels by name.
             output_type: ``"pil"`` for 8 bits, ``"pil16"`` for 16.
             condition: by name, one for each image, ``(num_images, H, W)``.
             geometry: ``spacing_mm`` and ``plane``, as far as known, for formats that have fields for them.
@@ -100,10 +100,11 @@ class SampleFolder:
         for numbers, output in sample_batches(
             pipeline, labels, num_images, options, done=done, output_type=output_type, condition=condition
         ):
-            left_out = copies(output.images) if copies else [False] * len(numbers)
+            by_channel = output.channels or {"": output.images}
+            left_out = copies(by_channel) if copies else [False] * len(numbers)
             self.rejected |= {i for i, flag in zip(numbers, left_out, strict=True) if flag}
             missing = [(row, i) for row, i in enumerate(numbers) if i not in done and i not in self.rejected]
-            for name, images in (output.channels or {"": output.images}).items():
+            for name, images in by_channel.items():
                 for row, i in missing:
                     text = facts_of_image(facts, i, labels, name, options)
                     self.save(images[row], files[name][i], text, **geometry)

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mri_ddpm.errors import SurgeError
-from mri_ddpm.evaluation.during_training import TrainingEvaluator
+from mri_ddpm.evaluation.during_training import TrainingEvaluator, is_evaluation
 from mri_ddpm.evaluation.memorisation import VERDICT_RATE
 from mri_ddpm.files import whole_folder, write_json
 from mri_ddpm.hub import BackgroundPush
@@ -263,7 +263,7 @@ class TrainingLoop:
         """Quality and copying of EMA samples at the end of an epoch; no second time when resuming there."""
         with self.writing():
             if self.metrics and not any(
-                "detail_ratio" in row and row["epoch"] == epoch for row in self.metrics.rows
+                is_evaluation(row) and row["epoch"] == epoch for row in self.metrics.rows
             ):
                 self.record_evaluation(epoch)
         self.since = time.perf_counter()

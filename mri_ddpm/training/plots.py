@@ -58,19 +58,26 @@ def plot_evaluation(rows: Sequence[dict], path: Path, expected_share: float) -> 
         "wavelet_kid": ("wavelet KID to the training scans", 0),
         "flagged_share": ("flagged as copies", expected_share),
     }
-    titles = {key: title for key, title in titles.items() if any(key in row for row in rows)}
+    names = {name: None for row in rows for name in row if not name.endswith("_interval")}
+    # By channel a name goes on after the measure
+    names = {key: [name for name in names if f"{name}_".startswith(f"{key}_")] for key in titles}
+    titles = {key: title for key, title in titles.items() if names[key]}
     if not titles:
         return  # there were too few scans
     for axes, (key, (title, real)) in zip(
         figure.subplots(len(titles), sharex=True, squeeze=False)[:, 0], titles.items(), strict=True
     ):
-        measured = [row for row in rows if key in row]
-        epochs, value = [row["epoch"] for row in measured], np.array([row[key] for row in measured])
-        low, high = np.array([row[f"{key}_interval"] for row in measured]).T
-        axes.errorbar(epochs, value, yerr=np.maximum([value - low, high - value], 0), fmt="o-", capsize=3)
+        for name in names[key]:
+            measured = [row for row in rows if name in row]
+            epochs, value = [row["epoch"] for row in measured], np.array([row[name] for row in measured])
+            low, high = np.array([row[f"{name}_interval"] for row in measured]).T
+            error, channel = np.maximum([value - low, high - value], 0), name[len(key) + 1 :]
+            axes.errorbar(epochs, value, yerr=error, fmt="o-", capsize=3, label=channel or None)
         axes.axhline(real, color="gray", linestyle=":", label="expected of real scans never trained on")
         axes.set(ylabel=title)
         axes.grid(alpha=0.3)
+        if len(names[key]) > 1:
+            axes.legend()
     axes.set(xlabel="epoch")
     axes.legend()
     save_figure(figure, path)

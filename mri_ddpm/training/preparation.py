@@ -56,10 +56,9 @@ def load_training_scans(accelerator: Accelerator, config: TrainingConfig) -> dat
             channels=config.channels,
             condition_on=config.condition_on,
         )
-    if config.evaluate_epochs and (scans.channels.width(scans.channels.drawn) > 1 or scans.channels.given):
+    if config.evaluate_epochs and not scans.channels.contrasts:
         raise InputError(
-            "--evaluate_epochs measures one channel without a condition so far; leave it out with several --channels, or with "
-            "--condition_on."
+            "--evaluate_epochs measures contrasts, and --channels names masks alone; leave it out."
         )
     global_batch = accelerator.num_processes * (
         1 if config.train_batch_size == AUTO else config.train_batch_size
