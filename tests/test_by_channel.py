@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny, train_alone
 from huggingface_hub import ModelCard
+from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from PIL import Image
 from test_evaluate import shorten
 
@@ -28,7 +29,6 @@ from mri_ddpm.evaluation.two_sample import mirror_and_move, two_sample_accuracy
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository
-from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import load_record
 from mri_ddpm.sampling import SamplingOptions
 
