@@ -135,13 +135,13 @@ def add_compare(parts: Parts, comparison: Comparison) -> None:
             stop = gr.Button("Stop")
         found = gr.HTML()
 
-        def compare(values: dict, request: gr.Request) -> Iterator[str]:
+        def compare(_: dict, request: gr.Request) -> Iterator[str]:
             with sentences():
                 samples = parts.sessions.of(request).samples
                 if samples is None:
                     raise InputError("there are no samples to compare; sample some in the first tab.")
                 yield from comparison.examine(samples)
 
-        on_press(run, stop, compare, parts.settings.components, [found])
+        on_press(run, stop, compare, set(), [found], line="scans")
     if comparison.report:
         gr.HTML(comparison.report)

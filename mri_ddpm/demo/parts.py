@@ -23,14 +23,16 @@ class Parts:
     settings: Settings
 
 
-def on_press(run: gr.Button, stop: gr.Button | None, work: Callable, inputs: set, outputs: list) -> None:
+def on_press(
+    run: gr.Button, stop: gr.Button | None, work: Callable, inputs: set, outputs: list, *, line: str = "model"
+) -> None:
     """Let a button run work that yields, first of all for ``outputs[0]`` how far it is, and another one stop it.
 
-    One work computes at a time, and the other visitors' wait in line.
+    In each line one work computes at a time, and the other visitors' wait.
     """
     event = run.click(
         work, inputs, outputs, show_progress="minimal", show_progress_on=outputs[0], api_visibility="private",
-        concurrency_id="model", concurrency_limit=1,
+        concurrency_id=line, concurrency_limit=1,
     )  # fmt: skip
     if stop:
         stop.click(lambda: markup.said("stopped"), None, outputs[0], cancels=event, queue=False, **QUIET)
