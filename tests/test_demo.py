@@ -16,11 +16,12 @@ from mri_ddpm.errors import InputError
 pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
 from mri_ddpm.demo import markup
+from mri_ddpm.demo.canvas import painted
 from mri_ddpm.demo.model import BATCH_SIZE, Model, Samples, Way
-from mri_ddpm.demo.page import Page
+from mri_ddpm.demo.page import make_page
 from mri_ddpm.demo.saving import KINDS, command_of, files, kinds_of
 from mri_ddpm.demo.streaming import Progress, Stopped, stream
-from mri_ddpm.demo.uploads import painted, read_upload
+from mri_ddpm.demo.uploads import read_upload
 from mri_ddpm.sampling import SamplingOptions
 
 NAMES = ("glioma_tumor", "<b>other</b>")
@@ -201,28 +202,26 @@ def test_what_cannot_be_sampled_is_refused_before_the_first_step(model, labels, 
 # The page
 
 
-def labels_of(page: Page) -> set[str]:
+def labels_of(page) -> set[str]:
     return {
         part["props"].get("label") or part["props"].get("value")
-        for part in page.blocks.config["components"]
+        for part in page.config["components"]
         if isinstance(part["props"].get("label") or part["props"].get("value"), str)
     }
 
 
 def test_what_a_model_lacks_is_not_shown(open_model):
-    full = labels_of(Page(open_model(num_class_embeds=2, class_names=NAMES)))
+    full = labels_of(make_page(open_model(num_class_embeds=2, class_names=NAMES)))
     assert {"Class", "Seed", "Solver", "Steps", "Guidance", "Number of images", "Save as"} <= full
     assert "Guidance" not in labels_of(
-        Page(open_model(num_class_embeds=2, class_names=NAMES, null_class=False))
+        make_page(open_model(num_class_embeds=2, class_names=NAMES, null_class=False))
     )
-    assert not {"Class", "Guidance"} & labels_of(Page(open_model()))
+    assert not {"Class", "Guidance"} & labels_of(make_page(open_model()))
 
 
 def test_every_page_says_what_it_shows(model):
     html = [
-        part["props"].get("value")
-        for part in Page(model).blocks.config["components"]
-        if part["type"] == "html"
+        part["props"].get("value") for part in make_page(model).config["components"] if part["type"] == "html"
     ]
     assert any("Synthetic. Not for diagnosis." in value for value in html if value)
 

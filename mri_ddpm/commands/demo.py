@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mri_ddpm.commands import parser_of
-from mri_ddpm.commands.flags import DEVICE, PIPELINE
+from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_scans, where
 from mri_ddpm.config import PRESETS
 from mri_ddpm.demo import serve
 from mri_ddpm.errors import InputError
@@ -17,12 +17,25 @@ def main(args: list[str] | None = None) -> None:
         "pipeline", nargs="?", help=f"{PIPELINE}; the quickstart's phantom model when not given"
     )
     parser.add_argument("--device", default=DEVICE)
+    add_scans(parser, "to compare samples with, the scans the model was trained on")
+    parser.add_argument(
+        "--show_scans",
+        action="store_true",
+        help="also show the nearest training scans, to everybody who opens the page",
+    )
     parser.add_argument("--port", type=int, help="the first free one from 7860 on when not given")
     parser.add_argument(
         "--share", action="store_true", help="also open the page to the world, through a server of Gradio's"
     )
     args = parser.parse_args(args)
-    serve(args.pipeline or quickstart(), args.device, port=args.port, share=args.share)
+    serve(
+        args.pipeline or quickstart(),
+        args.device,
+        where=where(args),
+        show_scans=args.show_scans,
+        port=args.port,
+        share=args.share,
+    )
 
 
 def quickstart() -> str:

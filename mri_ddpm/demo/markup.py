@@ -2,12 +2,13 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
-from mri_ddpm.demo.model import Samples, Way
+from mri_ddpm.demo.model import Model, Samples, Way
 from mri_ddpm.demo.saving import KINDS, MEDIA_TYPES, files, pictures
 from mri_ddpm.demo.streaming import Progress
 
@@ -35,6 +36,9 @@ CSS = """
 .scroll table {border-collapse: collapse; width: 100%}
 .scroll th, .scroll td {text-align: left; padding: 4px 10px; border-bottom: 1px solid #8a8a8a}
 .command code {white-space: pre-wrap; overflow-wrap: anywhere}
+.given img {width: 128px; image-rendering: pixelated}
+.legend {display: flex; flex-wrap: wrap; gap: 4px 14px}
+.legend i {display: inline-block; width: 1em; height: 1em; border: 1px solid #8a8a8a; vertical-align: text-bottom}
 .pairs {max-width: 100%}
 """
 
@@ -87,6 +91,33 @@ def gallery(samples: Samples, kind: str, geometry: dict) -> str:
     there = [items[i, channel] for i in range(len(samples)) for channel in channels]
     missing = (samples.num_images - len(samples)) * len(channels)
     return f'<ul class="pictures">{"".join(there)}{waiting(missing)}</ul>'
+
+
+def title(model: Model) -> str:
+    """The model's name, and what it draws."""
+    names = model.pipeline.channel_names
+    drawn = f" It draws {escape(', '.join(names))}." if names else ""
+    return f"<h1>Synthetic brain MRI</h1><p>Model <code>{escape(model.facts['model'])}</code>, {model.side}×{model.side} pixels.{drawn}</p>"
+
+
+def given(scan: np.ndarray, name: str) -> str:
+    """A scan ``(h, w)`` in [0, 1] that was put in."""
+    picture = Image.fromarray(np.round(scan * 255).astype(np.uint8))
+    return f'<div class="given"><img src="{png_url(picture)}" alt="{escape(name)}, as put in"></div>'
+
+
+def colour(rgb: np.ndarray) -> str:
+    """Three levels as ``#rrggbb``."""
+    return "#" + "".join(f"{level:02x}" for level in rgb)
+
+
+def legend(labels: Sequence[str], colours: np.ndarray) -> str:
+    """Which colour a label has."""
+    items = (
+        f'<span><i style="background: {colour(rgb)}"></i> {escape(label)}</span>'
+        for label, rgb in zip(labels, colours, strict=True)
+    )
+    return f'<div class="legend">{"".join(items)}</div>'
 
 
 def waiting(count: int) -> str:

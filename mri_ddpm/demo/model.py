@@ -25,6 +25,7 @@ from mri_ddpm.sampling import SamplingOptions
 from mri_ddpm.sampling.batches import sample
 from mri_ddpm.sampling.formats import geometry_of_manifest
 from mri_ddpm.sampling.provenance import provenance, scheduler_name
+from mri_ddpm.sampling.volumes import settings_of
 
 BATCH_SIZE = 4  # images at once: few enough to see the first ones soon
 SECONDS_BETWEEN = 0.2  # from one progress to the next
@@ -126,8 +127,7 @@ class Model:
     @property
     def fit(self) -> str:
         """How scans that are not square were made so."""
-        config = self.record.config or {}
-        return config.get("fit") if config.get("fit") in ("pad", "crop", "stretch") else "pad"
+        return settings_of(self.record.manifest).fit
 
     def labels(self, class_label: str | None, num_images: int) -> list[str] | None:
         """A class for each image: that one, or all in turn as ``mri-ddpm sample`` takes them."""

@@ -69,7 +69,7 @@ def files(samples: Samples, kind: str, geometry: dict) -> Iterator[tuple[int, st
 
 
 def command_of(model: str, class_label: str | None, samples: Samples, kind: str) -> str:
-    """The command that writes the same files, where nothing but a class was given."""
+    """The command that writes the same files, if a condition is given by the same pictures."""
     format, depth = KINDS[kind]
     options, flags = samples.options, {"--class_label": class_label, "--num_images": samples.num_images}
     flags |= {
@@ -78,9 +78,13 @@ def command_of(model: str, class_label: str | None, samples: Samples, kind: str)
         "--guidance_scale": options.guidance_scale if options.guidance_scale != 1 else None,
         "--seed": options.seed,
         "--batch_size": BATCH_SIZE,
+        "--condition": [f"{name}=FILE" for name in options.edit.get("condition", ())] or None,
         "--format": format if format != "png" else None,
         "--bit_depth": 16 if (format, depth) == ("png", "pil16") else None,
         "--output_dir": "out",
     }
-    words = [str(word) for pair in flags.items() if pair[1] is not None for word in pair]
-    return shlex.join(["mri-ddpm", "sample", model, *words])
+    words = ["mri-ddpm", "sample", model]
+    for flag, value in flags.items():
+        if value is not None:
+            words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)

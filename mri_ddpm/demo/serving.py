@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
+
 from mri_ddpm.demo.uploads import LARGEST
 from mri_ddpm.errors import InputError, import_extra
 
@@ -31,8 +33,10 @@ def quiet_gradio() -> Iterator[None]:
 
 def serve(
     name: str,
-    device: str,
+    device: str | None = None,
     *,
+    where: dict[str, str | None] | None = None,
+    show_scans: bool = False,
     server_name: str | None = LOOPBACK,
     port: int | None = None,
     share: bool = False,
@@ -41,7 +45,9 @@ def serve(
 
     Args:
         name: run folder, saved pipeline or Hub repository.
-        device: where it computes.
+        device: where it computes; on a GPU, if there is one, when ``None``.
+        where: its training scans are, as of ``mri-ddpm evaluate``, to compare samples with.
+        show_scans: whether a visitor may see these.
         server_name: whom it listens to; ``None`` leaves it to the environment, as a Space needs.
         port: the first free one from 7860 on when ``None``.
         share: also open it to the world, by a tunnel of Gradio's.
@@ -55,9 +61,10 @@ def serve(
 
         from mri_ddpm.demo import markup
         from mri_ddpm.demo.model import Model
-        from mri_ddpm.demo.page import Page
+        from mri_ddpm.demo.page import make_page
 
-        blocks = Page(Model(name, device)).blocks
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        page = make_page(Model(name, device), where, show_scans)
         plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         dark = dict.fromkeys(
             ("block_info_text_color", "block_label_text_color", "block_title_text_color"), "*neutral_700"
@@ -65,7 +72,7 @@ def serve(
         light = {f"{name}_dark": "*neutral_200" for name in dark}
         plain.set(**dark, **light)  # Gradio's own greys are too pale to read
         try:
-            _, url, shared = blocks.launch(
+            _, url, shared = page.launch(
                 server_name=server_name, server_port=port, share=share, theme=plain, css=markup.CSS,
                 max_file_size=LARGEST, footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False,
                 quiet=True, prevent_thread_lock=True,
@@ -75,7 +82,7 @@ def serve(
         print(f"open {url} in a browser; Ctrl-C ends it", flush=True)
         if shared:
             print(f"for everybody who knows the address, for a week: {shared}", flush=True)
-        blocks.block_thread()
+        page.block_thread()
 
 
 def end(signum: int, frame: FrameType | None) -> None:

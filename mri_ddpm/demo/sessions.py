@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gradio as gr
 import numpy as np
@@ -14,12 +14,21 @@ MOST = 100  # visitors that are remembered; then the one who did nothing for the
 
 @dataclass
 class Session:
-    """The last samples, the last way, and the scan that was put in, ``(side, side)`` in [0, 1]."""
+    """What a visitor sampled and put in.
+
+    samples, class_label: of the first tab, and the class they were asked for with.
+    edited: of the tab that changes scans.
+    way: of the tab to watch.
+    scan: to be changed, ``(side, side)`` in [0, 1].
+    condition: by name, scans in [0, 1] and masks in values of labels.
+    """
 
     samples: Samples | None = None
-    class_label: str | None = None  # that the samples were asked for with
+    class_label: str | None = None
+    edited: Samples | None = None
     way: Way | None = None
     scan: np.ndarray | None = None
+    condition: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Sessions:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from mri_ddpm.demo.conditions import Conditions
 from mri_ddpm.demo.model import Model
+from mri_ddpm.demo.sessions import Sessions
 from mri_ddpm.errors import InputError
 from mri_ddpm.sampling import SCHEDULERS, SamplingOptions
 
@@ -23,8 +25,7 @@ class Asked:
 class Settings:
     """The controls, made where they are to stand; ``components`` are the inputs of every event that samples."""
 
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(self, model: Model, sessions: Sessions):
         self.class_label = self.guidance = None
         if model.class_names:
             self.class_label = gr.Dropdown(
@@ -54,13 +55,16 @@ class Settings:
                     info="How closely an image follows its class; 1 is none.",
                 )
 
+        self.conditions = Conditions(model, sessions)
+
     @property
     def components(self) -> set[gr.components.Component]:
         """All controls that are there."""
         every = (self.class_label, self.seed, self.solver, self.steps, self.guidance)
-        return {component for component in every if component is not None}
+        there = {component for component in every if component is not None}
+        return there | {*self.conditions.canvases.values()}
 
-    def asked(self, values: dict, **edit) -> Asked:
+    def asked(self, values: dict, request: gr.Request, **edit) -> Asked:
         """What the values of the controls ask for, with what is given beside them.
 
         Raises:
@@ -68,6 +72,9 @@ class Settings:
         """
         if values[self.seed] is None:
             raise InputError("the seed is empty; give a whole number, such as 0.")
+        condition = self.conditions.read(values, request)
+        if condition:
+            edit["condition"] = condition
         label = values[self.class_label] if self.class_label else None
         options = SamplingOptions(
             scheduler=values[self.solver],

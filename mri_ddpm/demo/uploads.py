@@ -6,8 +6,10 @@ import numpy as np
 from PIL import Image
 
 from mri_ddpm.data.intensity import Scale
+from mri_ddpm.data.reading.labels import MOST_LABEL, NEAREST, as_labels
 from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
+from mri_ddpm.pipelines.pipeline_mri_ddpm import as_numbers
 
 LARGEST = "20mb"
 
@@ -28,16 +30,20 @@ def read_upload(path: str | Path, side: int, scale: Scale | None, fit: str) -> n
         file.unlink(missing_ok=True)
 
 
-def painted(layers: list[np.ndarray], side: int) -> np.ndarray:
-    """Where something was painted, in the layers ``(h, w, 4)`` of an editor, as bool ``(side, side)``.
+def read_mask_upload(path: str | Path, side: int, fit: str) -> np.ndarray:
+    """A mask as float32 ``(side, side)`` in values of labels; its file is gone then.
 
     Raises:
-        InputError: when that is nowhere.
+        InputError: when it is no picture of labels.
     """
-    opaque = np.zeros((side, side), dtype=bool)
-    for layer in layers:
-        alpha = Image.fromarray(np.ascontiguousarray(layer[..., 3]))
-        opaque |= np.asarray(alpha.resize((side, side), Image.Resampling.BOX)) >= 128
-    if not opaque.any():
-        raise InputError("nothing is painted; paint over the part of the scan that is to be sampled anew.")
-    return opaque
+    file = Path(path)
+    try:
+        with Image.open(file) as picture:
+            values = as_labels(as_numbers(picture, file.name))
+        return np.rint(MOST_LABEL * fit_square(values / MOST_LABEL, side, fit, NEAREST))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, BadImageError) as error:
+        raise InputError(
+            f"{file.name} cannot be read as a mask: {error}; give a picture of labels."
+        ) from error
+    finally:
+        file.unlink(missing_ok=True)

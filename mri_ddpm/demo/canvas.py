@@ -1,0 +1,73 @@
+"""Canvases to paint on, and what is read from them."""
+
+from collections.abc import Sequence
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from mri_ddpm.errors import InputError
+from mri_ddpm.pipelines.pipeline_mri_ddpm import LABEL_COLOURS
+
+SIDE = 384  # pixels, however few the model has
+OPAQUE = 128
+
+
+def canvas(colours: Sequence[str], **options) -> gr.ImageEditor:
+    """A canvas to paint on in these colours alone."""
+    return gr.ImageEditor(
+        type="numpy", image_mode="RGBA", sources=(), transforms=(), layers=gr.LayerOptions(disabled=True), buttons=[],
+        brush=gr.Brush(default_size=SIDE // 12, colors=list(colours), default_color=colours[0], color_mode="fixed"),
+        eraser=gr.Eraser(default_size=SIDE // 12), canvas_size=(SIDE, SIDE), fixed_canvas=True, format="png", **options,
+    )  # fmt: skip
+
+
+def background(levels: np.ndarray) -> dict:
+    """A picture ``(h, w)`` or ``(h, w, 3)`` of uint8 as what a canvas shows, with nothing painted."""
+    picture = Image.fromarray(levels).convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    return {"background": np.asarray(picture), "layers": [], "composite": None}
+
+
+def layers_of(painting: dict | None) -> list[np.ndarray]:
+    """What was painted, ``(h, w, 4)`` of uint8 each."""
+    return (painting or {}).get("layers") or []
+
+
+def painted(layers: list[np.ndarray], side: int) -> np.ndarray:
+    """Where something is painted, as bool ``(side, side)``.
+
+    Raises:
+        InputError: when that is nowhere.
+    """
+    opaque = np.zeros((side, side), dtype=bool)
+    for layer in layers:
+        alpha = Image.fromarray(np.ascontiguousarray(layer[..., 3]))
+        opaque |= np.asarray(alpha.resize((side, side), Image.Resampling.BOX)) >= OPAQUE
+    if not opaque.any():
+        raise InputError("nothing is painted; paint over the part of the scan that is to be sampled anew.")
+    return opaque
+
+
+def colours_of(count: int) -> np.ndarray:
+    """A colour for each of so many labels, uint8 ``(count, 3)``, as masks have that are sampled."""
+    others = LABEL_COLOURS[1:]
+    return np.array([others[i % len(others)] for i in range(count)], dtype=np.uint8)
+
+
+def painted_over(mask: np.ndarray, layers: list[np.ndarray], values: Sequence[int]) -> np.ndarray:
+    """A mask ``(side, side)`` of the labels' values, with what is painted in their colours over it."""
+    colours, side = colours_of(len(values)).astype(int), mask.shape[0]
+    for layer in layers:
+        picture = Image.fromarray(np.ascontiguousarray(layer)).resize((side, side), Image.Resampling.NEAREST)
+        pixels = np.asarray(picture).astype(int)
+        distance = np.abs(pixels[:, :, None, :3] - colours).sum(-1)  # (side, side, labels)
+        mask = np.where(pixels[..., 3] >= OPAQUE, np.array(values)[distance.argmin(-1)], mask)
+    return mask.astype(np.float32)
+
+
+def coloured(mask: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """A mask ``(h, w)`` of the labels' values in their colours, uint8 ``(h, w, 3)``; others stay black."""
+    picture = np.zeros((*mask.shape, 3), dtype=np.uint8)
+    for value, colour in zip(values, colours_of(len(values)), strict=True):
+        picture[mask == value] = colour
+    return picture
