@@ -1,7 +1,7 @@
 """Every training that a budget asks for, as a list: which claim it is for, and what it changes in the paper's recipe."""
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
 
@@ -158,7 +158,7 @@ class Run:
         """The training alone, for a shell; of a sweep all runs look for a checkpoint, but few have to."""
         commands = []
         for i, config in enumerate(self.phases):
-            plain, flags = vars(TrainingConfig(preset=config.preset)), vars(config)
+            plain, flags = asdict(TrainingConfig(preset=config.preset)), asdict(config)
             changed = {name: flags[name] for name in flags if flags[name] != plain[name]}
             if i == 0:
                 changed.pop("resume_from_checkpoint")
