@@ -264,15 +264,15 @@ def test_patience_ends_a_training_and_the_best_is_kept(tmp_path, capsys):
     """At a rate that spoils the network: the loss is lowest at first."""
     spoilt = {"learning_rate": 1.0, "lr_scheduler": "constant", "lr_warmup_steps": 0, "surge_guard": False}
     config = tiny(
-        tmp_path / "run", early_stopping_patience=3, keep_best=True, validation_steps=2, max_train_steps=100,
-        checkpointing_steps=50, **spoilt,
+        tmp_path / "run", early_stopping_patience=3, keep_best=True, validation_steps=2, max_train_steps=500,
+        checkpointing_steps=500, **spoilt,
     )  # fmt: skip
     run = train_alone(config)
     rows = [row for row in read_json_lines(run / "metrics.jsonl") if "validation_loss_ema" in row]
     kept, curve = [row["validation_loss_ema"] for row in rows], losses(run)
     lowest = int(np.argmin(kept))
     assert len(kept) == lowest + 1 + 3
-    assert len(curve) == rows[-1]["step"] < 100
+    assert len(curve) == rows[-1]["step"] < 500
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{len(curve):06d}"]
     said = capsys.readouterr()
     assert f"was lowest at step {rows[lowest]['step']}" in said.out + said.err
