@@ -81,8 +81,9 @@ def refuse_wrong_fields(options) -> None:
             words = " or ".join(f"--{name}" for name in needed)
             raise InputError(f"--{f.name} is given without {words}; add it, or leave --{f.name} out.")
         if other and value != usual and getattr(options, other) != wanted:
+            found = getattr(options, other)
             raise InputError(
-                f"--{f.name} is of --{other} {wanted}, but --{other} is {getattr(options, other)}; leave one of them out."
+                f"--{f.name} is of --{other} {wanted}, but --{other} is {'not given' if found is None else found}; leave one of them out."
             )
 
 

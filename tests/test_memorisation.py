@@ -220,6 +220,17 @@ def test_larger_images_are_compared_at_128_pixels():
     assert found.ratio.max() < 0.02
 
 
+def test_copies_of_few_scans_are_found():
+    """Those who adapt a model have few: where there are not 50 neighbours, all others are."""
+    images, rng = phantom_images(120, 32, seed=3), np.random.default_rng(0)
+    training, validation, honest = np.split(images, [20, 60])
+    noisy = np.clip(training + rng.normal(0, 0.05, training.shape), 0, 1).astype(np.float32)
+    detector = CopyDetector.fit(training, validation)
+    for copies in (training, noisy, training[..., ::-1].copy(), np.roll(training, 1, axis=-1)):
+        assert detector.examine(copies).flagged.all()
+    assert detector.examine(honest).flagged.mean() < 0.2
+
+
 def test_constant_images_are_no_copies():
     constant = (
         np.ones((3, 1, 32, 32), dtype=np.float32)
@@ -437,7 +448,7 @@ HOLED = np.where(GOOD > 0.999, np.nan, GOOD)
 @pytest.mark.parametrize(
     ("training", "validation", "images", "message"),
     [
-        (GOOD[:50], GOOD, GOOD, "training are of 50 images: to look for copies takes 51 or more"),
+        (GOOD[:19], GOOD, GOOD, "training are of 19 images: to look for copies takes 20 or more"),
         (GOOD, GOOD[:19], GOOD, "validation are of 19 images: to look for copies takes 20 or more"),
         (GOOD, np.flip(GOOD), GOOD[:0], "images are of 0 images"),
         (GOOD, GOOD[..., :-1], GOOD, r"validation are of \(16, 15\) pixels"),
@@ -465,7 +476,7 @@ def test_refusals_say_what_to_do(training, validation, images, message):
     ("features", "real", "message"),
     [
         (np.ones((3, 4)), np.ones((60, 5)), "make them one size"),
-        (np.ones((3, 4)), np.ones((50, 4)), "51 or more"),
+        (np.ones((3, 4)), np.ones((19, 4)), "20 or more"),
         (np.ones((3, 4)), np.full((60, 4), np.inf), "not finite"),
         (np.ones(3), np.ones((60, 4)), r"give \(N, D\)"),
     ],

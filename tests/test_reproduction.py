@@ -168,7 +168,7 @@ def test_few_scans_are_refused_before_anything_is_trained(scans, tmp_path, capsy
         main(["--budget", "tiny", "--data", scans, "--output_dir", str(tmp_path / "out")])
     assert end.value.code == 2
     assert re.search(
-        "error: --train_data_dir has 12 training scans .* --budget tiny needs 51", capsys.readouterr().err
+        "error: --train_data_dir has 12 training scans .* --budget tiny needs 20", capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
     few = load_phantoms(num_images=160, resolution=16)  # enough for tiny but for validation

@@ -41,8 +41,8 @@ from mri_ddpm.errors import InputError
 from .estimates import Estimate
 from .lazy import Images, blocks
 
-NEIGHBOURS = 50
-MIN_TRAINING, MIN_VALIDATION, MIN_SIDE = NEIGHBOURS + 1, 20, 16
+NEIGHBOURS = 50  # of fewer training images all
+MIN_TRAINING, MIN_VALIDATION, MIN_SIDE = 20, 20, 16
 MAX_SIDE = 128  # pixels; larger images are compared at this size
 SHIFT_SHARE = 1 / 22  # of the side, rounded up: 2 pixels at 32 and 44, 3 at 64
 SMOOTHING_SHARE = 1 / 45  # of the side: the standard deviation of a Gaussian
@@ -63,7 +63,7 @@ class Nearest:
 
     index: int64 (N,), its row in training.
     similarity: float32 (N,) <= 1; that of pixels is what it would be without the image's own white noise.
-    ratio: float32 (N,), the distance 1 - similarity to it / the mean distance of the 50 nearest; small is suspicious.
+    ratio: float32 (N,), the distance 1 - similarity to it / the mean distance of the 50 nearest (all, of fewer); small is suspicious.
     flipped, shift: bool (N,) and int64 (N, 2): flipped left-right or not, then moved so many pixels down and right,
         the training image lies on the image. None in an embedding.
     """
@@ -96,7 +96,7 @@ def nearest_by_correlation(images: np.ndarray, training: np.ndarray, *, progress
         for variant in variants:
             torch.mm(_window(rows, *variant), fixed.T, out=product)
             torch.maximum(best, product, out=best)
-        similarity, index = best.topk(NEIGHBOURS)  # (block, 50) each
+        similarity, index = best.topk(min(NEIGHBOURS, len(fixed)))  # (block, 50) each
         near = fixed[index[:, 0]]
         at = torch.stack([(_window(rows, *variant) * near).sum(1) for variant in variants]).argmax(0)
         found.append((similarity, index[:, 0], at))
@@ -109,14 +109,17 @@ def nearest_by_correlation(images: np.ndarray, training: np.ndarray, *, progress
 
 
 def nearest_by_embedding(features: np.ndarray, training_features: np.ndarray) -> Nearest:
-    """Find each image's nearest training image by the cosine of features (N, D) and (M, D), M > 50.
+    """Find each image's nearest training image by the cosine of features (N, D) and (M, D), M >= 20.
 
     Raises `InputError` for features that cannot be compared.
     """
     _check(training_features, "The training images' features", MIN_TRAINING, axes="(N, D)")
     _check(features, "The images' features", 1, training_features, axes="(N, D)")
     queries, fixed = (F.normalize(_tensor(f)) for f in (features, training_features))
-    tops = [(rows @ fixed.T).topk(NEIGHBOURS) for rows in queries.split(max(16, 2**22 // len(fixed)))]
+    tops = [
+        (rows @ fixed.T).topk(min(NEIGHBOURS, len(fixed)))
+        for rows in queries.split(max(16, 2**22 // len(fixed)))
+    ]
     similarity, index = (torch.cat(parts) for parts in zip(*tops, strict=True))
     return _nearest(index[:, 0], similarity)
 
@@ -161,7 +164,7 @@ class CopyDetector:
     ) -> "CopyDetector":
         """Find how near the validation images come to training.
 
-        training, validation: real images (M, C, H, W) and (K, C, H, W) in [0, 1], M > 50 and K >= 20, no picture in
+        training, validation: real images (M, C, H, W) and (K, C, H, W) in [0, 1], M >= 20 and K >= 20, no picture in
             both. Fold copies within training: of a picture there k times, the ratio is up to 50 / (51 - k) times
             too high, so a few do no harm.
         embed: for a second space.

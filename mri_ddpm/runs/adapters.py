@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -68,7 +69,11 @@ def save_adapter(unet: AttentionUNet2DModel, base: dict, folder: Path) -> None:
     """Write the adapter of a network that has one, whole or not at all; ``base`` is what `Base.as_json` says."""
     with whole_folder(folder) as unfinished:
         # A copy, for diffusers saves no tensor that lies channels last
-        copy.deepcopy(unet).to(memory_format=torch.contiguous_format).save_lora_adapter(unfinished)
+        plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # it warns of a change of precision that it does not make
+        plain.save_lora_adapter(unfinished)
+        logging.set_verbosity(verbosity)
         kept = {name: tensor for name, tensor in unet.state_dict().items() if name in WHOLE}
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in kept.items()},

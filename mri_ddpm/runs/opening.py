@@ -32,7 +32,7 @@ def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDP
     except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries
         reason = " ".join(str(error).split())
         if http_response(error) is not None or is_network_fault(error):
-            reason = hub_sentence(error, name)
+            reason = f"it is no folder here; {hub_sentence(error, name)}"
         elif not Path(name).exists() and not isinstance(error, ValueError):
             reason = "there is no such folder, and the Hub did not give a repository of that name."
         raise InputError(f"no pipeline could be loaded from {name}: {reason}") from error
@@ -73,7 +73,7 @@ def load_record(name: str, revision: str | None = None) -> Record:
         patterns = ["model_index.json", f"{PAPERS}/*.json*"]
         return read_record(Path(snapshot_download(name, revision=revision, allow_patterns=patterns)))
     except Exception as error:  # of several HTTP libraries
-        raise InputError(hub_sentence(error, name)) from error
+        raise InputError(f"{name} is no folder here; {hub_sentence(error, name)}") from error
 
 
 def read_raw_weights(file: Path) -> dict[str, torch.Tensor]:
