@@ -33,6 +33,8 @@ from mri_ddpm.training import loop, train
 
 # Networks this small lose more by sharing out their work than they win: five times the time on two busy cores.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+# Bars that are drawn all the time fill the pipe of a process that nobody reads yet, and it waits for ever.
+os.environ["TQDM_MININTERVAL"] = "10"
 # A port for the launchers of each process of pytest
 os.environ["PET_MASTER_PORT"] = str(29510 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 torch.set_num_threads(1)
