@@ -153,13 +153,13 @@ def test_grids_that_differ_by_rounding_pass_and_others_are_refused(load):
     files = brats() | {NAME.format(2, "t2"): nifti(head(22), moved(5e-4))}
     assert len(load(files, channels=["t1", "t2"]).train)
     shifted = {NAME.format(2, "t2"): nifti(head(22), moved(0.01))}
-    with pytest.raises(InputError, match=r"_002_t1\.nii\.gz has a t2 that is 24x28x20 and not on the grid of its other contrast, "
+    with pytest.raises(InputError, match=r"_002_t1\.nii\.gz has a t2, \S+002_t2\.nii\.gz, that is 24x28x20 and not on the grid of its other contrast, "
                        r"24x28x20, for their affines differ by 0\.01: register them first"):  # fmt: skip
         load(shifted, channels=["t1", "t2"])
     smaller = {NAME.format(2, "seg"): labels(2)[:, :, :-1]}
     with pytest.raises(
         InputError,
-        match="has a seg that is 24x28x19 and not on the grid of its other contrast, 24x28x20: reg",
+        match=r"_t1\.nii\.gz has a seg, \S+_002_seg\.nii\.gz, that is 24x28x19 and not on the grid of its other contrast, 24x28x20: reg",
     ):
         load(smaller, condition_on=["seg"], contrast="t1")
     scans = load(channels=["t1", "t2"], on_bad_image="skip")
@@ -202,7 +202,8 @@ def test_what_is_not_there_is_said_in_a_sentence(load, options, words):
 
 def test_masks_that_are_none_are_refused(load):
     with pytest.raises(
-        InputError, match=r"_001_t1\.nii\.gz has a seg that holds values such as 0\.5, and a mask has a whole"
+        InputError,
+        match=r"_001_t1\.nii\.gz has a seg, \S+_001_seg\.nii\.gz, that holds values such as 0\.5, and a mask has a whole",
     ):
         load(
             brats() | {NAME.format(1, "seg"): labels(1) / np.float32(2)},
@@ -332,6 +333,14 @@ def test_another_mask_is_another_scan(load):
     assert load(contrast="t1").manifest["content_sha256"] != first["content_sha256"]
 
 
+def test_labels_go_by_the_name_that_their_mask_is_asked_for_by(load):
+    """The cache keeps labels by name: of `mask` it once gave those of `seg`, and the mask was taken for a contrast."""
+    load(brats(), channels=["t1"], condition_on=["seg"])
+    scans = load(channels=["t1"], condition_on=["mask"])
+    assert scans.channels.mask_labels == {"mask": ("1", "2", "4")}
+    assert scans.channels.width(("mask",)) == 3
+
+
 def test_the_account_is_that_of_the_training(load, tmp_path):
     options = {"channels": ["t1", "t2"], "condition_on": ["seg"], "cache_dir": str(tmp_path / "cache")}
     manifest = load(brats(), **options).manifest
@@ -404,7 +413,7 @@ def test_contrasts_of_pictures_and_their_mask(load):
     files |= {f"{p}_seg.png": picture(drawn(p)) for p in range(3)}
     scans = load(files, channels=["t2", "t1"], condition_on=["seg"], resolution=24)
     assert (
-        "t2, t1, seg of 3 heads, of 4 t1, 4 t2 and 3 masks; left out: 1 heads, 1 without seg"
+        "t2, t1, seg of 3 heads, of 4 t1, 4 t2 and 3 masks; left out: 1 head, 1 without seg"
         in format_account(scans.manifest)
     )
     for path, planes in by_path(scans).items():
@@ -440,13 +449,14 @@ def test_the_numbers_in_pictures_of_masks(load):
 def test_pictures_that_do_not_go_together_are_named(load):
     files = beside() | {"a/0_seg.png": picture(drawn(0, shape=(24, 20)))}
     with pytest.raises(
-        InputError, match=r"a/0\.png has a seg of 20x24 pixels, and is 24x20 itself: bring them to one grid"
+        InputError,
+        match=r"a/0\.png has a seg, a/0_seg\.png, of 20x24 pixels, and is 24x20 itself: bring them to one grid",
     ):
         load(files, condition_on=["seg"])
     colours = np.random.default_rng(0).integers(0, 9, (20, 24, 3)).astype(np.uint8)
-    with pytest.raises(InputError, match=r"a/0\.png has a seg that has colours"):
+    with pytest.raises(InputError, match=r"a/0\.png has a seg, a/0_seg\.png, that has colours"):
         load({"a/0_seg.png": picture(colours)}, condition_on=["seg"])
-    with pytest.raises(InputError, match=r"a/0\.png has a seg that is not an image"):
+    with pytest.raises(InputError, match=r"a/0\.png has a seg, a/0_seg\.png, that is not an image"):
         load({"a/0_seg.png": b"nothing"}, condition_on=["seg"])
     shades = np.arange(480).reshape(20, 24) % 90
     with pytest.raises(InputError, match=r"seg of .* holds 89 values, too many for labels"):

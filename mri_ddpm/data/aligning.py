@@ -19,7 +19,8 @@ from .masks import is_mask_name, stem_of
 from .reading.contrasts import contrast_of_name, without_contrast
 from .volume_files import VolumeFile
 
-Planes = dict[str, list[tuple[ScanFile | None, Content | VolumeFile]]]  # what was found of each name
+# What was found of each name: the file (of a mask none), what it holds, and its path
+Planes = dict[str, list[tuple[ScanFile | None, Content | VolumeFile, str]]]
 
 
 def choose(
@@ -106,21 +107,25 @@ def _aligned(
         if lacks := _lacks(found):
             left_out[lacks] += 1
             continue
-        (file, content), *_ = found[leader]
-        members = [member for (member, _), *_ in found.values() if member]
+        head = {plane: only for plane, (only,) in found.items()}
+        file, content, _ = head[leader]
+        members = [member for member, *_ in head.values() if member]
         flaw = next((member.flaw for member in members if member.flaw), None)
-        there = {plane: content for plane, ((_, content), *_) in found.items()} if len(found) > 1 else {}
         mask = next((member.mask for member in members if member.mask), None)
-        sets.append(
-            replace(file, content=content, contrast=wanted[leader], flaw=flaw, planes=there, mask=mask)
-        )
+        file = replace(file, content=content, contrast=wanted[leader], flaw=flaw, mask=mask)
+        if len(head) > 1:
+            there = {plane: content for plane, (_, content, _) in head.items()}
+            paths = {plane: path for plane, (*_, path) in head.items()}
+            file = replace(file, planes=there, paths=paths)
+        sets.append(file)
     reasons = ", ".join(f"{count} {lacks}" for lacks, count in left_out.items())
     asked = ", ".join(plane or wanted[""] or "the image" for plane in planes)
     if not sets:
         raise InputError(f"{name} holds no head with all of {asked}, but {words}; left out: {reasons}.")
     findings = [Finding(f"channels and conditions: {asked} of {len(sets)} heads, of {words}")]
     if left_out:
-        findings.append(Finding(f"left out: {heads - len(sets)} heads, {reasons}"))
+        count = heads - len(sets)
+        findings.append(Finding(f"left out: {count} head{'s' * (count > 1)}, {reasons}"))
     return (*sets, *unread), tuple(findings)
 
 
@@ -183,14 +188,14 @@ def _place(file: ScanFile) -> tuple[str, ...]:
 
 def _planes(group: list[ScanFile], contrasts: dict[str, tuple], wanted: dict[str, str | None]) -> Planes:
     """All that a group of files has of each name."""
-    masks = {id(file.mask): (None, file.mask) for file in group if file.mask}
+    masks = {id(file.mask): (None, file.mask, file.mask_path) for file in group if file.mask}
     found: Planes = {}
     for plane, contrast in wanted.items():
         if is_mask_name(plane):
             found[plane] = list(masks.values())
             continue
         having = [file for file in group if contrast in contrasts[file.path]]
-        found[plane] = [(file, _content(file, contrast)) for file in having]
+        found[plane] = [(file, _content(file, contrast), file.path) for file in having]
     return found
 
 
