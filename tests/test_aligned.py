@@ -193,6 +193,7 @@ def test_where_no_head_is_complete_it_says_what_each_lacks(load):
         ({"channels": ["seg"]}, "--channels names masks alone"),
         ({"condition_on": ["seg"]}, "holds 4 flair, .* 4 masks: name what is drawn by --contrast, or by --channels"),
         ({"condition_on": ["seg"], "contrast": "pd"}, "--contrast pd is not in"),
+        ({"channels": ["t1"], "condition_on": ["seg", "mask"]}, "name the masks seg and mask, and in files a head has one"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_said_in_a_sentence(load, options, words):
@@ -316,6 +317,35 @@ def test_dicom_series_of_a_study_are_one_head(load):
             )
     scans = load(files, channels=["t2", "t1"])
     assert "t2, t1 of 3 heads" in format_account(scans.manifest)
+
+
+def test_dicom_series_with_one_number_for_all_are_told_by_their_contrast(load):
+    files, others = {}, {}
+    for p in range(3):
+        for i, contrast in enumerate(("T1 tse", "T2 tse")):
+            tags = {"SeriesDescription": contrast, "StudyInstanceUID": f"1.2.{p}", "SeriesNumber": "3"}
+            files |= series(10 * p + i, f"P{p}", f"{p}/{i}/", **tags)
+            others |= series(10 * p + i, f"P{p}", f"{p}/{i}/", **tags, SeriesInstanceUID=f"1.3.{p}")
+    one, two = load(files, channels=["t2", "t1"]), load(others, where="others", channels=["t2", "t1"])
+    assert "t2, t1 of 3 heads" in format_account(two.manifest)
+    assert one.manifest["content_sha256"] == two.manifest["content_sha256"]
+
+
+def test_any_name_of_a_contrast_may_be_asked_for_and_a_table_tells_the_others(load):
+    scans = load(
+        {f"{p}_{c}.png": picture(grey(10 * p + i)) for p in range(4) for i, c in enumerate(("CBV", "T2"))},
+        where="named",
+        channels=["cbv", "t2"],
+    )
+    assert "cbv, t2 of 4 heads" in format_account(scans.manifest)
+    files = {f"{p}_000{i}.png": picture(grey(10 * p + i)) for p in range(4) for i in (0, 1)}
+    with pytest.raises(
+        InputError, match=r"--channels adc is not in .* give 0_0000\.png and the like theirs in the column"
+    ):
+        load(files, channels=["adc", "t2"])
+    rows = "".join(f"{path},{'adc' if '_0000' in path else 't2'}\n" for path in files)
+    scans = load({"metadata.csv": f"file_name,contrast\n{rows}".encode()}, channels=["adc", "t2"])
+    assert "adc, t2 of 4 heads" in format_account(scans.manifest)
 
 
 # What is kept
