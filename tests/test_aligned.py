@@ -153,13 +153,13 @@ def test_grids_that_differ_by_rounding_pass_and_others_are_refused(load):
     files = brats() | {NAME.format(2, "t2"): nifti(head(22), moved(5e-4))}
     assert len(load(files, channels=["t1", "t2"]).train)
     shifted = {NAME.format(2, "t2"): nifti(head(22), moved(0.01))}
-    with pytest.raises(InputError, match=r"_002_t1\.nii\.gz has a t2 that is 24x28x20 and not on the grid of its other contrast, "
+    with pytest.raises(InputError, match=r"_002_t1\.nii\.gz has a t2, \S+002_t2\.nii\.gz, that is 24x28x20 and not on the grid of its other contrast, "
                        r"24x28x20, for their affines differ by 0\.01: register them first"):  # fmt: skip
         load(shifted, channels=["t1", "t2"])
     smaller = {NAME.format(2, "seg"): labels(2)[:, :, :-1]}
     with pytest.raises(
         InputError,
-        match="has a seg that is 24x28x19 and not on the grid of its other contrast, 24x28x20: reg",
+        match=r"_t1\.nii\.gz has a seg, \S+_002_seg\.nii\.gz, that is 24x28x19 and not on the grid of its other contrast, 24x28x20: reg",
     ):
         load(smaller, condition_on=["seg"], contrast="t1")
     scans = load(channels=["t1", "t2"], on_bad_image="skip")
@@ -193,6 +193,7 @@ def test_where_no_head_is_complete_it_says_what_each_lacks(load):
         ({"channels": ["seg"]}, "--channels names masks alone"),
         ({"condition_on": ["seg"]}, "holds 4 flair, .* 4 masks: name what is drawn by --contrast, or by --channels"),
         ({"condition_on": ["seg"], "contrast": "pd"}, "--contrast pd is not in"),
+        ({"channels": ["t1"], "condition_on": ["seg", "mask"]}, "name the masks seg and mask, and in files a head has one"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_said_in_a_sentence(load, options, words):
@@ -202,7 +203,8 @@ def test_what_is_not_there_is_said_in_a_sentence(load, options, words):
 
 def test_masks_that_are_none_are_refused(load):
     with pytest.raises(
-        InputError, match=r"_001_t1\.nii\.gz has a seg that holds values such as 0\.5, and a mask has a whole"
+        InputError,
+        match=r"_001_t1\.nii\.gz has a seg, \S+_001_seg\.nii\.gz, that holds values such as 0\.5, and a mask has a whole",
     ):
         load(
             brats() | {NAME.format(1, "seg"): labels(1) / np.float32(2)},
@@ -317,6 +319,35 @@ def test_dicom_series_of_a_study_are_one_head(load):
     assert "t2, t1 of 3 heads" in format_account(scans.manifest)
 
 
+def test_dicom_series_with_one_number_for_all_are_told_by_their_contrast(load):
+    files, others = {}, {}
+    for p in range(3):
+        for i, contrast in enumerate(("T1 tse", "T2 tse")):
+            tags = {"SeriesDescription": contrast, "StudyInstanceUID": f"1.2.{p}", "SeriesNumber": "3"}
+            files |= series(10 * p + i, f"P{p}", f"{p}/{i}/", **tags)
+            others |= series(10 * p + i, f"P{p}", f"{p}/{i}/", **tags, SeriesInstanceUID=f"1.3.{p}")
+    one, two = load(files, channels=["t2", "t1"]), load(others, where="others", channels=["t2", "t1"])
+    assert "t2, t1 of 3 heads" in format_account(two.manifest)
+    assert one.manifest["content_sha256"] == two.manifest["content_sha256"]
+
+
+def test_any_name_of_a_contrast_may_be_asked_for_and_a_table_tells_the_others(load):
+    scans = load(
+        {f"{p}_{c}.png": picture(grey(10 * p + i)) for p in range(4) for i, c in enumerate(("CBV", "T2"))},
+        where="named",
+        channels=["cbv", "t2"],
+    )
+    assert "cbv, t2 of 4 heads" in format_account(scans.manifest)
+    files = {f"{p}_000{i}.png": picture(grey(10 * p + i)) for p in range(4) for i in (0, 1)}
+    with pytest.raises(
+        InputError, match=r"--channels adc is not in .* give 0_0000\.png and the like theirs in the column"
+    ):
+        load(files, channels=["adc", "t2"])
+    rows = "".join(f"{path},{'adc' if '_0000' in path else 't2'}\n" for path in files)
+    scans = load({"metadata.csv": f"file_name,contrast\n{rows}".encode()}, channels=["adc", "t2"])
+    assert "adc, t2 of 4 heads" in format_account(scans.manifest)
+
+
 # What is kept
 
 
@@ -330,6 +361,14 @@ def test_another_mask_is_another_scan(load):
     before, after = ({row["sha256"] for row in m["files"]} for m in (first, other))
     assert len(before & after) == len(before) * 3 / 4  # of the other patients
     assert load(contrast="t1").manifest["content_sha256"] != first["content_sha256"]
+
+
+def test_labels_go_by_the_name_that_their_mask_is_asked_for_by(load):
+    """The cache keeps labels by name: of `mask` it once gave those of `seg`, and the mask was taken for a contrast."""
+    load(brats(), channels=["t1"], condition_on=["seg"])
+    scans = load(channels=["t1"], condition_on=["mask"])
+    assert scans.channels.mask_labels == {"mask": ("1", "2", "4")}
+    assert scans.channels.width(("mask",)) == 3
 
 
 def test_the_account_is_that_of_the_training(load, tmp_path):
@@ -404,7 +443,7 @@ def test_contrasts_of_pictures_and_their_mask(load):
     files |= {f"{p}_seg.png": picture(drawn(p)) for p in range(3)}
     scans = load(files, channels=["t2", "t1"], condition_on=["seg"], resolution=24)
     assert (
-        "t2, t1, seg of 3 heads, of 4 t1, 4 t2 and 3 masks; left out: 1 heads, 1 without seg"
+        "t2, t1, seg of 3 heads, of 4 t1, 4 t2 and 3 masks; left out: 1 head, 1 without seg"
         in format_account(scans.manifest)
     )
     for path, planes in by_path(scans).items():
@@ -440,13 +479,14 @@ def test_the_numbers_in_pictures_of_masks(load):
 def test_pictures_that_do_not_go_together_are_named(load):
     files = beside() | {"a/0_seg.png": picture(drawn(0, shape=(24, 20)))}
     with pytest.raises(
-        InputError, match=r"a/0\.png has a seg of 20x24 pixels, and is 24x20 itself: bring them to one grid"
+        InputError,
+        match=r"a/0\.png has a seg, a/0_seg\.png, of 20x24 pixels, and is 24x20 itself: bring them to one grid",
     ):
         load(files, condition_on=["seg"])
     colours = np.random.default_rng(0).integers(0, 9, (20, 24, 3)).astype(np.uint8)
-    with pytest.raises(InputError, match=r"a/0\.png has a seg that has colours"):
+    with pytest.raises(InputError, match=r"a/0\.png has a seg, a/0_seg\.png, that has colours"):
         load({"a/0_seg.png": picture(colours)}, condition_on=["seg"])
-    with pytest.raises(InputError, match=r"a/0\.png has a seg that is not an image"):
+    with pytest.raises(InputError, match=r"a/0\.png has a seg, a/0_seg\.png, that is not an image"):
         load({"a/0_seg.png": b"nothing"}, condition_on=["seg"])
     shades = np.arange(480).reshape(20, 24) % 90
     with pytest.raises(InputError, match=r"seg of .* holds 89 values, too many for labels"):

@@ -337,7 +337,7 @@ def test_epochs_are_evaluated_by_channel_and_with_conditions(tmp_path, monkeypat
         "evaluate_epochs": [1, 2],
     }
     flags |= {"num_inference_steps": 3, "evaluate_images": 100, "lr_warmup_steps": 1}
-    run = train_alone(tiny(tmp_path / "run", **flags, max_train_steps=2, cache_dir=str(tmp_path / "cache")))
+    run = train_alone(tiny(tmp_path / "run", **flags, cache_dir=str(tmp_path / "cache")))
     rows = [row for row in read_json_lines(run / "metrics.jsonl") if is_evaluation(row)]
     assert [row["epoch"] for row in rows] == [1, 2]
     values = {f"{name}_{channel}" for name in ("wavelet_kid", "kid") for channel in ("t1", "t2")}

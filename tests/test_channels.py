@@ -517,6 +517,7 @@ def test_from_the_shell(run, mask, tmp_path, capsys):
             "--condition t1 is not what the model was trained with; it is given seg",
         ),
         (("--condition", f"seg={tmp_path}/no.png"), "No such file or directory"),
+        (("--condition", f"seg={given}", f"seg={given}"), "--condition gives seg twice; give one file"),
     ):
         with pytest.raises(SystemExit):
             sample(run, tmp_path / "b", *flag)
@@ -545,6 +546,7 @@ def test_a_scan_of_several_channels_is_changed_from_the_shell(run, mask, tmp_pat
     for flags, words in (
         ((files["t1"],), "t1.png is no NAME=FILE of a channel, and the model draws t1, t2"),
         ((f"t1={files['t1']}",), "image lacks 't2'"),
+        ((f"t1={files['t1']}", f"t1={files['t2']}"), "--image gives t1 twice"),
         ((f"seg={files['seg']}",), "is no NAME=FILE of a channel, and the model draws t1, t2"),
     ):
         with pytest.raises(SystemExit):

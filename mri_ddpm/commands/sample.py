@@ -1,6 +1,7 @@
 """``mri-ddpm sample PIPELINE``: images to PNG, NIfTI or DICOM files, and volumes that follow a given one."""
 
 import argparse
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,6 +219,7 @@ def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> d
             raise InputError(
                 f"--condition {name} is not what the model was trained with; it is given {known}."
             )
+        refuse_twice("condition", name, found)
         if is_volume(Path(file)):
             found[name] = read_given(file, manifest)
         elif name in pipeline.mask_labels:
@@ -230,6 +232,12 @@ def read_condition(args: argparse.Namespace, pipeline: MRIDDPMBasePipeline) -> d
             f"--condition {kinds[True]} is a volume, and {kinds[False]} a picture; give all as one or the other."
         )
     return found
+
+
+def refuse_twice(flag: str, name: str, found: Collection[str]) -> None:
+    """Raise an ``InputError`` for a second file of one name, of which the first would be forgotten."""
+    if name in found:
+        raise InputError(f"--{flag} gives {name} twice; give one file of each name.")
 
 
 def read_mask(flag: str, path: Path) -> np.ndarray:
@@ -287,6 +295,7 @@ def read_channels(
             raise InputError(
                 f"--image {given} is no NAME=FILE of a channel, and the model draws {known}; write such as t1=scan.png."
             )
+        refuse_twice("image", name, found)
         is_mask = name in pipeline.mask_labels
         found[name] = read_mask("image", Path(file)) if is_mask else read_file("image", Path(file), scale)
     return found

@@ -15,11 +15,12 @@ from mri_ddpm.errors import InputError
 from .channels import Channels
 from .contents import Content
 from .layout import Finding, ScanFile
-from .masks import is_mask_name, stem_of
+from .masks import is_mask_name, stem_of, words_of
 from .reading.contrasts import contrast_of_name, without_contrast
 from .volume_files import VolumeFile
 
-Planes = dict[str, list[tuple[ScanFile | None, Content | VolumeFile]]]  # what was found of each name
+# What was found of each name: the file (of a mask none), what it holds, and its path
+Planes = dict[str, list[tuple[ScanFile | None, Content | VolumeFile, str]]]
 
 
 def choose(
@@ -87,6 +88,7 @@ def _aligned(
     """A file for each head of which all is there, and how many are left out for what they lack."""
     planes = Channels.of(options).planes
     leader = leader_of(planes)
+    _refuse_one_mask_twice(planes)
     contrasts = {file.path: _contrasts(file, planes) for file in files}
     counts = Counter(found for names in contrasts.values() for found in names)
     masks = len({id(file.mask) for file in files if file.mask})
@@ -98,7 +100,11 @@ def _aligned(
     for plane, contrast in wanted.items():
         if not (masks if is_mask_name(plane) else counts[contrast]):
             flag = "contrast" if plane == "" else "channels" if plane in options.channels else "condition_on"
-            raise InputError(f"--{flag} {contrast} is not in {name}, which holds {words}.")
+            unknown = next((path for path, names in contrasts.items() if None in names), None)
+            way_out = f": give {unknown} and the like theirs in the column contrast of metadata.csv"
+            raise InputError(
+                f"--{flag} {contrast} is not in {name}, which holds {words}{way_out if unknown and not is_mask_name(plane) else ''}."
+            )
     sets, left_out, heads = [], Counter(), 0
     unread = [file for file in files if file.flaw and not {*contrasts[file.path]} & {*wanted.values()}]
     for found in _heads(files, contrasts, wanted):
@@ -106,22 +112,35 @@ def _aligned(
         if lacks := _lacks(found):
             left_out[lacks] += 1
             continue
-        (file, content), *_ = found[leader]
-        members = [member for (member, _), *_ in found.values() if member]
+        head = {plane: only for plane, (only,) in found.items()}
+        file, content, _ = head[leader]
+        members = [member for member, *_ in head.values() if member]
         flaw = next((member.flaw for member in members if member.flaw), None)
-        there = {plane: content for plane, ((_, content), *_) in found.items()} if len(found) > 1 else {}
         mask = next((member.mask for member in members if member.mask), None)
-        sets.append(
-            replace(file, content=content, contrast=wanted[leader], flaw=flaw, planes=there, mask=mask)
-        )
+        file = replace(file, content=content, contrast=wanted[leader], flaw=flaw, mask=mask)
+        if len(head) > 1:
+            there = {plane: content for plane, (_, content, _) in head.items()}
+            paths = {plane: path for plane, (*_, path) in head.items()}
+            file = replace(file, planes=there, paths=paths)
+        sets.append(file)
     reasons = ", ".join(f"{count} {lacks}" for lacks, count in left_out.items())
     asked = ", ".join(plane or wanted[""] or "the image" for plane in planes)
     if not sets:
         raise InputError(f"{name} holds no head with all of {asked}, but {words}; left out: {reasons}.")
     findings = [Finding(f"channels and conditions: {asked} of {len(sets)} heads, of {words}")]
     if left_out:
-        findings.append(Finding(f"left out: {heads - len(sets)} heads, {reasons}"))
+        count = heads - len(sets)
+        findings.append(Finding(f"left out: {count} head{'s' * (count > 1)}, {reasons}"))
     return (*sets, *unread), tuple(findings)
+
+
+def _refuse_one_mask_twice(planes: Iterable[str]) -> None:
+    """Raise an `InputError` for two names of masks, as `seg` and `mask`: files have one mask a head, which would be both."""
+    masks = [name for name in planes if is_mask_name(name)]
+    if len(masks) > 1:
+        raise InputError(
+            f"--channels and --condition_on name the masks {' and '.join(masks)}, and in files a head has one mask; name one."
+        )
 
 
 def _unnamed(counts: Counter, options: ScanOptions, holds: str) -> str | None:
@@ -138,8 +157,10 @@ def _contrasts(file: ScanFile, asked: Iterable[str]) -> tuple[str | None, ...]:
     """The contrasts of a file, which its name or a folder may say; what the name of a picture says counts if it is asked for."""
     if known := getattr(file.content, "channels", ()) or (file.contrast and (file.contrast,)):
         return known
-    named = (contrast_of_name(part) for part in reversed(PurePosixPath(file.path).parts))
-    return (next((contrast for contrast in named if contrast in asked), None),)
+    path = PurePosixPath(file.path)
+    named = (contrast_of_name(part) for part in reversed(path.parts))
+    last = words_of(stem_of(path))[-1:]  # as of a contrast that nobody else asks for
+    return (next((contrast for contrast in (*named, *last) if contrast in asked), None),)
 
 
 def _heads(
@@ -151,7 +172,7 @@ def _heads(
     """
     alike: dict[tuple, list[ScanFile]] = defaultdict(list)
     for file in files:
-        alike[_place(file)].append(file)
+        alike[_place(file, contrasts[file.path])].append(file)
     visits: dict[tuple, list[list[ScanFile]]] = defaultdict(list)
     for (*folder, stem), group in alike.items():
         patients = {file.patient for file in group}
@@ -166,7 +187,7 @@ def _heads(
                 yield planes
 
 
-def _place(file: ScanFile) -> tuple[str, ...]:
+def _place(file: ScanFile, contrasts: tuple[str | None, ...]) -> tuple[str, ...]:
     """Part, folder and name of a file less what they say of the contrast; of a DICOM series its patient and study."""
     path = PurePosixPath(file.path)
     folders = [
@@ -177,20 +198,24 @@ def _place(file: ScanFile) -> tuple[str, ...]:
     if series:
         return file.part, series.study or folder, file.patient or "", ""
     stem = stem_of(path)
-    is_numbered = file.contrast and not contrast_of_name(stem)  # as nnU-Net has it
-    return file.part, folder, re.sub(r"_\d{4}$", "", stem) if is_numbered else without_contrast(stem)
+    if not contrast_of_name(stem):
+        if file.contrast:
+            stem = re.sub(r"_\d{4}$", "", stem)  # as nnU-Net has it
+        for contrast in filter(None, contrasts):
+            stem = re.sub(rf"[^A-Za-z0-9]+{re.escape(contrast)}$", "", stem, flags=re.IGNORECASE)
+    return file.part, folder, without_contrast(stem)
 
 
 def _planes(group: list[ScanFile], contrasts: dict[str, tuple], wanted: dict[str, str | None]) -> Planes:
     """All that a group of files has of each name."""
-    masks = {id(file.mask): (None, file.mask) for file in group if file.mask}
+    masks = {id(file.mask): (None, file.mask, file.mask_path) for file in group if file.mask}
     found: Planes = {}
     for plane, contrast in wanted.items():
         if is_mask_name(plane):
             found[plane] = list(masks.values())
             continue
         having = [file for file in group if contrast in contrasts[file.path]]
-        found[plane] = [(file, _content(file, contrast)) for file in having]
+        found[plane] = [(file, _content(file, contrast), file.path) for file in having]
     return found
 
 

@@ -67,7 +67,7 @@ def examine(source: Source, resolution: int | None, options: ScanOptions) -> Exa
     if all(record.flaw for record in records):
         others = f", and so on for all {len(source.files)} files" if len(source.files) > 1 else ""
         raise InputError(
-            f"{source.name} holds no scans that can be used: {records[0].path} {records[0].flaw}{others}; give a folder"
+            f"{source.name} holds no scans that can be used: {records[0].complaint}{others}; give a folder"
             f" with others.{also_found(source)}"
         )
     starts = np.cumsum([0, *(0 if part.table is None else len(part.table) for part in found)])
@@ -104,8 +104,8 @@ def _examine_pictures(files: list[ScanFile], resolution: int | None, options: Sc
             flaw = flaw or str(error)
         except OSError as error:
             flaw = flaw or f"cannot be read ({error.strerror or error})"
-        who = file.patient, file.contrast
-        records.append(ScanRecord(file.path, file.part, file.class_name, _joined(hashes), flaw, *who))
+        who = {"patient": file.patient, "contrast": file.contrast, "paths": file.paths}
+        records.append(ScanRecord(file.path, file.part, file.class_name, _joined(hashes), flaw, **who))
         hashes_of.append(hashes)
         if not flaw:
             for (name, content), sha256 in zip(planes.items(), hashes, strict=True):
@@ -204,7 +204,7 @@ def _examine_volume(
     names: tuple[str, ...],
 ) -> Examined:
     """The slices of one volume, or of several on one grid, which are known by the hash of all voxels and their place."""
-    who = {"patient": file.patient, "contrast": file.contrast}
+    who = {"patient": file.patient, "contrast": file.contrast, "paths": file.paths}
     if volume is None or volume.facts["flaw"]:
         flaw = flaw or volume.facts["flaw"]
         record = ScanRecord(file.path, file.part, file.class_name, None, flaw, **who)

@@ -132,7 +132,7 @@ def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Datas
                 patients[row],
                 leader or (contrasts[row] and named_contrast(contrasts[row])),
                 mask,
-                there if len(there) > 1 else {},
+                planes=there if len(there) > 1 else {},
             )
         )
     return files

@@ -37,9 +37,11 @@ class ScanFile:
     patient: str | None = None  # as the table or the names have it
     contrast: str | None = None
     mask: Content | VolumeFile | None = None
+    mask_path: str | None = None  # where that lies, as `path`
     planes: dict[str, Content | VolumeFile] = field(
         default_factory=dict
     )  # of several, in order; see `aligning`
+    paths: dict[str, str] = field(default_factory=dict)  # of these planes, as `path`
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,16 @@ def arrange(
             flaw = f"has no {options.label_column}" if kind != "folders" else "lies outside the class folders"
         patient, content = patients.get(path), contents[path]
         is_volume = isinstance(content, VolumeFile)
-        mask = contents.get(masks.of(path, is_alone=is_volume and len(sharers[path.parent]) == 1))
+        mask_path = masks.of(path, is_alone=is_volume and len(sharers[path.parent]) == 1)
+        mask = contents.get(mask_path)
         mask = mask if isinstance(mask, VolumeFile) == is_volume else None
+        mask_name = mask and "/".join(mask_path.parts[len(top) :])
         if is_volume and options.volume_index is not None:
             content = content.only(options.volume_index)
         contrast = metadata.value(str(path), patient, "contrast")
         contrast = named_contrast(contrast) if contrast else getattr(content, "contrast", None)
         name, part = "/".join(inner[path]), parts[path] or "training"
-        files.append(ScanFile(name, part, labels[path], content, flaw, patient, contrast, mask))
+        files.append(ScanFile(name, part, labels[path], content, flaw, patient, contrast, mask, mask_name))
     counts = Counter(f"{folder}/" for folder, _ in places.values() if folder)
     findings = [*parts_found(counts), classes_found(class_names, kind)]
     left_out = []

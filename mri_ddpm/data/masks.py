@@ -122,8 +122,8 @@ def named_labels(
         values = sorted(counts)
         if len(values) > MOST_LABELS:
             raise InputError(
-                f"{mask} of {source} holds {len(values)} values, too many for labels (at most {MOST_LABELS}): give masks with a number for"
-                " each label, and not as JPEG, which makes up numbers."
+                f"{mask} of {source} holds {len(values)} values, too many for labels (at most {MOST_LABELS}), of which each"
+                " takes a channel of the network: join labels to fewer, and save masks as no JPEG, which makes up values."
             )
         if not values:
             raise InputError(f"{mask} of {source} is empty in every scan: give masks that mark something.")

@@ -62,7 +62,7 @@ def load_scans(**options) -> Scans:
     records = examined.records
     bad = [record for record in records if record.flaw]
     if bad and options.on_bad_image == "error":
-        named = "; ".join(f"{record.path} {record.flaw}" for record in bad[:_MOST_NAMED])
+        named = "; ".join(record.complaint for record in bad[:_MOST_NAMED])
         more = f"; and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
         raise InputError(
             f"{len(bad)} of {len(records)} files in {source.name} cannot be used: {named}{more}"

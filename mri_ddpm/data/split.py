@@ -7,7 +7,7 @@ patient, and of every patient that shares pictures with one. It never straddles 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,6 +44,16 @@ class ScanRecord:
     facing: int | None = None  # shared by those of the group that are joined without mirroring
     repeat: str | None = None  # "byte-identical", "near-identical" or "mirrored" to files before it
     split: str = "bad"  # "train", "validation", "test", "repeat", "leak" or "bad"
+    paths: dict[str, str] = field(default_factory=dict)  # of its planes, where it has several
+
+    @property
+    def complaint(self) -> str:
+        """Its path and why it cannot be used, with the path of the plane that is at fault: for the user's eyes alone."""
+        name = next((name for name in self.paths if self.flaw.startswith(f"has a {name} ")), None)
+        if name is None:
+            return f"{self.path} {self.flaw}"
+        begin = f"has a {name}"
+        return f"{self.path} {begin}, {self.paths[name]},{self.flaw.removeprefix(begin)}"
 
 
 def group_records(

@@ -73,8 +73,8 @@ class Aligned:
         for (name, file), sha256 in zip(self.files.items(), self.hashes, strict=True):
             # One file may hold several series, and several contrasts
             part = file.series.pictures if file.series else file.contrast if file.channels else ""
-            role = "mask\n" if is_mask_name(name) else "leader\n" if name == self.leader != "" else ""
-            parts.append(f"{role}{sha256}\n{part}")
+            called = f"{name}\n" if name else ""  # facts are kept by name
+            parts.append(f"{called}{sha256}\n{part}")
         return "\n".join([*parts, str(self.marks and self.marks[1])])
 
 

@@ -64,7 +64,8 @@ def group_series(headers: Mapping[str, DicomHeader]) -> tuple[list[Series], dict
             if picture.left_out:
                 left_out[picture.left_out] += 1
             else:
-                key = (header.patient, header.series, header.size, picture.stack)
+                # A number that was made anew for a whole study holds several contrasts
+                key = (header.patient, header.series, header.contrast, header.size, picture.stack)
                 stacks.setdefault(key, []).append((name, picture))
     found = []
     for members in stacks.values():
