@@ -41,6 +41,8 @@ from mri_ddpm.training.device import keep_freed_memory
 
 RESULTS = Path(__file__).parents[1] / "docs/results/conditions.json"
 SCHEDULER, STEPS = "dpmsolver++", 10
+# Of pairs, which no condition holds: the sampler that drew best (docs/results/recipe_search.jsonl)
+PAIRS_SCHEDULER, PAIRS_OPTIONS = "dpmsolver++sde", {"num_inference_steps": 20, "guidance_scale": 1.5}
 FEW_STEPS = (1, 2, 4, 10, 50)
 REPEATS, REPEATED_STEPS = (
     8,
@@ -115,11 +117,11 @@ class Subject:
         return self.channels.by_name(planes)
 
     def sample(
-        self, count: int, classes: np.ndarray, condition: dict | None, **options
+        self, count: int, classes: np.ndarray, condition: dict | None, scheduler: str = SCHEDULER, **options
     ) -> dict[str, np.ndarray]:
         """Samples by channel, ``(N, H, W)``, each of its class and condition; masks as of `arrays`."""
         options = SamplingOptions(**{"num_inference_steps": STEPS, **options})
-        set_scheduler(self.pipeline, SCHEDULER)
+        set_scheduler(self.pipeline, scheduler)
         names = [self.pipeline.class_names[i] for i in classes] if self.pipeline.class_names else None
         batches = sample_batches(self.pipeline, names, count, options, output_type="np", condition=condition)
         outputs = [output.channels or {"": output.images} for _, output in batches]
@@ -173,7 +175,7 @@ def measure_pairs(subject: Subject, args: argparse.Namespace) -> tuple[dict, dic
     labels = subject.channels.mask_labels[mask]
     scans, real = subject.arrays(subject.training), subject.arrays(subject.validation)
     classes = np.resize(subject.training.class_labels, args.num_pairs)
-    made = subject.sample(args.num_pairs, classes, None)
+    made = subject.sample(args.num_pairs, classes, None, PAIRS_SCHEDULER, **PAIRS_OPTIONS)
     images, masks = (np.concatenate([scans[name], made[name]]) for name in (image, mask))
     own, synthetic = np.split(np.arange(len(images)), [len(scans[image])])
     rows, lesion = {}, {}

@@ -81,7 +81,7 @@ def nearest_by_correlation(images: np.ndarray, training: np.ndarray, *, progress
     images, training: float32 (N, C, H, W) and (M, C, H, W) in [0, 1], M > 50; constant ones correlate with nothing.
     Time grows with N * M, memory with N + M. Raises `InputError` for images that cannot be compared.
     """
-    _check(training, "training", MIN_TRAINING)
+    _check(training, "training images", MIN_TRAINING)
     _check(images, "images", 1, training)
     scale = max(1.0, max(images.shape[2:]) / MAX_SIDE)
     images, smooth = _prepared(images)
@@ -113,8 +113,8 @@ def nearest_by_embedding(features: np.ndarray, training_features: np.ndarray) ->
 
     Raises `InputError` for features that cannot be compared.
     """
-    _check(training_features, "The training images' features", MIN_TRAINING, axes="(N, D)")
-    _check(features, "The images' features", 1, training_features, axes="(N, D)")
+    _check(training_features, "features of training images", MIN_TRAINING, axes="(N, D)")
+    _check(features, "features of images", 1, training_features, axes="(N, D)")
     queries, fixed = (F.normalize(_tensor(f)) for f in (features, training_features))
     tops = [
         (rows @ fixed.T).topk(min(NEIGHBOURS, len(fixed)))
@@ -170,8 +170,8 @@ class CopyDetector:
         embed: for a second space.
         Raises `InputError` for images that cannot be compared, and where validation images are copies themselves.
         """
-        _check(training, "training", MIN_TRAINING)
-        _check(validation, "validation", MIN_VALIDATION, training)
+        _check(training, "training images", MIN_TRAINING)
+        _check(validation, "validation images", MIN_VALIDATION, training)
         features = None if embed is None else embed(training)
         found = _nearest_in_each(validation, training, embed, features)
         if any(_quantile(nearest.ratio, VERDICT_RATE) < MIN_LIMIT for nearest in found.values()):
@@ -432,7 +432,7 @@ def _check(values: np.ndarray, name: str, fewest: int, like=None, axes: str = "(
     if values.ndim != axes.count(",") + 1:
         raise InputError(f"{name} have the shape {values.shape}: give {axes}.")
     if len(values) < fewest:
-        raise InputError(f"{name} are of {len(values)} images: to look for copies takes {fewest} or more.")
+        raise InputError(f"there are {len(values)} {name}: to look for copies takes {fewest} or more.")
     if values.ndim == 4 and min(values.shape[2:]) < MIN_SIDE:
         raise InputError(f"{name} are of {values.shape[2:]} pixels: to compare takes {MIN_SIDE} a side.")
     if like is not None and values.shape[1:] != like.shape[1:]:

@@ -115,7 +115,7 @@ def save_followed(samples: Images, scans: Images, folder: Path) -> None:
     """The first validation scans, and under each the sample that was given what belongs to it."""
     shown = min(2 * COLUMNS, len(scans))
     pairs = [[grey(image) for image in np.asarray(images[:shown])] for images in (scans, samples)]
-    titles = ["scan", *[""] * (shown - 1)]
+    titles = ["scans above, their samples below", *[""] * (shown - 1)]
     sheet(np.stack(pairs, axis=1), titles).save(folder / "fidelity.png")
 
 
