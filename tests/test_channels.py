@@ -510,7 +510,14 @@ def test_from_the_shell(run, mask, tmp_path, capsys):
     (tmp_path / "a" / names[3]).unlink()
     sample(run, tmp_path / "a", *flags)  # what is missing of an image is made again
     assert (tmp_path / "a" / names[3]).read_bytes() == before
+    colours, grey = tmp_path / "colours.png", tmp_path / "grey.png"
+    Image.fromarray(mask[0]).convert("RGB").save(grey)  # read as masks to train on are
+    Image.fromarray(np.stack([mask[0], mask[0] // 2, mask[0]], axis=-1)).save(colours)
+    sample(run, tmp_path / "c", *flags[:-1], f"seg={grey}")
+    same = (Image.open(tmp_path / part / names[0]) for part in "ac")
+    np.testing.assert_array_equal(*map(np.asarray, same))
     for flag, words in (
+        (("--condition", f"seg={colours}"), "colours.png has colours, and a mask a number for each label"),
         (("--condition", "seg"), "--condition seg names no file"),
         (
             ("--condition", f"t1={given}"),

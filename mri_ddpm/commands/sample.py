@@ -13,6 +13,7 @@ from mri_ddpm.commands import parser_of
 from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_sampling, add_scans, sampling_options, where
 from mri_ddpm.data import Volume
 from mri_ddpm.data.intensity import Scale, scale_of_manifest
+from mri_ddpm.data.reading.labels import read_labels
 from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError, import_extra
 from mri_ddpm.files import writing_to
@@ -22,7 +23,6 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import (
     MRIDDPMInpaintPipeline,
     MRIDDPMPipeline,
     as_array,
-    as_numbers,
 )
 from mri_ddpm.runs import load_pipeline, load_record
 from mri_ddpm.sampling.folder import REFUSAL, SampleFolder
@@ -243,11 +243,11 @@ def refuse_twice(flag: str, name: str, found: Collection[str]) -> None:
 def read_mask(flag: str, path: Path) -> np.ndarray:
     """The values of labels in a picture that a flag names."""
     try:
-        with Image.open(path) as picture:
-            return as_numbers(picture, str(path))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"--{flag} {path}: {str(reason).rstrip('.')}; name a picture of labels.") from error
+        return read_labels(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"--{flag} {path}: {error.strerror}; name a picture of labels.") from error
+    except BadImageError as error:
+        raise InputError(f"--{flag} {path} {error}.") from error
 
 
 def bit_depth_of(args: argparse.Namespace) -> int:
