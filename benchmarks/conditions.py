@@ -232,9 +232,8 @@ def measure_restored(subject: Subject, args: argparse.Namespace) -> tuple[dict, 
     naive, title = rival_without_training(given, condition[given], scans[given], scans[drawn])
     images = {title: naive, "regression": restored_by(network, subject.validation, n)}
     for steps in FEW_STEPS:
-        images[f"{steps} steps"] = subject.sample(n, subject.classes, condition, num_inference_steps=steps)[
-            drawn
-        ]
+        name = "1 step" if steps == 1 else f"{steps} steps"
+        images[name] = subject.sample(n, subject.classes, condition, num_inference_steps=steps)[drawn]
     steps = {"num_inference_steps": REPEATED_STEPS}
     again = [
         subject.sample(n, subject.classes, condition, seed=i * n, **steps)[drawn] for i in range(1, REPEATS)
