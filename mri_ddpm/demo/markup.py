@@ -112,12 +112,12 @@ def colour(rgb: np.ndarray) -> str:
 
 
 def legend(labels: Sequence[str], colours: np.ndarray) -> str:
-    """Which colour a label has."""
+    """Which colour a label has, and how to take it."""
     items = (
         f'<span><i style="background: {colour(rgb)}"></i> {escape(label)}</span>'
         for label, rgb in zip(labels, colours, strict=True)
     )
-    return f'<div class="legend">{"".join(items)}</div>'
+    return f'<div class="legend">{"".join(items)}</div><small>The palette beside the canvas chooses the colour.</small>'
 
 
 def waiting(count: int) -> str:
