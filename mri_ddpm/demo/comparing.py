@@ -51,9 +51,8 @@ class Comparison:
     def examine(self, samples: Samples) -> Iterator[str]:
         """Compare; yields what is under way, and at the end a table, with pictures of scans only if they may be shown."""
 
-        from mri_ddpm.evaluation.evaluate import (
-            fit_copy_detectors,
-        )  # imported late: it brings the plots along
+        # Imported late: it brings the plots along
+        from mri_ddpm.evaluation.evaluate import fit_copy_detectors
 
         def work(tell: Callable) -> None:
             with self.lock:

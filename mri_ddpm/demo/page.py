@@ -19,7 +19,10 @@ from mri_ddpm.errors import InputError
 SECONDS_KEPT = 300  # of files that Gradio keeps: what a canvas shows
 MOST_SAMPLED, MOST_EDITED = 64, 16
 RED = "#ff5050"
-EDIT_HINT = "Put in a scan, or sample one. Paint over a part of it{redrawn}; or vary the whole. A scan that you put in is not kept."
+EDIT_HINT = (
+    "Put in a scan, or sample one. Then paint over the part that is to be redrawn, or vary the whole. The settings decide how{such_as}. "
+    "A scan that you put in is not kept."
+)
 PAINTED, VARIED = "sample the painted part anew", "vary the whole scan"
 
 
@@ -61,8 +64,8 @@ def add_sample(model: Model, settings: Settings, sessions: Sessions) -> None:
     """Images by the settings, each to be saved, and the command that writes the same ones."""
     with gr.Row():
         number = gr.Slider(1, MOST_SAMPLED, value=8, step=1, label="Number of images", scale=3)
-        run = gr.Button("Sample", variant="primary", scale=1)
-        stop = gr.Button("Stop", scale=1)
+        run = gr.Button("Sample", variant="primary", scale=1, min_width=100)
+        stop = gr.Button("Stop", scale=1, min_width=80)
     gallery = Gallery(model, sessions, "samples")
     command = gr.HTML(elem_classes="command")
 
@@ -120,7 +123,7 @@ def add_watch(model: Model, settings: Settings, sessions: Sessions) -> None:
 
 def add_edit(model: Model, settings: Settings, sessions: Sessions) -> None:
     """A scan that is put in, a mask that is painted on it, and what the model makes of both."""
-    gr.Markdown(EDIT_HINT.format(redrawn=f", redrawn as {model.guided_by} says" if model.guided_by else ""))
+    gr.Markdown(EDIT_HINT.format(such_as=", such as the class" if model.class_names else ""))
     with gr.Row():
         put_in = gr.UploadButton("Put in a scan", variant="primary")
         sampled = gr.Button("Sample one instead")

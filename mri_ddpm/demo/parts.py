@@ -121,7 +121,7 @@ class Gallery:
             if not begun:  # not earlier, so that a refusal leaves what is there
                 begun = True
                 setattr(session, self.keep, None)
-                yield gr.skip(), f'<ul class="pictures">{markup.waiting(count)}</ul>'
+                yield gr.skip(), markup.pictures_of([], count, max(1, len(self.model.pipeline.channel_names)))
             if isinstance(item, Samples):
                 setattr(session, self.keep, item)
                 yield gr.skip(), markup.gallery(item, kind, self.model.geometry)

@@ -157,7 +157,7 @@ class Conditions:
         """To put a picture in, and to take it out again."""
         with gr.Row():
             put_in = gr.UploadButton(f"Put in {name}", min_width=120)
-            take_out = gr.Button(f"Take {name} out", min_width=120)
+            take_out = gr.Button(f"Remove {name}", min_width=120)
         return put_in, take_out
 
     def needed(self, name: str) -> str:
