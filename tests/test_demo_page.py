@@ -236,7 +236,7 @@ def test_a_visitor_paints_and_has_that_part_alone_redrawn(server, visit, tmp_pat
     wait_for_pictures(page)
     assert (pixels(page) != scan)[:4].any()
     button(page, "Clear canvas").click()
-    page.locator("canvas").wait_for(state="hidden")
+    page.locator("canvas:visible").first.wait_for(state="detached")
     button(page, "Change the scan").click()
     page.get_by_text("there is no scan; put one in, or sample one.").nth(1).wait_for()
 

@@ -22,7 +22,7 @@ CSS = """
 .banner {background: #7a1f1f; color: #fff; padding: 10px 14px; border-radius: 6px; font-size: 1rem}
 .banner strong {color: inherit}
 .pictures, .way {display: grid; gap: 10px; list-style: none; margin: 0; padding: 0}
-.pictures {grid-template-columns: repeat(auto-fill, minmax(min(100%, 120px * var(--channels)), 1fr))}
+.pictures {grid-template-columns: repeat(auto-fill, minmax(min(100%, 50px + 70px * var(--channels)), 1fr))}
 .pictures li {margin: 0; display: grid; gap: 4px; grid-template-columns: repeat(var(--channels), 1fr)} /* a sample */
 .pictures a, .pictures .missing {display: block; aspect-ratio: 1; background: #000; border-radius: 4px; overflow: hidden}
 .pictures a:focus-visible {outline: 3px solid #2563eb; outline-offset: 2px}

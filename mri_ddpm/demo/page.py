@@ -63,9 +63,9 @@ def make_page(
 def add_sample(model: Model, settings: Settings, sessions: Sessions) -> None:
     """Images by the settings, each to be saved, and the command that writes the same ones."""
     with gr.Row():
-        number = gr.Slider(1, MOST_SAMPLED, value=8, step=1, label="Number of images", scale=3)
-        run = gr.Button("Sample", variant="primary", scale=1, min_width=100)
-        stop = gr.Button("Stop", scale=1, min_width=80)
+        number = gr.Slider(1, MOST_SAMPLED, value=8, step=1, label="Number of images", scale=3, min_width=200)
+        run = gr.Button("Sample", variant="primary", scale=1, min_width=90)
+        stop = gr.Button("Stop", scale=1, min_width=70)
     gallery = Gallery(model, sessions, "samples")
     command = gr.HTML(elem_classes="command")
 
