@@ -22,7 +22,7 @@ pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
 from mri_ddpm.demo import markup
 from mri_ddpm.demo.comparing import Comparison, report
-from mri_ddpm.demo.inputs import painted, read_upload
+from mri_ddpm.demo.inputs import painted, read_mask_upload, read_upload
 from mri_ddpm.demo.model import BATCH_SIZE, Model, Samples, Way
 from mri_ddpm.demo.page import make_page
 from mri_ddpm.demo.saving import KINDS, command_of, files, kinds_of
@@ -330,6 +330,18 @@ def test_a_broken_upload_is_refused_and_deleted_too(tmp_path, content, words):
     file.write_bytes(content)
     with pytest.raises(InputError, match=words):
         read_upload(file, 16, None, "pad")
+    assert not file.exists()
+
+
+def test_a_mask_is_read_as_the_command_line_reads_it_and_deleted(tmp_path):
+    file = tmp_path / "mask.png"
+    mask = np.kron([[0, 1], [2, 3]], np.ones((16, 16))).astype(np.uint8)
+    Image.fromarray(mask).save(file)
+    np.testing.assert_array_equal(read_mask_upload(file, 16, "pad"), mask[::2, ::2])
+    assert not file.exists()
+    file.write_text("no picture")
+    with pytest.raises(InputError, match="mask.png is not an image"):
+        read_mask_upload(file, 16, "pad")
     assert not file.exists()
 
 

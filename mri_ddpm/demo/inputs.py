@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from mri_ddpm.data.intensity import Scale
-from mri_ddpm.data.reading.labels import MOST_LABEL, NEAREST, as_labels
+from mri_ddpm.data.reading.labels import MOST_LABEL, NEAREST, read_labels
 from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
-from mri_ddpm.pipelines.pipeline_mri_ddpm import LABEL_COLOURS, as_numbers
+from mri_ddpm.pipelines.pipeline_mri_ddpm import LABEL_COLOURS
 
 LARGEST = "20mb"
 SIDE = 384  # pixels of a canvas, however few the model has
@@ -45,13 +45,11 @@ def read_mask_upload(path: str | Path, side: int, fit: str) -> np.ndarray:
     """
     file = Path(path)
     try:
-        with Image.open(file) as picture:
-            values = as_labels(as_numbers(picture, file.name))
+        values = read_labels(file.read_bytes())
         return np.rint(MOST_LABEL * fit_square(values / MOST_LABEL, side, fit, NEAREST))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, BadImageError) as error:
-        raise InputError(
-            f"{file.name} cannot be read as a mask: {error}; give a picture of labels."
-        ) from error
+    except (OSError, BadImageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file.name} {reason}; give a picture of labels.") from error
     finally:
         file.unlink(missing_ok=True)
 
