@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 TOKEN = "hf_" + "NotARealTokenItIsOnlyForTheseTests"
 
 ROUTES = []  # method, pattern of the path, handler; a handler's name is its endpoint's
-REPO = r"/(?P<repo_id>[^/]+(?:/[^/]+)?)"
+REPO = r"/(?P<repo_id>(?:spaces/)?[^/]+(?:/[^/]+)?)"  # a Space's begins with "spaces/", as its address does
 MODEL = rf"/api/models{REPO}"
 REVISION = r"/(?P<revision>[^/]+)"
 
@@ -92,7 +92,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """A model repository with one branch, ``main``: its commits, oldest first."""
+    """A repository of a model or a Space with one branch, ``main``: its commits, oldest first."""
 
     private: bool = False
     commits: list[Commit] = field(default_factory=list, init=False)
@@ -170,6 +170,11 @@ class HubServer:
         if not repo_id.startswith("me/"):
             raise refusal(403, "You don't have the rights to create a model under this namespace")
         place = {"url": f"{self.url}/{repo_id}", "name": repo_id}
+        if wanted.get("type") == "space":
+            if not wanted.get("sdk"):
+                raise refusal(400, "A Space needs an sdk")
+            repo_id = f"spaces/{repo_id}"
+            place["url"] = f"{self.url}/{repo_id}"
         if repo_id in self.repositories:
             raise refusal(409, "You already created this model repo", **place)
         self.repositories[repo_id] = Repository(wants_private(wanted))
@@ -190,7 +195,14 @@ class HubServer:
         repository = self.open(request, repo_id)
         commit = repository.find(revision or "main")
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        return Answer({"id": repo_id, "private": repository.private, "sha": commit.sha, "siblings": siblings})
+        return Answer(
+            {
+                "id": repo_id.removeprefix("spaces/"),
+                "private": repository.private,
+                "sha": commit.sha,
+                "siblings": siblings,
+            }
+        )
 
     @route("GET", rf"{MODEL}/tree{REVISION}")
     def tree(self, request: Request, _, repo_id: str, revision: str) -> Answer:
@@ -286,7 +298,9 @@ class Connection(BaseHTTPRequestHandler):
     def respond(self) -> None:
         hub, handler, arguments = self.server.hub, HubServer.unknown, {}
         for method, pattern, candidate in ROUTES:
-            found = re.fullmatch(pattern, urlsplit(self.path).path)
+            # A Space is found as a model is, by its longer name
+            path = urlsplit(self.path).path.replace("/api/spaces/", "/api/models/spaces/", 1)
+            found = re.fullmatch(pattern, path)
             if found and method == self.command.replace("HEAD", "GET"):
                 handler = candidate
                 arguments = {name: unquote(text or "") for name, text in found.groupdict().items()}

@@ -1,12 +1,17 @@
 """The demo without a browser: what is streamed, stopped, saved, shown and refused. ``test_demo_page.py`` has the browser."""
 
+import dataclasses
+import re
 import shlex
 import threading
 import time
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import tiny, train_alone
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline, commands
@@ -16,12 +21,14 @@ from mri_ddpm.errors import InputError
 pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
 from mri_ddpm.demo import markup
-from mri_ddpm.demo.canvas import painted
+from mri_ddpm.demo.comparing import Comparison, report
+from mri_ddpm.demo.inputs import painted, read_mask_upload, read_upload
 from mri_ddpm.demo.model import BATCH_SIZE, Model, Samples, Way
 from mri_ddpm.demo.page import make_page
 from mri_ddpm.demo.saving import KINDS, command_of, files, kinds_of
 from mri_ddpm.demo.streaming import Progress, Stopped, stream
-from mri_ddpm.demo.uploads import read_upload
+from mri_ddpm.evaluation import classifier
+from mri_ddpm.evaluation.subject import load_real_scans
 from mri_ddpm.sampling import SamplingOptions
 
 NAMES = ("glioma_tumor", "<b>other</b>")
@@ -240,6 +247,64 @@ def test_the_gallery_has_frames_for_what_is_to_come(model):
     assert html.count('class="missing"') == 2
 
 
+# Compare
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> Path:
+    """A run of phantoms, enough of them to seek copies among."""
+    changes = {"phantom_images": 320, "max_train_steps": 2, "lr_warmup_steps": 0, "train_batch_size": 16}
+    return train_alone(tiny(tmp_path_factory.mktemp("known") / "run", **changes))
+
+
+@pytest.fixture
+def steps_of_features(tmp_path, monkeypatch):
+    """Return a function that says for how many steps features are learned, anew in each test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return lambda steps: monkeypatch.setattr(classifier, "STEPS", steps)
+
+
+def test_a_training_scan_is_found_to_be_a_copy_and_shown_only_if_it_may_be(known, steps_of_features):
+    steps_of_features(6)
+    model = Model(str(known), "cpu")
+    samples = last(model.sample(model.labels(None, 3), 3, FEW))
+    scan = load_real_scans(model.record, {}, 16).training[0][:1]
+    channels = {"": torch.cat([torch.from_numpy(np.asarray(scan)), samples.channels[""][1:]])}
+    copied = dataclasses.replace(samples, channels=channels)
+    for show_scans in (False, True):
+        comparison = Comparison(model, {}, show_scans)
+        assert comparison.has_scans
+        *_, html = comparison.examine(copied)
+        rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>.*?</td><td>(.*?)</td></tr>", html)
+        assert [row[0] for row in rows] == [f"{name}, seed {7 + i}" for i, name in enumerate(samples.labels)]
+        assert rows[0][1] == "1.000"
+        assert rows[0][2] in ("taken for a copy", "surely a copy")
+        assert ("<img" in html) == show_scans
+
+
+def test_a_comparison_that_nobody_waits_for_stops_learning(known, steps_of_features):
+    """Though it is a loop of another room that learns, which knows of no listener."""
+    steps_of_features(100_000)
+    model = Model(str(known), "cpu")
+    told = Comparison(model, {}, False).examine(last(model.sample(None, 1, FEW)))
+    while "step 3;" not in next(told):
+        pass
+    threads = threading.active_count()
+    told.close()
+    assert threading.active_count() == threads - 1
+
+
+def test_an_evaluation_is_shown_by_channel_and_a_strange_one_is_not(model):
+    quality = {"kid": {"value": 0.25, "real": 0.0}}
+    verdicts = [{"question": "<i>Good?</i>", "answer": "yes"}]
+    html = report({"verdicts": verdicts, "quality": quality, "channels": {"t1": {"quality": quality}}})
+    assert "&lt;i&gt;Good?" in html
+    assert html.count("0.25") == 2
+    assert "kid of t1" in html
+    assert report({"quality": [1, 2]}) == ""
+    assert "Compare" not in labels_of(make_page(model))
+
+
 # What visitors give
 
 
@@ -265,6 +330,18 @@ def test_a_broken_upload_is_refused_and_deleted_too(tmp_path, content, words):
     file.write_bytes(content)
     with pytest.raises(InputError, match=words):
         read_upload(file, 16, None, "pad")
+    assert not file.exists()
+
+
+def test_a_mask_is_read_as_the_command_line_reads_it_and_deleted(tmp_path):
+    file = tmp_path / "mask.png"
+    mask = np.kron([[0, 1], [2, 3]], np.ones((16, 16))).astype(np.uint8)
+    Image.fromarray(mask).save(file)
+    np.testing.assert_array_equal(read_mask_upload(file, 16, "pad"), mask[::2, ::2])
+    assert not file.exists()
+    file.write_text("no picture")
+    with pytest.raises(InputError, match="mask.png is not an image"):
+        read_mask_upload(file, 16, "pad")
     assert not file.exists()
 
 

@@ -1,5 +1,7 @@
 """The demo in a real browser, headless Chromium, as a visitor uses it."""
 
+import base64
+import io
 import os
 import re
 import shlex
@@ -9,8 +11,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline, commands
 from mri_ddpm.diffusion import make_noise_scheduler
@@ -170,6 +174,129 @@ def test_a_refusal_is_a_sentence_in_the_page(server, visit):
     page.get_by_label("Seed").fill("")
     button(page, "Sample").click()
     page.get_by_text("the seed is empty; give a whole number, such as 0.").wait_for()
+
+
+def put_in(page, name, file):
+    with page.expect_file_chooser() as chooser:
+        button(page, name).click()
+    chooser.value.set_files(file)
+
+
+def paint(page):
+    """A stroke over the middle of the canvas."""
+    canvas = page.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)  # until the picture is drawn on it
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(1000)  # it reaches the server a little later
+
+
+def pixels(page) -> np.ndarray:
+    """The first picture that is seen, uint8 (H, W)."""
+    url = page.locator(".pictures:visible img").first.get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("L"))
+
+
+def wait_for_pictures(page):
+    """Frames come first, then pictures take their places."""
+    page.locator(".pictures:visible .missing").first.wait_for()
+    page.locator(".pictures:visible .missing").first.wait_for(state="detached")
+
+
+def test_a_visitor_paints_and_has_that_part_alone_redrawn(server, visit, tmp_path):
+    scan = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
+    Image.fromarray(scan).save(tmp_path / "scan.png")
+    page = visit(server.url)
+    page.get_by_role("tab", name="Edit").click()
+    button(page, "Change the scan").click()
+    page.get_by_text("there is no scan; put one in, or sample one.").wait_for()
+    put_in(page, "Put in a scan", tmp_path / "scan.png")
+    page.get_by_text("a scan, brought to 16×16 pixels").wait_for()
+    button(page, "Change the scan").click()
+    page.get_by_text("nothing is painted; paint over the part").wait_for()
+    paint(page)
+    page.get_by_label("Class").click()
+    page.get_by_role("option", name="no_tumor").click()
+    button(page, "Change the scan").click()
+    wait_for_pictures(page)
+    assert page.get_by_text("no_tumor, seed 3", exact=True).is_visible()
+    changed = pixels(page) != scan
+    assert changed[7:9, 6:10].mean() > 0.5
+    assert not changed[:4].any()
+    assert not changed[12:].any()
+
+    page.get_by_label("vary the whole scan").check()
+    set_number(page, "Strength", 1)
+    button(page, "Change the scan").click()
+    wait_for_pictures(page)
+    assert (pixels(page) != scan)[:4].any()
+    button(page, "Clear canvas").click()
+    page.locator("canvas:visible").first.wait_for(state="detached")
+    button(page, "Change the scan").click()
+    page.get_by_text("there is no scan; put one in, or sample one.").nth(1).wait_for()
+
+
+def test_broken_and_huge_uploads_are_refused_in_a_sentence(server, visit, tmp_path):
+    page = visit(server.url)
+    page.get_by_role("tab", name="Edit").click()
+    (tmp_path / "text.png").write_text("no picture")
+    put_in(page, "Put in a scan", tmp_path / "text.png")
+    page.get_by_text(
+        "text.png is not an image that Pillow can read; give an image file of one scan."
+    ).wait_for()
+    (tmp_path / "huge.png").write_bytes(bytes(21 * 2**20))
+    put_in(page, "Put in a scan", tmp_path / "huge.png")
+    page.get_by_text("exceed the maximum allowed size").wait_for()
+    assert page.locator("canvas:visible").count() == 0
+
+
+def test_a_mask_is_painted_put_in_and_removed(visit, make_unet, tmp_path):
+    masked = {"in_channels": 4, "condition_names": ("seg",), "mask_labels": {"seg": ("core", "oedema")}}
+    save(make_unet, tmp_path / "model", **masked)
+    running = Server("model", cwd=tmp_path)
+    try:
+        page = visit(running.url)
+        page.get_by_text("oedema", exact=True).wait_for()
+        set_number(page, "Number of images", 1)
+        found = []
+
+        def sample_it():
+            button(page, "Sample").click()
+            wait_for_pictures(page)
+            given = "--condition" in page.locator(".command code").inner_text()
+            found.append((given, pixels(page).tobytes()))
+
+        sample_it()
+        paint(page)
+        sample_it()
+        button(page, "Remove seg").click()
+        page.wait_for_timeout(1500)
+        sample_it()
+        Image.fromarray(np.full((16, 16), 2, np.uint8)).save(tmp_path / "mask.png")
+        put_in(page, "Put in seg", tmp_path / "mask.png")
+        page.wait_for_timeout(1500)
+        sample_it()
+        assert [given for given, _ in found] == [False, True, False, True]
+        assert found[0] == found[2]
+        assert len({picture for _, picture in found}) == 3
+    finally:
+        assert "Traceback" not in running.end()
+
+
+def test_the_keyboard_alone_is_enough_to_sample(server, visit):
+    page = visit(server.url)
+    focus = "document.activeElement"
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate(f"{focus}.textContent.trim() == 'Sample' && {focus}.role != 'tab'"):
+            break
+    page.keyboard.press("Enter")
+    page.get_by_text("8 images", exact=True).wait_for()
 
 
 def idle(process, seconds=1.0) -> bool:

@@ -1,19 +1,22 @@
 """How near samples come to the training scans, and what an evaluation of the model found."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import escape
 
 import gradio as gr
 import numpy as np
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mri_ddpm.demo import markup
 from mri_ddpm.demo.model import Model, Samples
-from mri_ddpm.demo.parts import Parts, on_press
-from mri_ddpm.demo.refusals import sentences
+from mri_ddpm.demo.parts import Sessions, on_press, sentences
 from mri_ddpm.demo.streaming import stream
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.memorisation import CopyDetector, Examination, sure_limit, worst_pairs_picture
+from mri_ddpm.evaluation.copies import ChannelDetectors, ChannelExaminations
+from mri_ddpm.evaluation.memorisation import sure_limit, worst_pairs_picture
 from mri_ddpm.evaluation.subject import where_scans_are
 
 VERDICTS = ("not taken for a copy", "taken for a copy", "surely a copy")
@@ -30,7 +33,7 @@ class Comparison:
 
     def __init__(self, model: Model, where: dict[str, str | None], show_scans: bool):
         self.model, self.where, self.show_scans = model, where, show_scans
-        self.detector: CopyDetector | None = None
+        self.detectors: ChannelDetectors | None = None
         self.lock = threading.Lock()
         self.report = report(model.record.evaluation)
 
@@ -38,7 +41,7 @@ class Comparison:
     def has_scans(self) -> bool:
         """Whether anybody said where they are, or nobody has to, and they can be compared."""
         manifest = self.model.record.manifest
-        if not self.model.draws_one_channel or not isinstance(manifest, dict):
+        if not self.model.contrasts or not isinstance(manifest, dict):
             return False
         try:
             return manifest.get("source") == "phantom" or bool(where_scans_are(self.model.record, self.where))
@@ -48,48 +51,79 @@ class Comparison:
     def examine(self, samples: Samples) -> Iterator[str]:
         """Compare; yields what is under way, and at the end a table, with pictures of scans only if they may be shown."""
 
-        from mri_ddpm.evaluation.evaluate import fit_copy_detector  # imported late: it brings the plots along
+        # Imported late: it brings the plots along
+        from mri_ddpm.evaluation.evaluate import fit_copy_detectors
 
         def work(tell: Callable) -> None:
             with self.lock:
-                if self.detector is None:
+                if self.detectors is None:
                     tell(markup.said("reading the training scans; this is done once, and takes a while"))
-                    self.detector = fit_copy_detector(self.model.pipeline, self.model.name, **self.where)
+                    with each_step_tells(tell):
+                        self.detectors = fit_copy_detectors(
+                            self.model.pipeline, self.model.name, **self.where
+                        )
             tell(markup.said("comparing"))
-            (images,) = samples.channels.values()
-            levels = (np.round(images.numpy() * 255) / 255).astype(np.float32)
-            found = self.detector.examine(levels)
-            picture = ""
-            if self.show_scans:
-                pairs = worst_pairs_picture(self.detector, found, levels, count=len(levels))
-                words = "sample, nearest training scan, and their difference"
-                picture = (
-                    f'<img class="pairs" src="{markup.png_url(pairs)}" alt="{words}"><small>{words}</small>'
-                )
-            tell(table(self.detector, found, samples) + picture)
+            images = [samples.channels[name].numpy() for name in self.model.contrasts]
+            images = (np.round(np.concatenate(images, axis=1) * 255) / 255).astype(np.float32)  # as in files
+            found = self.detectors.examine(images)
+            tell(
+                table(self.detectors, found, samples) + (self.pairs(found, images) if self.show_scans else "")
+            )
 
         return stream(work)
 
+    def pairs(self, found: ChannelExaminations, images: np.ndarray) -> str:
+        """Each sample ``(N, C, H, W)`` beside its nearest scan, in each contrast."""
+        shown = ""
+        for i, name in enumerate(self.model.contrasts):
+            words = ", ".join(filter(None, [name, "sample, nearest training scan, and their difference"]))
+            pairs = worst_pairs_picture(
+                self.detectors.channels[i], found.channels[i], images[:, i : i + 1], count=len(images)
+            )
+            shown += f'<img class="pairs" src="{markup.png_url(pairs)}" alt="{escape(words)}"><small>{escape(words)}</small>'
+        return shown
 
-def table(detector: CopyDetector, found: Examination, samples: Samples) -> str:
+
+@contextmanager
+def each_step_tells(tell: Callable) -> Iterator[None]:
+    """Tell of each optimizer step of this thread, so that who learns the features is stopped when nobody listens."""
+    thread, steps = threading.get_ident(), itertools.count(1)
+
+    def told(*_) -> None:
+        if threading.get_ident() == thread:
+            tell(
+                markup.said(
+                    f"learning what tells the training scans apart, step {next(steps)}; this is done once"
+                )
+            )
+
+    hook = register_optimizer_step_post_hook(told)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def table(detectors: ChannelDetectors, found: ChannelExaminations, samples: Samples) -> str:
     """A row a sample: how alike the nearest training scan is, how suspicious that makes it, and the verdict."""
-    sure = found.suspicion < sure_limit(detector.validation_suspicion, len(found.suspicion))
+    sure = found.suspicion < sure_limit(detectors.validation_suspicion, len(found.suspicion))
+    alike = np.max([examined.nearest["pixels"].similarity for examined in found.channels], axis=0)
     rows = []
     for i, suspicion in enumerate(found.suspicion):
-        title = ", ".join(
-            filter(None, [samples.labels[i] if samples.labels else "", f"seed {samples.options.seed + i}"])
-        )
-        alike = found.nearest["pixels"].similarity[i]
+        of_class = samples.labels[i] if samples.labels else ""
+        title = ", ".join(filter(None, [of_class, f"seed {samples.options.seed + i}"]))
         verdict = VERDICTS[int(found.flagged[i]) + int(sure[i])]
         rows.append(
-            f"<tr><td>{escape(title)}</td><td>{alike:.3f}</td><td>{suspicion:.2f}</td><td>{verdict}</td></tr>"
+            f"<tr><td>{escape(title)}</td><td>{alike[i]:.3f}</td><td>{suspicion:.2f}</td><td>{verdict}</td></tr>"
         )
-    usual = float(np.median(detector.validation_suspicion))
+    usual = float(np.median(detectors.validation_suspicion))
+    count = len(detectors.channels[0].training)
     return (
         '<div class="scroll"><table><thead><tr><th>sample</th><th>correlation with the nearest scan</th>'
         f"<th>distance, over its limit</th><th>verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"<p>Compared with {len(detector.training)} training scans. The distance is that to the nearest scan, over the mean of the 50 "
-        f"nearest; 1 is the limit. Of real scans that the model never saw, 5 % lie under it, and half under {usual:.2f}.</p>"
+        f"<p>Compared with {count} training scans. The distance is that to the nearest scan, over the mean of the 50 "
+        f"nearest; 1 is about the limit. Of real scans that the model never saw, 5 % are taken for copies too; half have a "
+        f"distance under {usual:.2f}.</p>"
     )
 
 
@@ -107,9 +141,11 @@ def answered(evaluation: dict) -> str:
         f"<dt>{escape(str(verdict['question']))}</dt><dd>{escape(str(verdict['answer']))}</dd>"
         for verdict in evaluation.get("verdicts") or []
     )
+    parts = {"": evaluation, **(evaluation.get("channels") or {})}
     rows = "".join(
-        f"<tr><td>{escape(str(name))}</td><td>{entry['value']:.4g}</td><td>{real_of(entry)}</td></tr>"
-        for name, entry in (evaluation.get("quality") or {}).items()
+        f"<tr><td>{escape(name + f' of {channel}' * bool(channel))}</td><td>{entry['value']:.4g}</td><td>{real_of(entry)}</td></tr>"
+        for channel, part in parts.items()
+        for name, entry in (part.get("quality") or {}).items()
     )
     head = "<tr><th>metric</th><th>synthetic</th><th>real validation scans</th></tr>"
     numbers = (
@@ -123,7 +159,7 @@ def real_of(entry: dict) -> str:
     return f"{entry['real']:.4g}" if isinstance(entry.get("real"), (int, float)) else "-"
 
 
-def add_compare(parts: Parts, comparison: Comparison) -> None:
+def add_compare(comparison: Comparison, sessions: Sessions) -> None:
     """The samples of the first tab beside the training scans, and the evaluation."""
     if comparison.has_scans:
         seen = "" if comparison.show_scans else " No scan is shown."
@@ -137,7 +173,7 @@ def add_compare(parts: Parts, comparison: Comparison) -> None:
 
         def compare(_: dict, request: gr.Request) -> Iterator[str]:
             with sentences():
-                samples = parts.sessions.of(request).samples
+                samples = sessions.of(request).samples
                 if samples is None:
                     raise InputError("there are no samples to compare; sample some in the first tab.")
                 yield from comparison.examine(samples)

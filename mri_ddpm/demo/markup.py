@@ -21,14 +21,15 @@ CSS = """
 .gradio-container .html-container {padding: 0}
 .banner {background: #7a1f1f; color: #fff; padding: 10px 14px; border-radius: 6px; font-size: 1rem}
 .banner strong {color: inherit}
-.pictures {display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 10px; list-style: none; margin: 0; padding: 0}
-.pictures li {margin: 0}
+.pictures, .way {display: grid; gap: 10px; list-style: none; margin: 0; padding: 0}
+.pictures {grid-template-columns: repeat(auto-fill, minmax(min(100%, 50px + 70px * var(--channels)), 1fr))}
+.pictures li {margin: 0; display: grid; gap: 4px; grid-template-columns: repeat(var(--channels), 1fr)} /* a sample */
 .pictures a, .pictures .missing {display: block; aspect-ratio: 1; background: #000; border-radius: 4px; overflow: hidden}
 .pictures a:focus-visible {outline: 3px solid #2563eb; outline-offset: 2px}
 .pictures .missing {background: none; border: 2px dashed #8a8a8a}
 .pictures img, .way img {width: 100%; image-rendering: pixelated; display: block; margin: 0}
 .pictures small {display: block; overflow-wrap: anywhere; line-height: 1.3; padding-top: 2px}
-.way {display: grid; grid-template-columns: 1fr 1fr; gap: 12px; max-width: 720px}
+.way {grid-template-columns: repeat(auto-fit, minmax(min(100%, 140px * var(--channels)), 1fr)); max-width: 720px}
 .way figure {margin: 0}
 .progress {display: flex; gap: 12px; align-items: center; min-height: 1.6em; flex-wrap: wrap}
 .progress progress {flex: 1 1 160px; height: 12px; accent-color: #2563eb}
@@ -40,6 +41,7 @@ CSS = """
 .legend {display: flex; flex-wrap: wrap; gap: 4px 14px}
 .legend i {display: inline-block; width: 1em; height: 1em; border: 1px solid #8a8a8a; vertical-align: text-bottom}
 .pairs {max-width: 100%}
+button[title="Color"] svg {filter: drop-shadow(0 0 1px #000)} /* a white brush on white */
 """
 
 
@@ -84,13 +86,20 @@ def gallery(samples: Samples, kind: str, geometry: dict) -> str:
         title = ", ".join(filter(None, [of_class, channel, f"seed {samples.options.seed + i}"]))
         link = data_url(file.read_bytes(), MEDIA_TYPES[KINDS[kind][0]])
         items[i, channel] = (
-            f'<li><a href="{link}" download="{escape(file.name)}" title="save {escape(file.name)}">'
-            f'<img src="{seen[channel][i]}" alt="synthetic image: {escape(title)}"></a><small>{escape(title)}</small></li>'
+            f'<div><a href="{link}" download="{escape(file.name)}" title="save {escape(file.name)}">'
+            f'<img src="{seen[channel][i]}" alt="synthetic image: {escape(title)}"></a><small>{escape(title)}</small></div>'
         )
     channels = list(samples.channels)
-    there = [items[i, channel] for i in range(len(samples)) for channel in channels]
-    missing = (samples.num_images - len(samples)) * len(channels)
-    return f'<ul class="pictures">{"".join(there)}{waiting(missing)}</ul>'
+    there = ["".join(items[i, channel] for channel in channels) for i in range(len(samples))]
+    return pictures_of(there, samples.num_images, len(channels))
+
+
+def pictures_of(there: Sequence[str], count: int, channels: int) -> str:
+    """A list of so many samples: those that are there, and frames for the others, each with all of its channels."""
+    items = "".join(f"<li>{sample}</li>" for sample in there)
+    frame = '<span class="missing"></span>' * channels
+    frames = f'<li aria-hidden="true">{frame}</li>' * (count - len(there))
+    return f'<ul class="pictures" style="--channels: {channels}">{items}{frames}</ul>'
 
 
 def title(model: Model) -> str:
@@ -112,17 +121,12 @@ def colour(rgb: np.ndarray) -> str:
 
 
 def legend(labels: Sequence[str], colours: np.ndarray) -> str:
-    """Which colour a label has."""
+    """Which colour a label has, and how to take it."""
     items = (
         f'<span><i style="background: {colour(rgb)}"></i> {escape(label)}</span>'
         for label, rgb in zip(labels, colours, strict=True)
     )
-    return f'<div class="legend">{"".join(items)}</div>'
-
-
-def waiting(count: int) -> str:
-    """Frames for images that are not there yet."""
-    return '<li aria-hidden="true"><span class="missing"></span></li>' * count
+    return f'<div class="legend">{"".join(items)}</div><small>The palette beside the canvas chooses the colour.</small>'
 
 
 def way(found: Way, step: int) -> str:
@@ -134,4 +138,5 @@ def way(found: Way, step: int) -> str:
         f'alt="synthetic: {title}"><figcaption>{title}</figcaption></figure>'
         for name, title in titles.items()
     ]
-    return f'<div class="way">{"".join(figures)}</div>'
+    wide = found.x_t.shape[2] // found.x_t.shape[1]
+    return f'<div class="way" style="--channels: {wide}">{"".join(figures)}</div>'

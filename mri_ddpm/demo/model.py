@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mri_ddpm.data import to_unit_range
-from mri_ddpm.data.intensity import scale_of_manifest
+from mri_ddpm.data.intensity import Scale, scale_of_manifest
 from mri_ddpm.demo.streaming import Progress, stream
 from mri_ddpm.pipelines.pipeline_mri_ddpm import (
     MRIDDPMBasePipeline,
@@ -110,9 +110,21 @@ class Model:
         return bool(by_class if self.class_names else by_condition)
 
     @property
+    def guided_by(self) -> str:
+        """What an image follows, in words."""
+        return " and ".join(
+            ["its class"] * bool(self.class_names) + ["what is put in"] * bool(self.pipeline.condition_names)
+        )
+
+    @property
     def draws_one_channel(self) -> bool:
-        """Whether scans can be changed, and compared with those of the training."""
-        return self.pipeline.unet.config.out_channels == 1
+        """Whether a scan can be changed."""
+        return self.contrasts == [*(self.pipeline.channel_names or [""])] and len(self.contrasts) == 1
+
+    @property
+    def contrasts(self) -> list[str]:
+        """The channels that are no masks, by the names that ``Samples`` has; those are compared with training scans."""
+        return [name for name in self.pipeline.channel_names or [""] if name not in self.pipeline.mask_labels]
 
     @cached_property
     def geometry(self) -> dict:
@@ -120,7 +132,7 @@ class Model:
         return geometry_of_manifest(self.record.manifest)
 
     @cached_property
-    def scale(self) -> dict | None:
+    def scale(self) -> Scale | None:
         """What is black and white in files that do not say it."""
         return scale_of_manifest(self.record.manifest)
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from mri_ddpm.demo.uploads import LARGEST
+from mri_ddpm.demo.inputs import LARGEST
 from mri_ddpm.errors import InputError, import_extra
 
 LOOPBACK = "127.0.0.1"

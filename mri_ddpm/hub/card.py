@@ -21,7 +21,7 @@ RECIPE = (  # rows of the card's table, as the run's config.json names them
 
 
 def make_model_card(
-    record: Record, pipeline: MRIDDPMPipeline, repo_id: str, license: str | None
+    record: Record, pipeline: MRIDDPMPipeline, repo_id: str, license: str | None, space_id: str | None = None
 ) -> ModelCard:
     """Fill ``model_card.md`` from a run's papers and its pipeline; what was not measured is said to be so."""
     config, manifest, base = record.config or {}, record.manifest, record.base
@@ -44,6 +44,7 @@ def make_model_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         repo_id=repo_id,
         license=license,
+        space_id=space_id,
         size=pipeline.unet.config.sample_size,
         class_names=pipeline.class_names,
         channel_names=pipeline.channel_names,

@@ -21,6 +21,7 @@ def export_repository(
     repo_id: str,
     license: str | None = None,
     pipeline: MRIDDPMPipeline | None = None,
+    space_id: str | None = None,
 ) -> list[Path]:
     """Write the exact repository of a run or a pipeline: weights, code, model card, samples and the run's papers.
 
@@ -33,6 +34,7 @@ def export_repository(
         repo_id: the name that the model card shows in its examples, ``owner/name``.
         license: licence of the weights for the card's metadata, as the Hub writes it (``"cc-by-4.0"``).
         pipeline: that of ``source``, where it is open already: loading in a thread would disturb others that build networks.
+        space_id: a Space of the model, ``owner/name``, that the card names.
 
     Returns:
         The files written, relative to ``folder``.
@@ -40,8 +42,7 @@ def export_repository(
     Raises:
         InputError: when there is no pipeline in ``source``, it cannot be loaded, or ``folder`` holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder; name a new one.")
+    must_be_empty(folder)
     record = read_record(source)
     try:
         pipeline = pipeline or MRIDDPMPipeline.from_pretrained(record.pipeline_dir)
@@ -51,7 +52,7 @@ def export_repository(
         raise InputError(f"{record.pipeline_dir} cannot be pushed: {' '.join(str(error).split())}") from error
 
     try:
-        card = str(make_model_card(record, pipeline, repo_id, license))
+        card = str(make_model_card(record, pipeline, repo_id, license, space_id))
     except Exception as error:  # values of other types than a run writes break anything
         raise InputError(
             f"the papers of {source} (config.json, manifest.json, metrics.jsonl, ...) are not as a run writes them: "
@@ -65,6 +66,16 @@ def export_repository(
     write_record(dataclasses.replace(record, metrics=thinned(record.metrics)), folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def must_be_empty(folder: Path) -> None:
+    """Refuse to write into a folder that holds something.
+
+    Raises:
+        InputError: when it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; name a new one.")
 
 
 def variants(folder: Path) -> list[Path]:

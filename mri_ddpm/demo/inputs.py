@@ -1,16 +1,57 @@
-"""Canvases to paint on, and what is read from them."""
+"""What a visitor gives: scans and masks that are put in, and canvases that are painted on.
+
+Files are read by the readers of the command line, and deleted as soon as they are read.
+"""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
+from mri_ddpm.data.intensity import Scale
+from mri_ddpm.data.reading.labels import MOST_LABEL, NEAREST, read_labels
+from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
 from mri_ddpm.pipelines.pipeline_mri_ddpm import LABEL_COLOURS
 
-SIDE = 384  # pixels, however few the model has
+LARGEST = "20mb"
+SIDE = 384  # pixels of a canvas, however few the model has
 OPAQUE = 128
+
+
+def read_upload(path: str | Path, side: int, scale: Scale | None, fit: str) -> np.ndarray:
+    """A scan as float32 ``(side, side)`` in [0, 1], made square as the training scans were; its file is gone then.
+
+    Raises:
+        InputError: when it is no scan.
+    """
+    file = Path(path)
+    try:
+        return fit_square(read_scan(file.read_bytes(), scale), side, fit)
+    except (OSError, BadImageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file.name} {reason}; give an image file of one scan.") from error
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def read_mask_upload(path: str | Path, side: int, fit: str) -> np.ndarray:
+    """A mask as float32 ``(side, side)`` in values of labels; its file is gone then.
+
+    Raises:
+        InputError: when it is no picture of labels.
+    """
+    file = Path(path)
+    try:
+        values = read_labels(file.read_bytes())
+        return np.rint(MOST_LABEL * fit_square(values / MOST_LABEL, side, fit, NEAREST))
+    except (OSError, BadImageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file.name} {reason}; give a picture of labels.") from error
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def canvas(colours: Sequence[str], **options) -> gr.ImageEditor:
