@@ -141,16 +141,19 @@ def measure_mask(subject: Subject, args: argparse.Namespace) -> tuple[dict, dict
     segmenter = train_segmenter(scans[drawn], scans[given], everything, len(labels), 0, args.segmenter_steps)
     asked, whole = real[given], subject.condition(subject.count)
     lesion = subject.condition(subject.count, slice(-1, None))  # the last label
-    ways = {
-        "whole mask": (whole, {}),
-        "whole mask, guidance 2": (whole, {"guidance_scale": 2.0}),
-        "lesion alone": (lesion, {}),
-        "lesion alone, guidance 2": (lesion, {"guidance_scale": 2.0}),
-        "class alone": (None, {}),
+    everywhere, somewhere = np.arange(subject.count), np.flatnonzero((asked == len(labels)).any((1, 2)))
+    ways = {  # without a lesion, the lesion alone is an empty mask
+        "whole mask": (whole, everywhere, {}),
+        "whole mask, guidance 2": (whole, everywhere, {"guidance_scale": 2.0}),
+        "lesion alone": (lesion, somewhere, {}),
+        "lesion alone, guidance 2": (lesion, somewhere, {"guidance_scale": 2.0}),
+        "class alone": ({}, everywhere, {}),
     }
     images = {"validation scans": real[drawn]}
-    for name, (condition, options) in ways.items():
-        images[name] = subject.sample(subject.count, subject.classes, condition, **options)[drawn]
+    for name, (condition, heads, options) in ways.items():
+        given_to = {key: planes[heads] for key, planes in condition.items()} or None
+        images[name] = np.zeros_like(real[drawn])
+        images[name][heads] = subject.sample(len(heads), subject.classes[heads], given_to, **options)[drawn]
     rows = {}
     for name, of_row in images.items():
         found = found_by(segmenter, of_row)
