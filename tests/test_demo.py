@@ -26,7 +26,7 @@ from mri_ddpm.demo.inputs import painted, read_mask_upload, read_upload
 from mri_ddpm.demo.model import BATCH_SIZE, Model, Samples, Way
 from mri_ddpm.demo.page import make_page
 from mri_ddpm.demo.saving import KINDS, command_of, files, kinds_of
-from mri_ddpm.demo.streaming import Progress, Stopped, stream
+from mri_ddpm.demo.streaming import Progress, Stopped, Worker
 from mri_ddpm.evaluation import classifier
 from mri_ddpm.evaluation.subject import load_real_scans
 from mri_ddpm.sampling import SamplingOptions
@@ -70,7 +70,7 @@ def test_what_work_tells_comes_as_it_is_told():
         gate.wait(10)
         tell(2)
 
-    for item in stream(work):
+    for item in Worker().stream(work):
         heard.append(item)
         gate.set()  # only now the work goes on: so 1 came before the end
     assert heard == [1, 2]
@@ -88,21 +88,24 @@ def test_closing_ends_the_work_and_waits_for_its_end():
             ended.append(True)
             raise
 
-    told = stream(work)
+    told = Worker().stream(work)
     next(told)
     told.close()
     assert ended == [True]
 
 
-def test_an_error_of_the_work_is_raised_where_it_is_heard():
+def test_an_error_of_the_work_is_raised_where_it_is_heard_and_the_next_work_is_done():
     def work(tell):
         tell(1)
         raise InputError("no")
 
-    told = stream(work)
+    worker = Worker()
+    told = worker.stream(work)
     assert next(told) == 1
     with pytest.raises(InputError, match="no"):
         next(told)
+    threads = [next(worker.stream(lambda tell: tell(threading.get_ident()))) for _ in range(2)]
+    assert threads[0] == threads[1] != threading.get_ident()
 
 
 def test_the_time_left_is_by_the_steps_so_far():
@@ -286,12 +289,12 @@ def test_a_comparison_that_nobody_waits_for_stops_learning(known, steps_of_featu
     """Though it is a loop of another room that learns, which knows of no listener."""
     steps_of_features(100_000)
     model = Model(str(known), "cpu")
-    told = Comparison(model, {}, False).examine(last(model.sample(None, 1, FEW)))
+    comparison = Comparison(model, {}, False)
+    told = comparison.examine(last(model.sample(None, 1, FEW)))
     while "step 3;" not in next(told):
         pass
-    threads = threading.active_count()
     told.close()
-    assert threading.active_count() == threads - 1
+    assert next(comparison.worker.stream(lambda tell: tell("free"))) == "free"
 
 
 def test_an_evaluation_is_shown_by_channel_and_a_strange_one_is_not(model):

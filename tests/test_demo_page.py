@@ -202,9 +202,13 @@ def pixels(page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("L"))
 
 
-def wait_for_pictures(page):
-    """Frames come first, then pictures take their places."""
-    page.locator(".pictures:visible .missing").first.wait_for()
+def press_for_pictures(page, name):
+    """Press a button, and wait until other pictures stand where those before it stood."""
+    page.evaluate(
+        "document.querySelectorAll('.pictures img').forEach(picture => picture.classList.add('before'))"
+    )
+    button(page, name).click()
+    page.locator(".pictures:visible img:not(.before)").first.wait_for()
     page.locator(".pictures:visible .missing").first.wait_for(state="detached")
 
 
@@ -222,8 +226,7 @@ def test_a_visitor_paints_and_has_that_part_alone_redrawn(server, visit, tmp_pat
     paint(page)
     page.get_by_label("Class").click()
     page.get_by_role("option", name="no_tumor").click()
-    button(page, "Change the scan").click()
-    wait_for_pictures(page)
+    press_for_pictures(page, "Change the scan")
     assert page.get_by_text("no_tumor, seed 3", exact=True).is_visible()
     changed = pixels(page) != scan
     assert changed[7:9, 6:10].mean() > 0.5
@@ -232,8 +235,7 @@ def test_a_visitor_paints_and_has_that_part_alone_redrawn(server, visit, tmp_pat
 
     page.get_by_label("vary the whole scan").check()
     set_number(page, "Strength", 1)
-    button(page, "Change the scan").click()
-    wait_for_pictures(page)
+    press_for_pictures(page, "Change the scan")
     assert (pixels(page) != scan)[:4].any()
     button(page, "Clear canvas").click()
     page.locator("canvas:visible").first.wait_for(state="detached")
@@ -266,8 +268,7 @@ def test_a_mask_is_painted_put_in_and_removed(visit, make_unet, tmp_path):
         found = []
 
         def sample_it():
-            button(page, "Sample").click()
-            wait_for_pictures(page)
+            press_for_pictures(page, "Sample")
             given = "--condition" in page.locator(".command code").inner_text()
             found.append((given, pixels(page).tobytes()))
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mri_ddpm.demo import markup
 from mri_ddpm.demo.model import Model, Samples
 from mri_ddpm.demo.parts import Sessions, on_press, sentences
-from mri_ddpm.demo.streaming import stream
+from mri_ddpm.demo.streaming import Worker
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.copies import ChannelDetectors, ChannelExaminations
 from mri_ddpm.evaluation.memorisation import sure_limit, worst_pairs_picture
@@ -34,7 +34,7 @@ class Comparison:
     def __init__(self, model: Model, where: dict[str, str | None], show_scans: bool):
         self.model, self.where, self.show_scans = model, where, show_scans
         self.detectors: ChannelDetectors | None = None
-        self.lock = threading.Lock()
+        self.worker = Worker()
         self.report = report(model.record.evaluation)
 
     @property
@@ -55,13 +55,10 @@ class Comparison:
         from mri_ddpm.evaluation.evaluate import fit_copy_detectors
 
         def work(tell: Callable) -> None:
-            with self.lock:
-                if self.detectors is None:
-                    tell(markup.said("reading the training scans; this is done once, and takes a while"))
-                    with each_step_tells(tell):
-                        self.detectors = fit_copy_detectors(
-                            self.model.pipeline, self.model.name, **self.where
-                        )
+            if self.detectors is None:
+                tell(markup.said("reading the training scans; this is done once, and takes a while"))
+                with each_step_tells(tell):
+                    self.detectors = fit_copy_detectors(self.model.pipeline, self.model.name, **self.where)
             tell(markup.said("comparing"))
             images = [samples.channels[name].numpy() for name in self.model.contrasts]
             images = (np.round(np.concatenate(images, axis=1) * 255) / 255).astype(np.float32)  # as in files
@@ -70,7 +67,7 @@ class Comparison:
                 table(self.detectors, found, samples) + (self.pairs(found, images) if self.show_scans else "")
             )
 
-        return stream(work)
+        return self.worker.stream(work)
 
     def pairs(self, found: ChannelExaminations, images: np.ndarray) -> str:
         """Each sample ``(N, C, H, W)`` beside its nearest scan, in each contrast."""

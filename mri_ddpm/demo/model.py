@@ -13,7 +13,7 @@ import torch
 
 from mri_ddpm.data import to_unit_range
 from mri_ddpm.data.intensity import Scale, scale_of_manifest
-from mri_ddpm.demo.streaming import Progress, stream
+from mri_ddpm.demo.streaming import Progress, Worker
 from mri_ddpm.pipelines.pipeline_mri_ddpm import (
     MRIDDPMBasePipeline,
     MRIDDPMImg2ImgPipeline,
@@ -85,6 +85,7 @@ class Model:
         self.pipeline.set_progress_bar_config(disable=True)
         self.record = load_record(name)
         self.facts = provenance(self.pipeline)
+        self.worker = Worker()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -179,7 +180,7 @@ class Model:
                 channels = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                 tell(Samples(labels, num_images, options, facts, channels, pipeline.mask_labels))
 
-        return stream(work)
+        return self.worker.stream(work)
 
     def watch(self, label: str | None, options: SamplingOptions) -> Iterator[Progress | Way]:
         """Sample one image, and keep the way to it; yields and raises as ``sample`` does, but a ``Way`` at the end."""
@@ -197,7 +198,7 @@ class Model:
             timesteps = [round(float(output.timesteps[i])) + 1 for i in moments]
             tell(Way([*timesteps, 0], np.concatenate([x_t, x_0[-1:]]), np.concatenate([x_0, x_0[-1:]])))
 
-        return stream(work)
+        return self.worker.stream(work)
 
     def fresh_pipeline(self, options: SamplingOptions) -> MRIDDPMBasePipeline:
         """The pipeline for what is given, with the same network and a scheduler of its own, so that no request sees another's."""

@@ -14,40 +14,55 @@ class Stopped(Exception):
     """Nobody waits for the work any more."""
 
 
-def stream(work: Callable[[Callable[[Told], None]], None]) -> Iterator[Told]:
-    """Run ``work(tell)`` in a thread, and yield what it tells as soon as it tells it.
+class Worker:
+    """A thread that does one work after another.
 
-    When the iterator is closed, as a page does that a visitor stops or leaves, the next ``tell`` raises ``Stopped`` in the
-    work. Closing waits for that: two works never compute at the same time.
-
-    Raises:
-        Exception: whatever the work raises.
+    It lives on, for PyTorch prepares its kernels anew in each thread: in one of its own, twenty steps take more than twice as long.
     """
-    told: queue.Queue = queue.Queue()
-    closed, end = threading.Event(), object()
 
-    def tell(item: Told) -> None:
-        if closed.is_set():
-            raise Stopped
-        told.put(item)
+    def __init__(self):
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def run() -> None:
+    def _run(self) -> None:
+        while True:
+            self._jobs.get()()
+
+    def stream(self, work: Callable[[Callable[[Told], None]], None]) -> Iterator[Told]:
+        """Run ``work(tell)`` in the thread, and yield what it tells as soon as it tells it.
+
+        When the iterator is closed, as a page does that a visitor stops or leaves, the next ``tell`` raises ``Stopped`` in the
+        work. Closing waits for that.
+
+        Raises:
+            Exception: whatever the work raises.
+        """
+        told: queue.SimpleQueue = queue.SimpleQueue()
+        closed, ended, end = threading.Event(), threading.Event(), object()
+
+        def tell(item: Told) -> None:
+            if closed.is_set():
+                raise Stopped
+            told.put(item)
+
+        def run() -> None:
+            try:
+                work(tell)
+                told.put(end)
+            except BaseException as error:  # raised again below, but for Stopped, which nobody hears
+                told.put(error)
+            finally:
+                ended.set()
+
+        self._jobs.put(run)
         try:
-            work(tell)
-            told.put(end)
-        except BaseException as error:  # raised again below, but for Stopped, which nobody hears
-            told.put(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        while (item := told.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        thread.join()
+            while (item := told.get()) is not end:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            closed.set()
+            ended.wait()
 
 
 @dataclass(frozen=True)
