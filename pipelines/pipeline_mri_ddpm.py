@@ -58,6 +58,7 @@ MOST_NAMED = 5  # labels that a mask should not have
 OUTPUT_TYPES = ("pil", "pil16", "np", "pt")
 TENSOR_INPUTS = ("x_t", "x_0")
 GivenImage = Image.Image | np.ndarray | torch.Tensor | list
+Images = list[Image.Image] | np.ndarray | torch.Tensor
 # Of masks as PIL images, background first: their pixels are labels, and still seen
 LABEL_COLOURS = (
     (0, 0, 0),
@@ -77,17 +78,17 @@ class MRIDDPMPipelineOutput(BaseOutput):
 
     Args:
         images: a list of ``num_images`` grey PIL images of 8 or 16 bits, or ``(num_images, H, W)`` float32 in [0, 1]
-            as an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``. Of a model with several channels, the
-            first.
-        channels: all channels by name, where the model has names for them. Each is of the form of ``images``. A mask has
-            the values of its labels, 0 for none: as a PIL image with a palette, or as uint8; in 16 bits where one is over 255.
+            as an array, or ``(num_images, 1, H, W)`` as a tensor, by ``output_type``. Of a model with several channels, a dict of
+            such by name. A mask has the values of its labels, 0 for none: as a PIL image with a palette, or as uint8; in 16
+            bits where one is over 255.
+        channels: that dict, of a model with a name for one channel too.
         x_t: with ``output_trajectory``, what is denoised at each call, ``(calls, num_images, C, H, W)``.
         x_0: with ``output_trajectory``, its estimate of the image at each call, of the same shape, in [-1, 1].
         timesteps: with ``output_trajectory``, the timestep of each call, ``(calls,)``.
     """
 
-    images: list[Image.Image] | np.ndarray | torch.Tensor
-    channels: dict[str, list[Image.Image] | np.ndarray | torch.Tensor] | None = None
+    images: Images | dict[str, Images]
+    channels: dict[str, Images] | None = None
     x_t: torch.Tensor | None = None
     x_0: torch.Tensor | None = None
     timesteps: torch.Tensor | None = None
@@ -585,7 +586,9 @@ class MRIDDPMBasePipeline(Opener):
         if request.mask_image is not None:
             unit = torch.where(request.mask_image, unit, request.image)
         channels = self.split(unit, request.output_type)
-        output = MRIDDPMPipelineOutput(images=next(iter(channels.values())))
+        output = MRIDDPMPipelineOutput(
+            images=channels if len(channels) > 1 else next(iter(channels.values()))
+        )
         if self.channel_names:
             output["channels"] = channels
         if request.output_trajectory:

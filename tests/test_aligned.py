@@ -212,7 +212,7 @@ def test_masks_that_are_none_are_refused(load):
             condition_on=["seg"],
         )
     with pytest.raises(
-        InputError, match=r"seg of .*scans holds \d{3} values, too many for labels \(at most 50\)"
+        InputError, match=r"seg of .*scans holds \d{3} values, too many for labels \(at most 200\)"
     ):
         load({NAME.format(1, "seg"): head(3)}, channels=["t1"], condition_on=["seg"])
     empty = {NAME.format(p, "seg"): np.zeros(SHAPE, np.uint8) for p in range(1, 5)}
@@ -488,8 +488,14 @@ def test_pictures_that_do_not_go_together_are_named(load):
         load({"a/0_seg.png": picture(colours)}, condition_on=["seg"])
     with pytest.raises(InputError, match=r"a/0\.png has a seg, a/0_seg\.png, that is not an image"):
         load({"a/0_seg.png": b"nothing"}, condition_on=["seg"])
-    shades = np.arange(480).reshape(20, 24) % 90
-    with pytest.raises(InputError, match=r"seg of .* holds 89 values, too many for labels"):
+    lossy = {path: v for path, v in beside().items() if "seg" not in path}
+    lossy |= {path.replace(".png", "_seg.jpg"): picture(drawn(int(path[2])), "JPEG") for path in lossy}
+    with pytest.raises(
+        InputError, match=r"a/0_seg\.jpg, that is JPEG, which makes up values of labels: save"
+    ):
+        load(lossy, where="lossy", condition_on=["seg"])
+    shades = np.arange(480).reshape(20, 24) % 220
+    with pytest.raises(InputError, match=r"seg of .* holds 219 values, too many for labels"):
         load({"a/0_seg.png": picture(shades.astype(np.uint8))}, condition_on=["seg"])
 
 

@@ -18,7 +18,7 @@ _MASKS = {"mask", "masks", "seg", "dseg", "segmentation", "segmentations", "labe
 _DRAWN = {  # in a scan called as the rest is
     "lesion", "lesions", "roi", "rois", "label", "labels", "tumor", "tumour",
 }  # fmt: skip
-MOST_LABELS = 50  # each is a channel; more values are those of no mask
+MOST_LABELS = 200  # each is a channel; more values are those of a scan. Atlases have 116 (AAL) or 166 (AAL3)
 _PART_ALONE = {"imagestr": "tr", "labelstr": "tr", "imagests": "ts", "labelsts": "ts"}
 
 
@@ -123,7 +123,7 @@ def named_labels(
         if len(values) > MOST_LABELS:
             raise InputError(
                 f"{mask} of {source} holds {len(values)} values, too many for labels (at most {MOST_LABELS}), of which each"
-                " takes a channel of the network: join labels to fewer, and save masks as no JPEG, which makes up values."
+                " takes a channel of the network: join labels to fewer."
             )
         if not values:
             raise InputError(f"{mask} of {source} is empty in every scan: give masks that mark something.")

@@ -40,7 +40,7 @@ def labels_of(mask: Volume) -> tuple[Volume, list[int]]:
 def read_labels(content: bytes) -> np.ndarray:
     """Decode the file of a mask to the numbers that it holds, float32 (H, W); of a palette the numbers, not the colours.
 
-    Raises `BadImageError` for colours, and as `pictures.read_samples`.
+    Raises `BadImageError` for colours and JPEG, and as `pictures.read_samples`.
     """
     if is_dicom(content):
         raise BadImageError("is DICOM, which is not read as a mask: save it as PNG")
@@ -49,6 +49,8 @@ def read_labels(content: bytes) -> np.ndarray:
             values = tifffile.imread(io.BytesIO(content))
         else:
             with Image.open(io.BytesIO(content)) as image:
+                if image.format == "JPEG":
+                    raise BadImageError("is JPEG, which makes up values of labels: save masks as PNG")
                 values = np.asarray(ImageOps.exif_transpose(image))
     if values.ndim == 3 and values.shape[2] in (2, 4) and (values[..., -1] == values[..., -1].max()).all():
         values = values[..., :-1]  # opaque
