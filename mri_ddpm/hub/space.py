@@ -51,8 +51,8 @@ The folder `mri_ddpm` holds the sources of mri-ddpm {version}, Apache-2.0. `mri-
 def export_space(folder: Path, space_id: str, repo_id: str) -> list[Path]:
     """Write the exact Space of a model: ``README.md``, ``app.py``, ``requirements.txt``, and this package's sources.
 
-    The sources, because the Hub installs ``requirements.txt`` before it has the Space's other files, and a package index may
-    not have this very version.
+    The sources, because a package index may not have this very version, and a wheel beside ``requirements.txt`` may not be there
+    yet when the Hub installs that.
 
     Args:
         folder: where to; new or empty.
