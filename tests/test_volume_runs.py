@@ -219,7 +219,7 @@ def test_copies_of_slices_are_left_out(tmp_path, capsys):
     commands.main(["sample", str(run), "--reject_copies", *flags, "--output_dir", str(tmp_path / "out")])
     assert "0 of 4 images came too close to a training scan" in capsys.readouterr().out  # they are noise
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
-    detectors = fit_copy_detectors(load_pipeline(str(run)), str(run), train_data_dir=where)
+    detectors = fit_copy_detectors(load_pipeline(str(run), "cpu"), str(run), train_data_dir=where)
     real = load_real_scans(load_record(str(run)), {"train_data_dir": where}, 16, **cache)
     assert len(real.training[1]) > 51
     assert detectors.examine(np.asarray(real.training[0])).flagged.mean() > 0.95
