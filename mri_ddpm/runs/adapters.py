@@ -72,8 +72,10 @@ def save_adapter(unet: AttentionUNet2DModel, base: dict, folder: Path) -> None:
         plain = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # it warns of a change of precision that it does not make
-        plain.save_lora_adapter(unfinished)
-        logging.set_verbosity(verbosity)
+        try:
+            plain.save_lora_adapter(unfinished)
+        finally:
+            logging.set_verbosity(verbosity)
         kept = {name: tensor for name, tensor in unet.state_dict().items() if name in WHOLE}
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in kept.items()},
