@@ -133,7 +133,7 @@ def test_a_dicom_file_says_that_it_is_synthetic(run, tmp_path):
     assert dataset.PatientID == "SYNTHETIC-000017"
     assert dataset.StudyDescription == "SYNTHETIC - NOT FOR DIAGNOSIS"
     assert dataset.SeriesDescription == "SYNTHETIC - NOT FOR DIAGNOSIS: no_tumor"
-    assert "no patient's scan" in dataset.DerivationDescription
+    assert "sampled from a diffusion model" in dataset.DerivationDescription
     equipment = dataset.ContributingEquipmentSequence[0]
     purpose = equipment.PurposeOfReferenceCodeSequence[0]
     assert (purpose.CodeValue, purpose.CodingSchemeDesignator) == ("109100", "DCM")

@@ -118,8 +118,8 @@ def table(detectors: ChannelDetectors, found: ChannelExaminations, samples: Samp
     return (
         '<div class="scroll"><table><thead><tr><th>sample</th><th>correlation with the nearest scan</th>'
         f"<th>distance, over its limit</th><th>verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"<p>Compared with {count} training scans. The distance is that to the nearest scan, over the mean of the 50 "
-        f"nearest; 1 is about the limit. Of real scans that the model never saw, 5 % are taken for copies too; half have a "
+        f"<p>Compared with {count} training scans: as they are, turned and enlarged, in parts, and two mixed. The distance is that to the "
+        f"nearest scan, over the mean of the 50 nearest; 1 is about the limit. Of real scans that the model never saw, 5 % are taken for copies too; half have a "
         f"distance under {usual:.2f}.</p>"
     )
 

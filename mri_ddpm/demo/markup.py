@@ -14,7 +14,7 @@ from mri_ddpm.demo.streaming import Progress
 
 BANNER = (
     '<div class="banner" role="note"><strong>Synthetic. Not for diagnosis.</strong> These images come from a diffusion '
-    "model. They show no patient, and can show what no brain has.</div>"
+    "model. They can show what no brain has, and can repeat what it was trained on.</div>"
 )
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto}

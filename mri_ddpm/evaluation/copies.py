@@ -11,7 +11,16 @@ import numpy as np
 from mri_ddpm.errors import InputError
 
 from .lazy import Images, plane
-from .memorisation import CopyDetector, Embedding, Examination, share_under, taken_for_copies, verdict
+from .memorisation import (
+    SEARCHES,
+    CopyDetector,
+    Embedding,
+    Examination,
+    share_under,
+    surely_copies,
+    taken_for_copies,
+    verdict,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +54,25 @@ class ChannelDetectors:
 
     @classmethod
     def fit(
-        cls, training: Images, validation: Images, embeds: Sequence[Embedding | None]
+        cls,
+        training: Images,
+        validation: Images,
+        embeds: Sequence[Embedding | None],
+        searches: Sequence[str] = tuple(SEARCHES),
     ) -> "ChannelDetectors":
         """Find how near the validation images come to training, in (M, C, H, W) and (K, C, H, W).
 
-        embeds: for a second space, one a channel, of images (N, 1, H, W); `None` for none. Errors as of `CopyDetector.fit`.
+        embeds: for one more space, one a channel, of images (N, 1, H, W); `None` for none.
+        searches: as of `CopyDetector.fit`, and errors too.
         """
         if not embeds:
             raise InputError("copies are looked for in contrasts, and the model draws masks alone.")
         channels = tuple(
-            CopyDetector.fit(plane(training, i), plane(validation, i), embed)
+            CopyDetector.fit(plane(training, i), plane(validation, i), embed, searches)
             for i, embed in enumerate(embeds)
         )
         several = len(embeds) > 1
-        joint = CopyDetector.fit(training, validation, together(embeds)) if several else None
+        joint = CopyDetector.fit(training, validation, together(embeds), searches) if several else None
         return cls(channels, joint)
 
     def examine(self, images: Images) -> ChannelExaminations:
@@ -87,6 +101,7 @@ def audit_in_all(detectors: ChannelDetectors, found: ChannelExaminations) -> dic
         "images": len(found.suspicion),
         "training_images": len(detectors.channels[0].training),
         "validation_images": len(validation),
+        "validation_copies": surely_copies(validation, validation),
         "copies": verdict(found.suspicion, validation, found.index),
         "ratio_under_1st_percentile": share_under(found.suspicion, validation, 0.01),
     }

@@ -38,7 +38,7 @@ def provenance(pipeline: MRIDDPMBasePipeline) -> dict[str, str]:
         saved = safetensors.torch.save(tensors, metadata={"format": "pt"})
         revision = f"sha256:{hashlib.sha256(saved).hexdigest()}"
     return {
-        "synthetic": "yes: sampled from a diffusion model, no patient's scan, not for diagnosis",
+        "synthetic": "yes: sampled from a diffusion model, not for diagnosis",
         "model": name,
         "revision": revision,
         "scheduler": scheduler_name(pipeline.scheduler),
