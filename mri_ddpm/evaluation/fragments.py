@@ -5,6 +5,8 @@ A part of a scan in another head, or two heads laid over one another, resemble n
 N: images, M: training images, C: channels, K: candidates, P: pixels in all channels.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,11 +35,7 @@ def nearest_by_parts(images: Images, training: Images, *, progress: bool = False
     check(images, "images", 1, training)
     smooth, larger = prepared(images)[1], max(images.shape[2:])
     every = _every(smooth)
-    real = [prepared(block)[1] for block in blocks(training)]
-    fixed = {
-        flip: F.pad(torch.cat([_thinned(part, every, flip) for part in real]), (1, 1, 1, 1), mode="replicate")
-        for flip in (False, True)
-    }
+    fixed = torch.cat([_both_ways(prepared(block)[1], every) for block in blocks(training)], 1)
     rows = _thinned(smooth, every)
     height, width = rows.shape[2:]
     side = round(PART_SHARE * max(height, width))
@@ -85,8 +83,14 @@ def _every(smooth: torch.Tensor) -> int:
     return max(1, max(smooth.shape[2:]) // 32)
 
 
-def _thinned(smooth: torch.Tensor, every: int, flip: bool = False) -> torch.Tensor:
-    return (smooth.flip(3) if flip else smooth)[..., ::every, ::every]
+def _thinned(smooth: torch.Tensor, every: int) -> torch.Tensor:
+    return smooth[..., ::every, ::every]
+
+
+def _both_ways(smooth: torch.Tensor, every: int) -> torch.Tensor:
+    """Images as they are and flipped, thinned, and with a border to move in: (2, N, C, h + 2, w + 2)."""
+    ways = [F.pad(_thinned(part, every), (1, 1, 1, 1), mode="replicate") for part in (smooth, smooth.flip(3))]
+    return torch.stack(ways)
 
 
 def _starts(length: int, side: int) -> list[int]:
@@ -99,20 +103,23 @@ def _nearest_part(rows, fixed, place, side: int, least: float) -> tuple[torch.Te
     """Of a part of images (N, C, h, w): ratio, training image, similarity and variant, (N,) each."""
     top, left = place
     part = correlating(rows[..., top : top + side, left : left + side], least)
-    best = torch.full((len(rows), len(fixed[False])), -2.0)
-    read = [
-        correlating(fixed[flip][..., top + y : top + y + side, left + x : left + x + side], least)
-        for flip in (False, True)
-        for y in range(3)
-        for x in range(3)
-    ]
+    best = torch.full((len(rows), fixed.shape[1]), -2.0)
     product = torch.empty_like(best)
-    for other in read:
+    for other in _squares(fixed, place, side, least):
         torch.maximum(best, torch.mm(part, other.T, out=product), out=best)
     similarity, index = best.topk(min(NEIGHBOURS, best.shape[1]))
-    at = torch.stack([(part * other[index[:, 0]]).sum(1) for other in read], 1).argmax(1)
+    near = _squares(fixed[:, index[:, 0]], place, side, least)
+    at = torch.stack([(part * other).sum(1) for other in near], 1).argmax(1)
     distance = (1 - similarity).clamp_min(0) + NO_DISTANCE
     return distance[:, 0] / distance.mean(1), index[:, 0], similarity[:, 0], at
+
+
+def _squares(ways: torch.Tensor, place: tuple[int, int], side: int, least: float) -> Iterator[torch.Tensor]:
+    """Rows (M, P) of a part of training images, by variant: as they are and flipped, each moved by a pixel or none."""
+    for way in ways:
+        for top in range(place[0], place[0] + 3):
+            for left in range(place[1], place[1] + 3):
+                yield correlating(way[..., top : top + side, left : left + side], least)
 
 
 def _inner(smooth: torch.Tensor) -> torch.Tensor:

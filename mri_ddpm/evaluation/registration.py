@@ -121,11 +121,15 @@ def _warped(
 def _candidates(
     image: torch.Tensor, coarse: torch.Tensor, grid: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The K training images of `coarse` (M, p) that are likest to an image (C, 16, 16), (K,), and where each is, (K, 5)."""
+    """The K training images of `coarse` (M, p) that are likest to an image (C, 16, 16), (K,), and where each is, (2, K, 5).
+
+    Where it is without a flip, and with one: at 16 pixels many a head is its own mirror image.
+    """
     values, _ = _warped(image[None].expand(len(grid), -1, -1, -1), grid)
     rows = correlating(values[:, :, None])  # (V, p)
     index = (rows @ coarse.T).amax(0).topk(min(NEIGHBOURS, len(coarse))).indices
-    return index, grid[(rows @ coarse[index].T).argmax(0)]
+    likeness = (rows @ coarse[index].T).unflatten(0, (2, -1))  # (2, V / 2, K)
+    return index, grid.unflatten(0, (2, -1))[torch.arange(2)[:, None], likeness.argmax(1)]
 
 
 def _regressors(smooth: torch.Tensor) -> torch.Tensor:
@@ -140,8 +144,11 @@ def _regressors(smooth: torch.Tensor) -> torch.Tensor:
 def _registered(
     image: torch.Tensor, regressors: torch.Tensor, start: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay an image (C, H, H) on K candidates: the share of it that each leaves unexplained, (K,), and where it is, (K, 5)."""
-    left, placed = _gauss_newton(image, regressors, start, FIRST_STEPS)
+    """Lay an image (C, H, H) on K candidates from `start` (2, K, 5): the share that each leaves unexplained, (K,), and where it is, (K, 5)."""
+    ways = [_gauss_newton(image, regressors, of_flip, FIRST_STEPS) for of_flip in start]
+    flipped = ways[1][0] < ways[0][0]
+    left = torch.where(flipped, ways[1][0], ways[0][0])
+    placed = torch.where(flipped[:, None], ways[1][1], ways[0][1])
     last = left.argsort()[:LAST]
     left[last], placed[last] = _gauss_newton(image, regressors[last], placed[last], LAST_STEPS, "bicubic")
     return left, placed
