@@ -301,7 +301,11 @@ class TrainingConfig(ScanOptions):
     )
     max_train_steps: int | None = about(None, "Optimizer steps, in place of --num_train_epochs.", least=1)
     optimizer: Literal["adam", "adamw"] = about("adam", "Optimizer.")
-    learning_rate: float = about(1e-3, "Peak learning rate.", over=0)
+    learning_rate: float = about(
+        1e-3,
+        "Peak learning rate; the preset's, or 2e-4 where all weights of a model to begin from are trained.",
+        over=0,
+    )
     adam_beta1: float = about(0.9, "Adam's beta 1.", over=0, under=1)
     adam_beta2: float = about(0.999, "Adam's beta 2.", over=0, under=1)
     adam_epsilon: float = about(1e-8, "Adam's epsilon.", over=0)
@@ -377,7 +381,9 @@ class TrainingConfig(ScanOptions):
             for f, make in zip(fields, makers, strict=True)
         ]
         names = [f.name for f in fields]
-        values = put_over(put_over(dict(zip(names, defaults, strict=True)), PRESETS[preset]), given)
+        is_adapted = given.get("pretrained_model_name_or_path") and not given.get("train_only")
+        usual = {**PRESETS[preset], **(ADAPTING if is_adapted else {})}
+        values = put_over(put_over(dict(zip(names, defaults, strict=True)), usual), given)
         if all(values[name] is None for name in LENGTHS):
             values["num_train_epochs"] = EPOCHS
         if values["report_to"] == "none":  # as others spell it
@@ -397,6 +403,11 @@ class TrainingConfig(ScanOptions):
     def source(self) -> str:
         """Where the scans come from, in words."""
         return self.train_data_dir or self.dataset_name or "phantom"
+
+
+ADAPTING = {
+    "learning_rate": 2e-4
+}  # beats a preset's where all weights of a model are trained on: docs/finetune.md
 
 
 def put_over(values: dict, given: dict) -> dict:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.config import parse_config
+from mri_ddpm.config import TrainingConfig, parse_config
 from mri_ddpm.data import Channels, draw_phantoms, load_phantoms, load_scans, to_model_range
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
@@ -108,7 +108,7 @@ def test_step_0_is_the_base_and_the_training_its_own(base, old_scans, tmp_path):
     last = [row for row in read_json_lines(base / "metrics.jsonl") if "validation_loss_ema" in row][-1]
     assert rows[0] == {**last, "step": 0, "validation_loss": last["validation_loss_ema"]}
     rates = [row["learning_rate"] for row in rows if "loss" in row]
-    assert rates[:2] == [0, pytest.approx(5e-4)]  # the recipe's warm-up over two steps
+    assert rates[:2] == [0, pytest.approx(1e-4)]  # half of 2e-4: the recipe's warm-up over two steps
     assert len(losses(run)) == 4
     assert state_of(run, 0)["optimizer.bin"]["state"] == {}
     assert not torch.equal(weights_of(run)["conv_in.weight"], weights["conv_in.weight"])
@@ -638,3 +638,17 @@ def test_a_base_that_cannot_be_begun_from_is_refused(base, new_scans, tmp_path, 
 def test_validation_scans_that_the_base_has_seen_are_said(base, old_scans, tmp_path, capsys):
     begun(tmp_path / "run", base, train_data_dir=str(old_scans), seed=7, max_train_steps=1)
     assert "validation scans, so that what is measured on these is too good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({}, 1.5e-3),
+        ({"pretrained_model_name_or_path": "runs/a"}, 2e-4),
+        ({"pretrained_model_name_or_path": "runs/a", "learning_rate": 1e-3}, 1e-3),
+        ({"pretrained_model_name_or_path": "runs/a", "train_only": "lora"}, 1.5e-3),
+    ],
+)
+def test_all_weights_of_a_base_are_trained_at_a_lower_rate(given, rate):
+    """Low-rank differences and norms are learned at the preset's."""
+    assert TrainingConfig(preset="quickstart", **given).learning_rate == rate
