@@ -26,6 +26,7 @@ from mri_ddpm.runs.base import Base, open_base
 from mri_ddpm.training.beginning import begin_with, choose_trained, in_order_of
 from mri_ddpm.training.loop import repeats_scans
 from mri_ddpm.training.moments import PRIOR_SCANS, SCANS_A_COMPONENT, keep_moments
+from mri_ddpm.training.rehearsal import with_rehearsal
 from mri_ddpm.training.state import build_unet
 
 REPO = "me/base"
@@ -529,10 +530,13 @@ def test_samples_of_the_base_are_shown_among_the_scans(base, new_scans, tmp_path
     flags = {"train_data_dir": str(new_scans), "keep_old_share": 0.25, "checkpoints_total_limit": 9}
     run = begun(tmp_path / "run", gone, **flags)
     kept = load_file(run / "rehearsal.safetensors")
-    scans = json.loads((run / "manifest.json").read_text())["split"]["train"]["total"]
-    assert len(kept["images"]) == round(scans / 3)
+    assert (
+        100 <= len(kept["images"]) < 110
+    )  # not a third of the few scans: these are shown several times an epoch
     assert set(kept["class_labels"].tolist()) == {0}  # glioma alone has no new scans
-    assert f"{len(kept['images'])} samples of it are trained on" in capsys.readouterr().out
+    assert "samples of it are 25% of what is shown" in capsys.readouterr().out
+    steps = [row for row in read_json_lines(run / "metrics.jsonl") if "loss" in row]
+    assert {row["epoch"] for row in steps} == {0}  # with its samples an epoch has 400 images
     assert kept["images"].float().std() > 10
 
     shutil.rmtree(gone)
@@ -552,6 +556,23 @@ def test_images_join_scans_as_they_are():
         batch["pixel_values"][1:, 0], torch.tensor(more[[0, 2]] / 255, dtype=torch.float32)
     )
     assert batch["class_labels"].tolist() == [scans.class_labels[0], 5, 7]
+    twice = scans.with_more(more, np.array([5, 6, 7]), times=2)
+    assert len(twice) == 2 * len(scans) + 3
+    assert torch.equal(twice.batch([len(scans) + 1])["pixel_values"], scans.batch([1])["pixel_values"])
+    assert twice.class_labels[-3:].tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("count", [20, 700])
+def test_the_share_of_samples_is_what_is_asked_for(share, count):
+    train = load_phantoms(num_images=count, resolution=16).train
+    an_epoch = share / (1 - share) * len(train)
+    number = round(an_epoch * np.ceil(100 / an_epoch))
+    samples = {"images": np.zeros((number, 16, 16), np.uint8), "class_labels": np.zeros(number, int)}
+    shown = with_rehearsal(
+        train, samples, TrainingConfig(keep_old_share=share, pretrained_model_name_or_path="a")
+    )
+    assert abs(number / len(shown) - share) < 0.005
 
 
 @pytest.mark.parametrize(

@@ -88,14 +88,15 @@ class ScanDataset(torch.utils.data.Dataset):
                 of_scan[start : start + AT_ONCE] = known[name].any(axis=(1, 2))
         return found
 
-    def with_more(self, images: np.ndarray, class_labels: np.ndarray) -> "ScanDataset":
-        """The same scans of one plane, and after them images ``(N, H, W)`` of 8 bits with their classes."""
+    def with_more(self, images: np.ndarray, class_labels: np.ndarray, times: int = 1) -> "ScanDataset":
+        """The same scans of one plane, so many times, and after them images ``(N, H, W)`` of 8 bits with their classes."""
         stored = np.round(images.reshape(len(images), -1) * (DEPTH / 255)).astype(np.uint16)
         features = datasets.Features({"pixels": self._table.features["pixels"]})
         more = datasets.Dataset.from_dict({"pixels": stored}, features=features)
         table = datasets.concatenate_datasets([self._table.select_columns("pixels"), more])
-        rows = np.concatenate([self._rows, len(self._table) + np.arange(len(images))[:, None]])
-        return ScanDataset(table, rows, np.concatenate([self.class_labels, class_labels]), self.channels)
+        rows = np.concatenate([*[self._rows] * times, len(self._table) + np.arange(len(images))[:, None]])
+        labels = np.concatenate([*[self.class_labels] * times, class_labels])
+        return ScanDataset(table, rows, labels, self.channels)
 
     def only(self, name: str) -> "ScanDataset":
         """The same scans as one would draw this channel of them alone; what is held elsewhere is read from the table."""

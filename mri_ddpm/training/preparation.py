@@ -182,10 +182,8 @@ def announce_base(state: TrainingState) -> None:
         f"begun from {base.name}, {base.unet_config['sample_size']} px, trained on {sum(base.scans.values())} scans"
     )
     kept = [name for name in base.class_names if name not in manifest["class_names"]]
-    if more := len(state.sampler) - len(state.scans.train):
-        say(
-            f"{more} samples of it are trained on among the scans (--keep_old_share {state.config.keep_old_share})"
-        )
+    if share := state.config.keep_old_share:
+        say(f"samples of it are {share:.0%} of what is shown (--keep_old_share {share})")
     new = [name for name in manifest["class_names"] if name not in base.class_names]
     if kept:
         say(f"classes of it without new scans: {', '.join(kept)}")

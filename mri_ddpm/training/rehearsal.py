@@ -3,6 +3,7 @@
 No old scan is needed for it ("deep generative replay", Shin et al. 2017, arXiv:1705.08690).
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from mri_ddpm.config import TrainingConfig
-from mri_ddpm.data import Scans
+from mri_ddpm.data import ScanDataset, Scans
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import whole_file
@@ -18,13 +19,14 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import Base
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 
+LEAST = 100  # samples of an old class: with fewer it is these few that are learned by heart
 SCHEDULER, STEPS = "dpmsolver++sde", 20  # without guidance, which would narrow what they show
 
 
 def rehearse(
     config: TrainingConfig, scans: Scans, base: Base, file: Path, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """As many samples of the base as make up ``--keep_old_share`` of all that is shown, as many of each old class.
+    """As many samples of the base as make up ``--keep_old_share`` of all that is shown, as many of each old class, 100 or more.
 
     Old are the classes that have no new scans; a base without classes is sampled without, and its samples are of "no class".
 
@@ -59,7 +61,8 @@ def rehearse(
         )
     if base.unet is None:
         return load_file(file)
-    number = max(1, round(share / (1 - share) * len(scans.train)))
+    an_epoch = len(scans.train) * share / (1 - share)  # with each scan shown once
+    number = max(1, round(an_epoch * math.ceil(LEAST * max(1, len(old)) / an_epoch)))
     counts = np.zeros(max(1, len(names)), dtype=int)
     counts[old or [0]] = [len(part) for part in np.array_split(np.arange(number), len(old) or 1)]
     noise_scheduler = make_noise_scheduler(
@@ -80,6 +83,15 @@ def rehearse(
         "images": np.round(unit[:, 0] * 255).astype(np.uint8),
         "class_labels": labels if names else np.full_like(labels, no_class),
     }
+
+
+def with_rehearsal(
+    train: ScanDataset, rehearsal: dict[str, np.ndarray], config: TrainingConfig
+) -> ScanDataset:
+    """Scans and samples in the share that is asked for: few scans are shown several times an epoch."""
+    share = config.keep_old_share
+    times = round(len(rehearsal["images"]) * (1 - share) / share / len(train))
+    return train.with_more(**rehearsal, times=max(1, times))
 
 
 def save_rehearsal(file: Path, rehearsal: dict[str, np.ndarray]) -> None:

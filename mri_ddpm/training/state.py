@@ -23,6 +23,7 @@ from mri_ddpm.training.device import hold_if_small
 from mri_ddpm.training.guard import Guard
 from mri_ddpm.training.moments import MAX_COMPONENTS, keep_moments, moments_size
 from mri_ddpm.training.randomness import EpochSampler
+from mri_ddpm.training.rehearsal import with_rehearsal
 
 
 class Progress:
@@ -79,7 +80,7 @@ def prepare(
 
     With the weights of a base, where it is open, and with what `rehearse` gives among the scans.
     """
-    shown = scans.train.with_more(**rehearsal) if rehearsal else scans.train
+    shown = with_rehearsal(scans.train, rehearsal, config) if rehearsal else scans.train
     sampler = EpochSampler(len(shown), config.seed)
     held = hold_if_small(accelerator, shown, scans.validation)
     loader = DataLoader(
