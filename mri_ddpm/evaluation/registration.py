@@ -50,16 +50,19 @@ def nearest_by_registration(images: Images, training: Images, *, progress: bool 
     check(training, "training images", MIN_TRAINING)
     check(images, "images", 1, training)
     grid = _grid()
-    coarse = torch.cat([correlating(_inside(_coarse(block))) for block in blocks(training)])  # (M, p)
+    straight = torch.zeros(1, 5)
+    coarse = torch.cat(
+        [_coarse(_smooth(block), straight.expand(len(block), -1)) for block in blocks(training)]
+    )  # (M, p)
     found = []
     for block in tqdm(list(blocks(images)), desc="Registering", unit="block", disable=not progress):
-        smooth, small = prepared(shrunk(block, MOST_SIDE))[1], _coarse(block)
+        smooth = _smooth(block)
         index, start = (
             torch.stack(part)
-            for part in zip(*(_candidates(image, coarse, grid) for image in small), strict=True)
+            for part in zip(*(_candidates(image, coarse, grid) for image in smooth), strict=True)
         )
         needed, place = index.unique(return_inverse=True)
-        regressors = _regressors(prepared(shrunk(training[needed.numpy()], MOST_SIDE))[1])
+        regressors = _regressors(_smooth(training[needed.numpy()]))
         for row, image in enumerate(smooth):
             found.append((index[row], *_registered(image, regressors[place[row]], start[row])))
     index, left, placed = (
@@ -84,16 +87,32 @@ def _grid() -> torch.Tensor:
     )
 
 
-def _coarse(images: Images) -> torch.Tensor:
-    size = (COARSE_SIDE, COARSE_SIDE)
-    return F.interpolate(prepared(images)[1], size=size, mode="bilinear", antialias=True)
+def _smooth(images: Images) -> torch.Tensor:
+    return prepared(shrunk(images, MOST_SIDE))[1]
+
+
+def _coarse(images: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, H) read where `placed` (N, 5) puts them, at 16 pixels, as rows to correlate (N, p).
+
+    Shrunk after they were laid, by means of 2 x 2 points: a smaller head would lose more of its detail than its original.
+    """
+    values = _warped(images, placed, _square(2 * COARSE_SIDE))[0].unflatten(
+        2, (COARSE_SIDE, 2, COARSE_SIDE, 2)
+    )
+    here = _square(COARSE_SIDE).norm(dim=1) < RADIUS
+    return correlating(values.mean((3, 5)).flatten(2)[:, :, None, here])
+
+
+def _square(side: int, every: int = 1) -> torch.Tensor:
+    """Pixels' centres, (P, 2), right and down in half sides."""
+    axis = (torch.arange(side)[::every] + 0.5) * 2 / side - 1
+    down, right = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([right, down], -1).flatten(0, 1)
 
 
 def _points(side: int) -> torch.Tensor:
-    """Pixels' centres in the circle that is compared, (P, 2), right and down in half sides; at most 32 a row or so."""
-    axis = (torch.arange(side)[:: max(1, side // 32)] + 0.5) * 2 / side - 1
-    down, right = torch.meshgrid(axis, axis, indexing="ij")
-    points = torch.stack([right, down], -1).flatten(0, 1)
+    """Those in the circle that is compared, at most 32 a row or so."""
+    points = _square(side, max(1, side // 32))
     return points[points.norm(dim=1) < RADIUS]
 
 
@@ -105,11 +124,11 @@ def _inside(images: torch.Tensor) -> torch.Tensor:
 
 
 def _warped(
-    images: torch.Tensor, placed: torch.Tensor, mode: str = "bilinear"
+    images: torch.Tensor, placed: torch.Tensor, points: torch.Tensor, mode: str = "bilinear"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (K, C, H, H) read where `placed` (K, 5) puts the points: (K, C, P); and the points turned and scaled, (K, P, 2)."""
+    """Images (K, C, H, H) read where `placed` (K, 5) puts points (P, 2): (K, C, P); and the points turned and scaled, (K, P, 2)."""
     flipped, log_scale, turn, *_ = placed.unbind(1)
-    right, down = _points(images.shape[2]).unbind(1)
+    right, down = points.unbind(1)
     cos, sin = (log_scale.exp() * turn.cos())[:, None], (log_scale.exp() * turn.sin())[:, None]
     turned = torch.stack([cos * right - sin * down, sin * right + cos * down], -1)
     mirror = torch.stack([1 - 2 * flipped, torch.ones_like(flipped)], 1)[:, None]
@@ -121,12 +140,11 @@ def _warped(
 def _candidates(
     image: torch.Tensor, coarse: torch.Tensor, grid: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The K training images of `coarse` (M, p) that are likest to an image (C, 16, 16), (K,), and where each is, (2, K, 5).
+    """The K training images of `coarse` (M, p) that are likest to an image (C, H, H), (K,), and where each is, (2, K, 5).
 
     Where it is without a flip, and with one: at 16 pixels many a head is its own mirror image.
     """
-    values, _ = _warped(image[None].expand(len(grid), -1, -1, -1), grid)
-    rows = correlating(values[:, :, None])  # (V, p)
+    rows = _coarse(image[None].expand(len(grid), -1, -1, -1), grid)  # (V, p)
     index = (rows @ coarse.T).amax(0).topk(min(NEIGHBOURS, len(coarse))).indices
     likeness = (rows @ coarse[index].T).unflatten(0, (2, -1))  # (2, V / 2, K)
     return index, grid.unflatten(0, (2, -1))[torch.arange(2)[:, None], likeness.argmax(1)]
@@ -159,11 +177,11 @@ def _gauss_newton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Steps of Levenberg and Marquardt from `start` (K, 5); arguments and results as of `_registered`."""
     count, stack = len(start), _with_slopes(image).expand(len(start), -1, -1, -1)  # (K, 3 C, H, H)
-    mirror = 1 - 2 * start[:, :1, None]  # (K, 1, 1)
+    points, mirror = _points(image.shape[1]), 1 - 2 * start[:, :1, None]  # (P, 2), (K, 1, 1)
     best, placed, damping = torch.full((count,), math.inf), start.clone(), torch.full((count,), 1e-2)
     tried, normal, gradient = start, torch.zeros(count, 4, 4), torch.zeros(count, 4)
     for step in range(steps + 1):
-        values, turned = _warped(stack, tried, mode)
+        values, turned = _warped(stack, tried, points, mode)
         value, along, across = values.unflatten(1, (3, -1)).unbind(1)  # (K, C, P) each
         variation = (value - value.mean(2, keepdim=True)).square().sum(2)  # (K, C)
         whole = variation.clamp_min(LEAST_VARIATION)
