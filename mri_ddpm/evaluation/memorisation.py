@@ -41,7 +41,6 @@ SEARCHES = {
     "parts": nearest_by_parts,
     "mixtures": nearest_by_mixture,
 }
-SPACES = (*SEARCHES, "embedding")
 
 Embedding = Callable[[np.ndarray], np.ndarray]  # images (N, C, H, W) -> features (N, D)
 
