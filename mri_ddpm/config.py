@@ -405,9 +405,8 @@ class TrainingConfig(ScanOptions):
         return self.train_data_dir or self.dataset_name or "phantom"
 
 
-ADAPTING = {
-    "learning_rate": 2e-4
-}  # beats a preset's where all weights of a model are trained on: docs/finetune.md
+# Beats a preset's where all weights of a model are trained on: docs/finetune.md
+ADAPTING = {"learning_rate": 2e-4}
 
 
 def put_over(values: dict, given: dict) -> dict:
