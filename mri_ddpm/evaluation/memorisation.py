@@ -41,6 +41,10 @@ SEARCHES = {
     "parts": nearest_by_parts,
     "mixtures": nearest_by_mixture,
 }
+OF_PARTS = (
+    "parts",
+    "mixtures",
+)  # what they find in many scans, such as a label in a corner, is no copy of a scan
 
 Embedding = Callable[[np.ndarray], np.ndarray]  # images (N, C, H, W) -> features (N, D)
 
@@ -95,17 +99,20 @@ class CopyDetector:
             too high, so a few do no harm.
         embed: for one more space.
         searches: of `SEARCHES`, which spaces there are.
-        Raises `InputError` for images that cannot be compared, and where validation images are copies themselves.
+        Raises `InputError` for images that cannot be compared, and where validation images are copies themselves. Where only a
+        part of 5 % of them is in training too, the searches for parts tell nothing and are left out.
         """
         check(training, "training images", MIN_TRAINING)
         check(validation, "validation images", MIN_VALIDATION, training)
         features = None if embed is None else embed(training)
         found = _nearest_in_each(validation, training, searches, embed, features)
-        if any(_quantile(nearest.ratio, VERDICT_RATE) < MIN_LIMIT for nearest in found.values()):
+        blind = {space for space, n in found.items() if _quantile(n.ratio, VERDICT_RATE) < MIN_LIMIT}
+        if not blind <= set(OF_PARTS):
             raise InputError(
                 "5 % or more of the validation images are copies of training images: hold out others."
             )
-        return cls(training, tuple(searches), embed, features, found)
+        searches = tuple(name for name in searches if name not in blind)
+        return cls(training, searches, embed, features, {s: n for s, n in found.items() if s not in blind})
 
     def examine(self, images: np.ndarray) -> Examination:
         """Find the nearest training image of each image (N, C, H, W) in each space, and pass the verdict."""
@@ -138,7 +145,7 @@ def audit(detector: CopyDetector, images: np.ndarray, examination: Examination |
 
     Each share is an `Estimate` beside the share `expected` of real images never trained on. `copies` is the verdict,
     with the number of distinct training images copied, and of images that are `sure`ly copies: a few of those are lost in
-    the share. `validation_copies` are validation images that surely are copies themselves: pictures that the split has in both
+    the share. `not_sought` are the searches that the detector left out. `validation_copies` are validation images that surely are copies themselves: pictures that the split has in both
     parts, turned or cropped. `worst_pairs` are the 16 most suspicious, by their rows in `images` and in training. examination: of these
     images, where there is one already.
     """
@@ -148,6 +155,7 @@ def audit(detector: CopyDetector, images: np.ndarray, examination: Examination |
         "training_images": len(detector.training),
         "validation_images": len(detector.validation_suspicion),
         "validation_copies": surely_copies(detector.validation_suspicion, detector.validation_suspicion),
+        "not_sought": [name for name in SEARCHES if name not in detector.searches],
         "copies": verdict(found.suspicion, detector.validation_suspicion, found.index),
         **{space: _numbers(nearest, detector.validation[space]) for space, nearest in found.nearest.items()},
         "worst_pairs": [_pair(found, row) for row in _worst(found, 16)],

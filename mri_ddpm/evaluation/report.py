@@ -28,11 +28,10 @@ SHARES = {
     "ratio_under_1st_percentile": "ratio of nearest to 50 nearest under the lowest 1 %",
 }
 LIMITS = (
-    "Absence of evidence is not privacy. The search finds copies of whole slices, also moved by a few pixels, mirrored, "
-    "brightened, noised or compressed. It does not find parts of a scan, mixtures of several patients, or a copy turned or "
-    "cropped by more than a little, and it knows only the training scans it was given. Slices of one patient resemble each "
-    "other, so some images come close to a training scan without copying it: what counts is the share beyond what validation "
-    "scans show."
+    "Absence of evidence is not privacy. The search does not find upside-down copies, turns by much more than 15 degrees, parts of "
+    "less than a quarter of a scan, or a third of the mixtures with a scan that it does not know. It knows only the training scans "
+    "it was given. Slices of one patient resemble each other, so some images come close to a training scan without copying it: what "
+    "counts is the share beyond what validation scans show."
 )
 
 
