@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans, draw_phantoms, load_scans
+from mri_ddpm.evaluation import classifier, parts, two_sample
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.training import loop, train
 
@@ -58,6 +59,13 @@ def build_unet(seed: int = 0, **config) -> AttentionUNet2DModel:
             for parameter in unet.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return unet
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Have evaluations measure everything, if not as well."""
+    patch.setattr(classifier, "STEPS", 8)
+    patch.setattr(two_sample, "STEPS", 8)
+    patch.setattr(parts, "IMAGES_PER_TIMESTEP", 2)
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny, train_alone
+from conftest import shorten, tiny, train_alone
 from huggingface_hub import ModelCard
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from PIL import Image
-from test_evaluate import shorten
 
 from mri_ddpm import commands
 from mri_ddpm.data import load_scans
@@ -355,8 +354,9 @@ def test_fidelity_takes_a_condition(unbroken, tmp_path):
 
 
 @pytest.mark.slow
-def test_sample_leaves_out_copies_of_several_channels(tmp_path, capsys):
+def test_sample_leaves_out_copies_of_several_channels(tmp_path, capsys, monkeypatch):
     """The model samples its own "training scans" first, so that sampling them again from the same seeds is copying."""
+    shorten(monkeypatch)
     run = train_alone(tiny(tmp_path / "run", channels=["t1", "t2"], max_train_steps=2, lr_warmup_steps=1))
     flags = ["--num_inference_steps", "4", "--batch_size", "50"]
     commands.main(

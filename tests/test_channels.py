@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import assert_same_to_the_bit, forget_accelerator, state_of, tiny, train_alone
+from conftest import assert_same_to_the_bit, forget_accelerator, shorten, state_of, tiny, train_alone
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
 from PIL import Image
 
@@ -564,7 +564,8 @@ def test_a_scan_of_several_channels_is_changed_from_the_shell(run, mask, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_model_with_a_condition_is_evaluated_with_those_of_training_scans(tmp_path):
+def test_a_model_with_a_condition_is_evaluated_with_those_of_training_scans(tmp_path, monkeypatch):
+    shorten(monkeypatch)
     run = train_alone(tiny(tmp_path / "run", channels=["t1"], condition_on=["seg", "t2"], phantom_images=120))
     options = SamplingOptions(num_inference_steps=2)
     found = evaluate(

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from conftest import tiny, train_alone
+from conftest import shorten, tiny, train_alone
 from huggingface_hub import ModelCard
 from nibabel import Nifti1Image
 from PIL import Image
@@ -17,7 +17,7 @@ from PIL import Image
 from mri_ddpm import commands
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation import classifier, parts, two_sample
+from mri_ddpm.evaluation import parts
 from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.pictures import PLOTS
 from mri_ddpm.evaluation.report import verdicts
@@ -31,13 +31,6 @@ from mri_ddpm.sampling.folder import SampleFolder
 NAMES = tuple(PHANTOM_CLASS_NAMES)
 OPTIONS = SamplingOptions("dpmsolver++", num_inference_steps=4)
 FAST = {"num_images": 120, "options": OPTIONS}
-
-
-def shorten(patch: pytest.MonkeyPatch) -> None:
-    """Have all be measured, if not as well."""
-    patch.setattr(classifier, "STEPS", 8)
-    patch.setattr(two_sample, "STEPS", 8)
-    patch.setattr(parts, "IMAGES_PER_TIMESTEP", 2)
 
 
 @pytest.fixture(scope="module")

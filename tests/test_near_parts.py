@@ -152,12 +152,12 @@ def test_the_worst_pairs_show_how_they_lie(training):
 @pytest.fixture(scope="module")
 def pool():
     """Suspicions of real phantoms, and of copies: as they are, and turned."""
-    images = phantom_images(1100, 32)
-    training, real = images[:500], images[500:]
+    images = phantom_images(800, 32)
+    training, real = images[:300], images[300:]
     rng = np.random.default_rng(0)
     detector = CopyDetector.fit(training, real[:100])
-    angles = rng.choice([-1, 1], 100) * rng.uniform(3, 15, 100)
-    copies = {"exact": training[:100], "turned": turned(training[:100], angles)}
+    angles = rng.choice([-1, 1], 60) * rng.uniform(3, 15, 60)
+    copies = {"exact": training[:60], "turned": turned(training[:60], angles)}
     return {
         "real": np.concatenate([detector.validation_suspicion, detector.examine(real[100:]).suspicion]),
         **{name: detector.examine(x).suspicion for name, x in copies.items()},
@@ -171,7 +171,7 @@ def is_red(suspicion, validation):
 
 @pytest.mark.slow
 def test_few_copies_make_the_verdict_red_and_honest_sets_do_not(pool):
-    """2000 images, of which none, 0.1 %, 1 % and 5 % are copies; drawn from 600 heads, of which 200 at a time set the limits."""
+    """2000 images, of which none, 0.1 %, 1 % and 5 % are copies; drawn from 500 heads, of which 200 at a time set the limits."""
     rng = np.random.default_rng(1)
     red = {}
     for kind, count in (("exact", 0), *((k, n) for k in ("exact", "turned") for n in (2, 20, 100))):

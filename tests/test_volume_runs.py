@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny, train_alone
+from conftest import shorten, tiny, train_alone
 from damage import damage_bytes, limits, refused_or_fine
 from volume_sets import head, mask, nifti, series, write
 
@@ -178,7 +178,8 @@ def test_a_model_is_evaluated_on_the_slices_that_it_was_trained_on(run):
 
 
 @pytest.mark.slow
-def test_evaluate_takes_a_model_of_volumes(run, tmp_path):
+def test_evaluate_takes_a_model_of_volumes(run, tmp_path, monkeypatch):
+    shorten(monkeypatch)
     flags = [
         "--train_data_dir",
         str(run.parent / "scans"),
@@ -206,7 +207,8 @@ def test_evaluate_takes_a_model_of_volumes(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_copies_of_slices_are_left_out(tmp_path, capsys):
+def test_copies_of_slices_are_left_out(tmp_path, capsys, monkeypatch):
+    shorten(monkeypatch)
     files = {f"sub-{p}/sub-{p}_T1w.nii.gz": nifti(head(p)) for p in range(8)}
     where, cache = write(tmp_path / "scans", files), {"cache_dir": str(tmp_path / "cache")}
     run = train_alone(

@@ -163,10 +163,10 @@ def _registered(
     image: torch.Tensor, regressors: torch.Tensor, start: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Lay an image (C, H, H) on K candidates from `start` (2, K, 5): the share that each leaves unexplained, (K,), and where it is, (K, 5)."""
-    ways = [_gauss_newton(image, regressors, of_flip, FIRST_STEPS) for of_flip in start]
-    flipped = ways[1][0] < ways[0][0]
-    left = torch.where(flipped, ways[1][0], ways[0][0])
-    placed = torch.where(flipped[:, None], ways[1][1], ways[0][1])
+    both = _gauss_newton(image, regressors.repeat(2, 1, 1, 1), start.flatten(0, 1), FIRST_STEPS)
+    left, placed = (found.unflatten(0, (2, -1)) for found in both)  # (2, K), (2, K, 5)
+    flipped = left[1] < left[0]
+    left, placed = left.amin(0), torch.where(flipped[:, None], placed[1], placed[0])
     last = left.argsort()[:LAST]
     left[last], placed[last] = _gauss_newton(image, regressors[last], placed[last], LAST_STEPS, "bicubic")
     return left, placed
