@@ -124,7 +124,7 @@ class Subject:
         set_scheduler(self.pipeline, scheduler)
         names = [self.pipeline.class_names[i] for i in classes] if self.pipeline.class_names else None
         batches = sample_batches(self.pipeline, names, count, options, output_type="np", condition=condition)
-        outputs = [output.channels or {"": output.images} for _, output in batches]
+        outputs = [output.by_channel for _, output in batches]
         found = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
         for name in found.keys() & self.channels.mask_labels.keys():
             values = label_values(self.channels.mask_labels[name])

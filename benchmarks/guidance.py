@@ -5,7 +5,7 @@ sees anatomy. Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) ma
 arXiv:2404.07724). Autoguidance (Karras et al. 2024, arXiv:2406.02507) takes a weaker model of the same classes as the guide; here it is the
 average of an earlier checkpoint. One JSON line a way; what is there already is not made again.
 
-    python benchmarks/guidance.py --run runs/c --train_data_dir DIR --guide step-001500 --output_dir runs/guidance
+    python -m benchmarks.guidance --run runs/c --train_data_dir DIR --guide step-001500 --output_dir runs/guidance
 """
 
 import argparse
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recipe_search import SHOWN, Yardstick
 
 from mri_ddpm.data import load_scans
 from mri_ddpm.evaluation.subject import class_counts
@@ -23,6 +22,8 @@ from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.runs import RunFolder, load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
+
+from .recipe_search import SHOWN, Yardstick
 
 SOLVER = {"scheduler": "dpmsolver++sde", "num_inference_steps": 20}
 MIDDLE = {"guidance_start": 0.2, "guidance_end": 0.8}

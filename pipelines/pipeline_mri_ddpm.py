@@ -93,6 +93,11 @@ class MRIDDPMPipelineOutput(BaseOutput):
     x_0: torch.Tensor | None = None
     timesteps: torch.Tensor | None = None
 
+    @property
+    def by_channel(self) -> dict[str, Images]:
+        """The images by the name of their channel; of a model without names it is ``""``."""
+        return self.channels or {"": self.images}
+
 
 @dataclass
 class Request:

@@ -141,6 +141,9 @@ def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_p
         metrics_of(evaluated)["quality"]["kid"]["value"], rel=0.01
     )
     assert not list((tmp_path / "evaluation").glob(".*"))
+    html = (tmp_path / "evaluation" / "report.html").read_text()
+    assert "<td>KID of the features</td>" in html
+    assert "<td>MS-SSIM between pairs</td>" not in html  # which nobody asked for
 
 
 def test_the_model_card_shows_it(evaluated, tmp_path):

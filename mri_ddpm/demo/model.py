@@ -174,9 +174,7 @@ class Model:
                 pipeline.progress_bar = steps_that_tell(tell, begun, batch, len(starts), start, num_images)
                 of_batch = labels[numbers.start : numbers.stop] if labels else None
                 output = sample(pipeline, of_batch, numbers, options, output_type="pt")
-                parts.append(
-                    {name: images.cpu() for name, images in (output.channels or {"": output.images}).items()}
-                )
+                parts.append({name: images.cpu() for name, images in output.by_channel.items()})
                 channels = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
                 tell(Samples(labels, num_images, options, facts, channels, pipeline.mask_labels))
 

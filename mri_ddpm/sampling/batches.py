@@ -87,7 +87,7 @@ def sample_arrays(
 
 def contrasts_of(output: MRIDDPMPipelineOutput, pipeline: MRIDDPMBasePipeline) -> np.ndarray:
     """What a pipeline returned as "np", without masks: ``(B, C, H, W)``."""
-    channels = output.channels or {"": output.images}
+    channels = output.by_channel
     return np.stack([images for name, images in channels.items() if name not in pipeline.mask_labels], axis=1)
 
 

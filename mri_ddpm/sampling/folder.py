@@ -100,7 +100,7 @@ class SampleFolder:
         for numbers, output in sample_batches(
             pipeline, labels, num_images, options, done=done, output_type=output_type, condition=condition
         ):
-            by_channel = output.channels or {"": output.images}
+            by_channel = output.by_channel
             left_out = copies(by_channel) if copies else [False] * len(numbers)
             self.rejected |= {i for i, flag in zip(numbers, left_out, strict=True) if flag}
             missing = [(row, i) for row, i in enumerate(numbers) if i not in done and i not in self.rejected]

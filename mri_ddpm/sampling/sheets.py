@@ -59,9 +59,7 @@ def save_film(
     unit = np.stack(both, axis=3).reshape(
         calls, -1, 1, *both[0].shape[-2:]
     )  # (calls, B * channels * 2, 1, H, W)
-    planes = pipeline.read_planes(
-        sampled.channels or {"": sampled.images}, names, "image", sampled.x_0.shape[1:]
-    )
+    planes = pipeline.read_planes(sampled.by_channel, names, "image", sampled.x_0.shape[1:])
     image = shown(pipeline, torch.cat([*planes.values()], dim=1).numpy())  # (B, channels, H, W)
     final = image.reshape(-1, 1, *image.shape[-2:]).repeat(2, axis=0)[None]
 

@@ -220,7 +220,7 @@ def draw(
     batches = sample_batches(
         pipeline, labels, len(rows), options, output_type="np", condition=known, one_noise=True
     )
-    outputs = [output.channels or {"": output.images} for _, output in batches]
+    outputs = [output.by_channel for _, output in batches]
     found = {}
     for name in outputs[0]:
         images = np.concatenate([output[name] for output in outputs])

@@ -90,7 +90,7 @@ def draw_grid(
             )
         except ValueError as error:  # of predictions that are not finite
             raise InputError(f"{path} cannot be made: {error}") from error
-        channels = sampled.channels or {"": sampled.images}
+        channels = sampled.by_channel
         rows = [(i, channel) for i in range(len(names)) for channel in channels]
         images = [image for i, name in rows for image in channels[name][i * columns : (i + 1) * columns]]
         titles = [" ".join(filter(None, (names[i], channel))) for i, channel in rows]
