@@ -49,17 +49,17 @@ def nearest_by_registration(images: Images, training: Images, *, progress: bool 
     """
     check(training, "training images", MIN_TRAINING)
     check(images, "images", 1, training)
-    grid = _grid()
-    straight = torch.zeros(1, 5)
-    coarse = torch.cat(
-        [_coarse(_smooth(block), straight.expand(len(block), -1)) for block in blocks(training)]
-    )  # (M, p)
+    grid, points = _grid(), _square(2 * COARSE_SIDE)
+    tried = _laid(grid, points)[0]  # (V, P, 2)
+    coarse = torch.cat([_coarse(_smooth(block), points[None]) for block in blocks(training)])[:, 0]  # (M, p)
     found = []
     for block in tqdm(list(blocks(images)), desc="Registering", unit="block", disable=not progress):
         smooth = _smooth(block)
         index, start = (
             torch.stack(part)
-            for part in zip(*(_candidates(image, coarse, grid) for image in smooth), strict=True)
+            for part in zip(
+                *(_candidates(_coarse(image[None], tried)[0], coarse, grid) for image in smooth), strict=True
+            )
         )
         needed, place = index.unique(return_inverse=True)
         regressors = _regressors(_smooth(training[needed.numpy()]))
@@ -91,16 +91,18 @@ def _smooth(images: Images) -> torch.Tensor:
     return prepared(shrunk(images, MOST_SIDE))[1]
 
 
-def _coarse(images: torch.Tensor, placed: torch.Tensor) -> torch.Tensor:
-    """Images (N, C, H, H) read where `placed` (N, 5) puts them, at 16 pixels, as rows to correlate (N, p).
+def _coarse(images: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, H) read at 32 x 32 points `at` (V, P, 2), then at 16 pixels, as rows to correlate (N, V, p).
 
     Shrunk after they were laid, by means of 2 x 2 points: a smaller head would lose more of its detail than its original.
     """
-    values = _warped(images, placed, _square(2 * COARSE_SIDE))[0].unflatten(
-        2, (COARSE_SIDE, 2, COARSE_SIDE, 2)
+    values = F.grid_sample(
+        images, at.expand(len(images), -1, -1, -1), padding_mode="border", align_corners=False
     )
+    means = values.unflatten(3, (COARSE_SIDE, 2, COARSE_SIDE, 2)).mean((4, 6)).flatten(3)  # (N, C, V, p)
     here = _square(COARSE_SIDE).norm(dim=1) < RADIUS
-    return correlating(values.mean((3, 5)).flatten(2)[:, :, None, here])
+    rows = correlating(means[..., here].transpose(1, 2).flatten(0, 1)[:, :, None])
+    return rows.unflatten(0, (len(images), len(at)))
 
 
 def _square(side: int, every: int = 1) -> torch.Tensor:
@@ -123,28 +125,23 @@ def _inside(images: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _warped(
-    images: torch.Tensor, placed: torch.Tensor, points: torch.Tensor, mode: str = "bilinear"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (K, C, H, H) read where `placed` (K, 5) puts points (P, 2): (K, C, P); and the points turned and scaled, (K, P, 2)."""
+def _laid(placed: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where `placed` (K, 5) puts points (P, 2), and the points turned and scaled alone: (K, P, 2) each."""
     flipped, log_scale, turn, *_ = placed.unbind(1)
-    right, down = points.unbind(1)
-    cos, sin = (log_scale.exp() * turn.cos())[:, None], (log_scale.exp() * turn.sin())[:, None]
-    turned = torch.stack([cos * right - sin * down, sin * right + cos * down], -1)
+    cos, sin = log_scale.exp() * turn.cos(), log_scale.exp() * turn.sin()
+    turned = points @ torch.stack([cos, sin, -sin, cos], 1).unflatten(1, (2, 2))
     mirror = torch.stack([1 - 2 * flipped, torch.ones_like(flipped)], 1)[:, None]
-    at = turned * mirror + placed[:, None, 3:]
-    values = F.grid_sample(images, at[:, None], mode=mode, padding_mode="border", align_corners=False)
-    return values[:, :, 0], turned
+    return torch.addcmul(placed[:, None, 3:], turned, mirror), turned
 
 
 def _candidates(
-    image: torch.Tensor, coarse: torch.Tensor, grid: torch.Tensor
+    rows: torch.Tensor, coarse: torch.Tensor, grid: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The K training images of `coarse` (M, p) that are likest to an image (C, H, H), (K,), and where each is, (2, K, 5).
+    """The K training images of `coarse` (M, p) that are likest to an image, (K,), and where on `grid` each is, (2, K, 5).
 
+    rows: the image as it is laid by each of the grid, (V, p).
     Where it is without a flip, and with one: at 16 pixels many a head is its own mirror image.
     """
-    rows = _coarse(image[None].expand(len(grid), -1, -1, -1), grid)  # (V, p)
     index = (rows @ coarse.T).amax(0).topk(min(NEIGHBOURS, len(coarse))).indices
     likeness = (rows @ coarse[index].T).unflatten(0, (2, -1))  # (2, V / 2, K)
     return index, grid.unflatten(0, (2, -1))[torch.arange(2)[:, None], likeness.argmax(1)]
@@ -181,7 +178,8 @@ def _gauss_newton(
     best, placed, damping = torch.full((count,), math.inf), start.clone(), torch.full((count,), 1e-2)
     tried, normal, gradient = start, torch.zeros(count, 4, 4), torch.zeros(count, 4)
     for step in range(steps + 1):
-        values, turned = _warped(stack, tried, points, mode)
+        at, turned = _laid(tried, points)
+        values = F.grid_sample(stack, at[:, None], mode, "border", align_corners=False)[:, :, 0]
         value, along, across = values.unflatten(1, (3, -1)).unbind(1)  # (K, C, P) each
         variation = (value - value.mean(2, keepdim=True)).square().sum(2)  # (K, C)
         whole = variation.clamp_min(LEAST_VARIATION)
