@@ -6,15 +6,13 @@ training scans of the class; of the old ones before and after), what the samples
 the new class (recall on validation scans), and copies. One JSON line for each goes to ``results.jsonl``; what is there already is
 not made again, and what was cut short is resumed.
 
-    python benchmarks/finetuning.py --train_data_dir DIR --output_dir runs/finetuning [--ways NAME ...] [--seeds 0 1 2]
+    python -m benchmarks.finetuning --train_data_dir DIR --output_dir runs/finetuning [--ways NAME ...] [--seeds 0 1 2]
 
 Each way says what was expected of it before it was trained.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +31,8 @@ from mri_ddpm.files import read_json_lines
 from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
+
+from .trained import train
 
 BASE = "pretrained_model_name_or_path"
 FAST = {"learning_rate": 1.5e-3}  # as from nothing; the default with a base is 2e-4
@@ -64,7 +64,6 @@ WAYS = {  # name -> scans, flags with the base they begin from, and what was exp
 }
 SAMPLER = {"scheduler": "dpmsolver++sde", "num_inference_steps": 10, "guidance_scale": 1.5}
 SHOWN = 8  # samples of each class in a picture
-REPOSITORY = Path(__file__).parents[1]
 
 
 def write_folders(args: argparse.Namespace, folder: Path) -> tuple:
@@ -104,16 +103,9 @@ def few(total: int, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(total)[:count])
 
 
-def train(folder: Path, flags: dict) -> None:
-    """Train, from where a training that was cut short left it."""
-    if (folder / "samples.png").exists():
-        return
-    flags = {**flags, "output_dir": folder, "resume_from_checkpoint": "latest"}
-    flags["validation_steps"] = max(1, flags["max_train_steps"] // 10)
-    command = [sys.executable, "train_ddpm.py"]
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
+def validated(steps: int) -> dict:
+    """Flags of a training of so many steps: ten validations."""
+    return {"max_train_steps": steps, "validation_steps": max(1, steps // 10)}
 
 
 class Yardstick:
@@ -237,8 +229,8 @@ def main() -> None:
         bases = {name: args.output_dir / f"{name}-{seed}" for name in ("base", "phantom")}
         for name in {flags.get(BASE) for _, flags, _ in map(WAYS.get, args.ways)} - {None}:
             source = {} if name == "phantom" else {"train_data_dir": folder / "old"}
-            size = {"resolution": args.resolution, "max_train_steps": args.base_steps, "seed": seed}
-            train(bases[name], {**common, **size, **source})
+            size = {"resolution": args.resolution, "seed": seed}
+            train(bases[name], {**common, **size, **source, **validated(args.base_steps)})
             record(name, bases[name], 0, seed, steps=args.base_steps)
         for count in args.counts:
             for way in args.ways:
@@ -250,12 +242,8 @@ def main() -> None:
                     else {**flags, "resolution": args.resolution}
                 )
                 total = args.steps + (args.base_steps if kind == "all" else 0)
-                data = {
-                    "train_data_dir": folder / f"{kind}-{count}-{seed}",
-                    "seed": seed,
-                    "max_train_steps": total,
-                }
-                train(run, {**common, **data, **flags})
+                data = {"train_data_dir": folder / f"{kind}-{count}-{seed}", "seed": seed}
+                train(run, {**common, **data, **flags, **validated(total)})
                 record(way, run, count, seed, steps=total, expected=expected)
 
 

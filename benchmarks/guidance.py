@@ -9,7 +9,6 @@ average of an earlier checkpoint. One JSON line a way; what is there already is 
 """
 
 import argparse
-import copy
 import json
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
 
 from .recipe_search import SHOWN, Yardstick
+from .trained import averaged
 
 SOLVER = {"scheduler": "dpmsolver++sde", "num_inference_steps": 20}
 MIDDLE = {"guidance_start": 0.2, "guidance_end": 0.8}
@@ -35,15 +35,6 @@ WAYS = {  # name -> guidance by class, the scale of autoguidance, and what was e
     "autoguidance 1.5": ({}, 1.5, "better than class 1.5: it mends what is badly learnt"),
     "autoguidance 2": ({}, 2.0, "a little better again, or too much"),
 }
-
-
-def averaged(unet: AttentionUNet2DModel, checkpoint: Path) -> AttentionUNet2DModel:
-    """A copy of a network with the EMA weights of a checkpoint."""
-    weights = torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
-    earlier = copy.deepcopy(unet)
-    names = [name for name, _ in earlier.named_parameters()]
-    earlier.load_state_dict(dict(zip(names, weights, strict=True)), strict=False)
-    return earlier
 
 
 def guide_by(unet: AttentionUNet2DModel, guide: AttentionUNet2DModel, scale: float) -> None:

@@ -11,8 +11,6 @@ Each way says what was expected of it before it was trained.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
 
-from .guidance import averaged
+from .trained import averaged, train
 
 WAYS = {  # name -> flags, and what was expected
     "default": (
@@ -44,7 +42,6 @@ WAYS = {  # name -> flags, and what was expected
 }
 SAMPLER = {"scheduler": "dpmsolver++sde", "num_inference_steps": 20}
 SHOWN = 8  # samples in a row of the picture
-REPOSITORY = Path(__file__).parents[1]
 
 
 def write_folder(scans, folder: Path, source: str, each: int) -> np.ndarray:
@@ -63,33 +60,6 @@ def write_folder(scans, folder: Path, source: str, each: int) -> np.ndarray:
             if not link.exists():
                 link.symlink_to(original)
     return np.array(rows)
-
-
-def train(folder: Path, scans: Path, flags: dict, args: argparse.Namespace) -> None:
-    """Train, from where a training that was cut short left it."""
-    if (folder / "samples.png").exists():
-        return
-    flags = {
-        "preset": args.preset,
-        "resolution": args.resolution,
-        "max_train_steps": args.max_train_steps,
-        **flags,
-    }
-    flags |= {
-        "train_data_dir": scans,
-        "output_dir": folder,
-        "resume_from_checkpoint": "latest",
-        "seed": args.seed,
-    }
-    flags |= {
-        "validation_steps": args.checkpointing_steps // 3,
-        "checkpointing_steps": args.checkpointing_steps,
-    }
-    flags |= {"checkpoints_total_limit": args.max_train_steps, "keep_repeats": True}
-    command = [sys.executable, "train_ddpm.py"]
-    for name, value in flags.items():
-        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
 
 
 def losses(run: Path, step: int, last: int) -> dict:
@@ -177,10 +147,17 @@ def main() -> None:
     folder, results = args.output_dir / "scans", args.output_dir / "results.jsonl"
     chosen = write_folder(scans, folder, args.train_data_dir, args.each)
     yardstick = Yardstick(scans, chosen, args.num_images)
+    common = {"train_data_dir": folder, "keep_repeats": True, "seed": args.seed, "preset": args.preset}
+    common |= {"resolution": args.resolution, "max_train_steps": args.max_train_steps}
+    common |= {
+        "validation_steps": args.checkpointing_steps // 3,
+        "checkpointing_steps": args.checkpointing_steps,
+    }
+    common |= {"checkpoints_total_limit": args.max_train_steps}
     for way in args.ways:
         flags, expected = WAYS[way]
         run = args.output_dir / f"{way}-seed{args.seed}"
-        train(run, folder, flags, args)
+        train(run, {**common, **flags})
         done = {(row["way"], row["seed"], row["step"]) for row in read_json_lines(results)}
         shown = []
         for checkpoint in sorted((run / "checkpoints").iterdir()):

@@ -4,15 +4,13 @@ Trains each recipe of `RECIPES` on real scans with the quickstart's network and 
 as many samples in each way of `SAMPLERS`, and compares them with the training scans by the yardstick that sees anatomy.
 One JSON line for each recipe and sampler goes to ``results.jsonl``; what is there already is not made again.
 
-    python benchmarks/recipe_search.py --train_data_dir DIR --output_dir runs/search [--recipes NAME ...] [--seed 1]
+    python -m benchmarks.recipe_search --train_data_dir DIR --output_dir runs/search [--recipes NAME ...] [--seed 1]
 
 Each recipe says what was expected of it before it was trained. Losses are not compared: they mean different things.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,8 @@ from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
+
+from .trained import train
 
 PAPERS = {**PAPER_BETAS, "prediction_type": "epsilon"}
 LOGNORMAL = {"timestep_sampling": "lognormal"}
@@ -81,28 +81,6 @@ SAMPLERS = {
 }
 FIXED = {"preset": "quickstart", "resolution": 32, "train_batch_size": 32, "learning_rate": 1.5e-3}
 SHOWN = 8  # samples of each class in a picture
-REPOSITORY = Path(__file__).parents[1]
-
-
-def train(folder: Path, recipe: dict, args: argparse.Namespace) -> None:
-    """Train one recipe, from where a training that was cut short left it."""
-    flags = {
-        **FIXED,
-        "max_train_steps": args.max_train_steps,
-        "train_data_dir": args.train_data_dir,
-        "output_dir": folder,
-        "seed": args.seed,
-        "resume_from_checkpoint": "latest",
-        **recipe,
-    }
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
-    command.append("train_ddpm.py")
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            command.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            command += [f"--{name}", str(value)]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
 
 
 class Yardstick:
@@ -161,11 +139,11 @@ def main() -> None:
     if ("validation scans", None, args.seed) not in done:
         write("validation scans", None, yardstick.validation)
     counts = class_counts(yardstick.labels, len(scans.class_names), args.num_images)
+    common = {"train_data_dir": args.train_data_dir, "seed": args.seed}
     for name in args.recipes:
         recipe, expected = RECIPES[name]
         folder = args.output_dir / f"{name}-seed{args.seed}"
-        if not (folder / "samples.png").exists():
-            train(folder, recipe, args)
+        train(folder, {**FIXED, "max_train_steps": args.max_train_steps, **common, **recipe})
         for sampler, chain in SAMPLERS.items():
             if (name, sampler, args.seed) in done:
                 continue
