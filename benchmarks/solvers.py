@@ -7,7 +7,7 @@ guidance scales, and asks a classifier that was trained on real scans whether it
     python benchmarks/solvers.py --pipeline runs/c --train_data_dir DIR --output_dir runs/solvers
 
 What is there is not sampled again, so that several processes can share the work: --schedulers ddpm in one, the others in
-another, and the command without it for the tables at the end.
+another, and the command without it for the tables at the end. `--schedulers guidance` is for the guidance scales alone.
 """
 
 import argparse
@@ -124,9 +124,7 @@ def main() -> None:
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--train_data_dir", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/solvers"))
-    parser.add_argument(
-        "--schedulers", nargs="+", choices=[*SCHEDULERS, "guidance"], help="only sample these"
-    )
+    parser.add_argument("--schedulers", nargs="+", choices=[*SCHEDULERS, "guidance"], help="only these")
     parser.add_argument("--num_images", type=int, default=800)
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
@@ -140,8 +138,6 @@ def main() -> None:
     counts = class_counts(real.training[1], len(real.class_names), args.num_images)
     wanted = requests(args.schedulers or [*SCHEDULERS, "guidance"])
     sampled = {name: images_of(name, request, pipeline, counts, args) for name, request in wanted.items()}
-    if args.schedulers:
-        return
 
     wavelets = WaveletFeatures.fit(real.training[0])
     reference = wavelets(real.training[0])
@@ -165,7 +161,11 @@ def main() -> None:
             "network_calls": network_calls(request, pipeline.scheduler.config.num_train_timesteps),
             "seconds_per_image": seconds_per_image(pipeline, request),
             **quality(images, features[name]),
-            "kid_to_whole_chain": kid(features[WHOLE], features[name]).as_dict(),
+            **(
+                {"kid_to_whole_chain": kid(features[WHOLE], features[name]).as_dict()}
+                if WHOLE in features
+                else {}
+            ),
             "class_fidelity": share(predict(judge, images) == labels).as_dict(),
         }
         print(json.dumps({name: rows[name]}), flush=True)
@@ -178,11 +178,9 @@ def main() -> None:
         "rows": rows,
     }
     write_json(args.output_dir / "solvers.json", result)
-    plot(
-        {n: row for n, row in rows.items() if not n.startswith("guidance")},
-        validation["kid"],
-        args.output_dir / "solvers.png",
-    )
+    solvers = {name: row for name, row in rows.items() if not name.startswith("guidance")}
+    if solvers:
+        plot(solvers, validation["kid"], args.output_dir / "solvers.png")
 
 
 if __name__ == "__main__":
