@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mri_ddpm.config import PAPER_BETAS, SCALED_BETAS
 from mri_ddpm.data import load_scans
 from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
+from mri_ddpm.presets import PAPER_BETAS, SCALED_BETAS
 from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet

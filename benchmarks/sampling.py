@@ -45,8 +45,9 @@ from peers import (
 from torch import nn
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.config import MRIDIFF, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.diffusion import make_noise_scheduler
+from mri_ddpm.presets import MRIDIFF
 from mri_ddpm.sampling import SCHEDULERS, set_scheduler
 
 T = 300  # timesteps of every chain

@@ -14,12 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.config import TrainingConfig, parse_config
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Channels, draw_phantoms, load_phantoms, load_scans, to_model_range
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.subject import load_real_scans, raw_unet
 from mri_ddpm.files import read_json_lines
+from mri_ddpm.flags import parse_config
 from mri_ddpm.hub import export_repository, push_run
 from mri_ddpm.runs import load_pipeline, load_record, merged
 from mri_ddpm.runs.base import Base, open_base

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from conftest import assert_same_to_the_bit, losses, state_of, tiny, train_alone
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.config import parse_config
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json
+from mri_ddpm.flags import parse_config
 from mri_ddpm.runs import RunFolder
 from mri_ddpm.training import preparation, train
 from mri_ddpm.training.checkpoints import load_checkpoint

@@ -13,10 +13,12 @@ from benchmarks.reproduction.architecture import read_architecture, words_of
 from benchmarks.reproduction.budgets import BUDGETS
 from benchmarks.reproduction.runs import BASELINE, Run, make_plan
 from benchmarks.reproduction.sweep import leave_the_group, result_file, run_all, taken, train_one
-from mri_ddpm.config import PRESETS, TrainingConfig, parse_config
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.diffusion import make_noise_scheduler, terminal_signal
 from mri_ddpm.files import write_json
+from mri_ddpm.flags import parse_config
 from mri_ddpm.models.modeling_attention_unet import AttentionBlock
+from mri_ddpm.presets import PRESETS
 from mri_ddpm.training.state import build_unet
 
 NAMES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")

@@ -18,8 +18,8 @@ from diffusers.schedulers import scheduling_ddpm, scheduling_dpmsolver_multistep
 from mri_ddpm.pipelines import pipeline_mri_ddpm
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.config import PAPER_BETAS, SCALED_BETAS
 from mri_ddpm.diffusion import make_noise_scheduler
+from mri_ddpm.presets import PAPER_BETAS, SCALED_BETAS
 from mri_ddpm.sampling import SCHEDULERS, set_scheduler
 
 T, SIDE = 300, 2

@@ -21,9 +21,10 @@ from conftest import assert_same_to_the_bit, forget_accelerator, losses, start, 
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
+from mri_ddpm.presets import PRESETS
 from mri_ddpm.runs import RunFolder
 from mri_ddpm.sampling import set_scheduler
 from mri_ddpm.training import preparation

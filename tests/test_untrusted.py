@@ -18,10 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mri_ddpm import AttentionUNet2DModel, MRIDDPMPipeline, commands
-from mri_ddpm.config import parse_config
 from mri_ddpm.data import draw_phantoms, load_scans
 from mri_ddpm.data.reading.pictures import BadImageError, fit_square, read_scan
 from mri_ddpm.errors import InputError
+from mri_ddpm.flags import parse_config
 from mri_ddpm.hub import export_repository
 from mri_ddpm.sampling.folder import SampleFolder
 

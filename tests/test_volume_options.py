@@ -9,10 +9,10 @@ import pytest
 from volume_sets import AFFINE, SHAPE, head, mask, nifti, series, write
 
 from mri_ddpm import commands
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import account_of, format_account, load_scans
 from mri_ddpm.data.volume_cache import CUTTING
 from mri_ddpm.errors import InputError
+from mri_ddpm.scan_options import ScanOptions
 
 FILES = {f"sub-{p:02d}/sub-{p:02d}_T1w.nii.gz": nifti(head(p)) for p in range(4)}
 FILES |= {f"sub-{p:02d}/sub-{p:02d}_dseg.nii.gz": nifti(mask(8, 8 + p)) for p in range(4)}

@@ -12,8 +12,9 @@ from benchmarks.reproduction.architecture import draw_architecture, read_archite
 from benchmarks.reproduction.budgets import Budget
 from benchmarks.reproduction.measure import DEVICE, FINISHED
 from benchmarks.reproduction.study import Study, Variant
-from mri_ddpm.config import PRESETS, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.files import read_json_lines
+from mri_ddpm.presets import PRESETS
 from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import SamplingOptions
 from mri_ddpm.sampling.batches import sample

@@ -8,11 +8,12 @@ from benchmarks.reproduction import figures
 from benchmarks.reproduction.architecture import read_architecture
 from benchmarks.reproduction.runs import OURS, RECIPE
 from benchmarks.reproduction.study import Item, Study, estimate
-from mri_ddpm.config import PAPER_BETAS, SCALED_BETAS, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import PHANTOM_CLASS_NAMES, draw_phantoms
 from mri_ddpm.diffusion import make_noise_scheduler, terminal_signal
 from mri_ddpm.evaluation.quality import ssim_to_nearest
 from mri_ddpm.evaluation.subject import as_arrays
+from mri_ddpm.presets import PAPER_BETAS, SCALED_BETAS
 from mri_ddpm.sampling.sheets import save_noise_strip, sheet
 from mri_ddpm.training.validation import draw_grid
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from benchmarks.reproduction.architecture import read_architecture
 from benchmarks.reproduction.budgets import Budget, Setting
-from mri_ddpm.config import PAPER_BETAS, PRESETS, TrainingConfig, as_flags
+from mri_ddpm.config import TrainingConfig
+from mri_ddpm.flags import as_flags
+from mri_ddpm.presets import PAPER_BETAS, PRESETS
 
 BASELINE = "resnet-attention"  # of the questions about blocks, timesteps and losses
 PROVOKED_RATES = (0.1, 0.3)  # to which the learning rate jumps; the recipe's is 1e-3

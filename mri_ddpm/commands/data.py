@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 from mri_ddpm.commands import COMMANDS
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import account_of, format_account, write_sources
 from mri_ddpm.data.cache import cache_folder, prune_cache
 from mri_ddpm.errors import InputError
 from mri_ddpm.fields import FlagParser
 from mri_ddpm.files import write_json, writing_to
+from mri_ddpm.scan_options import ScanOptions
 
 
 def main(args: list[str] | None = None) -> None:

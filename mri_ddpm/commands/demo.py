@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mri_ddpm.commands import parser_of
 from mri_ddpm.commands.flags import DEVICE, PIPELINE, add_scans, where
-from mri_ddpm.config import PRESETS
 from mri_ddpm.demo import serve
 from mri_ddpm.errors import InputError
+from mri_ddpm.presets import PRESETS
 from mri_ddpm.runs import RunFolder
 
 

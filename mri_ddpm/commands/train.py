@@ -1,6 +1,6 @@
 """``mri-ddpm train``: what ``train_ddpm.py`` does, from wherever the package is installed."""
 
-from mri_ddpm.config import parse_config
+from mri_ddpm.flags import parse_config
 
 
 def main(args: list[str] | None = None) -> None:

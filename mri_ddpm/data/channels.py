@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 from mri_ddpm.pipelines.pipeline_mri_ddpm import factor_of, label_values
+from mri_ddpm.scan_options import ScanOptions
 
 from .cache import DEPTH
 from .masks import is_mask_name

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 from datasets.table import Table, concat_tables
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
+from mri_ddpm.scan_options import ScanOptions
 
 from .aligning import leader_of
 from .cache import cache_folder, decoded

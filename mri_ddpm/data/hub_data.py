@@ -7,8 +7,8 @@ from pathlib import Path
 
 import datasets
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
+from mri_ddpm.scan_options import ScanOptions
 
 from .aligning import leader_of
 from .channels import Channels

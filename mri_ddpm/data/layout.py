@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
+from mri_ddpm.scan_options import ScanOptions
 
 from .contents import Content
 from .masks import PART_OF, PLAIN, Masks, is_mask_name, words_of

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.files import whole_file
+from mri_ddpm.scan_options import ScanOptions
 
 from .channels import Channels
 from .intensity import Scale, common_scale

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mri_ddpm.config import MIN_RESOLUTION
+from mri_ddpm.scan_options import MIN_RESOLUTION
 
 from .phantom_anatomy import VIEWS, Ellipse, View
 

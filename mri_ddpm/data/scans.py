@@ -11,8 +11,8 @@ from functools import partial
 import datasets
 import numpy as np
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
+from mri_ddpm.scan_options import ScanOptions
 
 from .cache import DEPTH, cache_folder, kept
 from .channels import Channels

@@ -7,8 +7,8 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
+from mri_ddpm.scan_options import ScanOptions
 
 from .aligning import choose, choose_contrast
 from .cache import cache_folder

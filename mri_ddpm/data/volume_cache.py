@@ -26,9 +26,9 @@ from datasets.table import MemoryMappedTable
 from filelock import FileLock
 from PIL import Image
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import sync
+from mri_ddpm.scan_options import ScanOptions
 
 from .cache import cache_folder, fitted, writing_cache
 from .masks import is_mask_name

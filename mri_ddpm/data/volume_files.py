@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.errors import InputError
+from mri_ddpm.scan_options import ScanOptions
 
 from .contents import MAX_VOLUME_BYTES, Content, Contents
 from .index import Index

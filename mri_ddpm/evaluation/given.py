@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import format_findings
 from mri_ddpm.data.reading.pictures import BadImageError, read_scan
 from mri_ddpm.data.sources import find_source
 from mri_ddpm.data.volume_files import VolumeFile
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.lazy import LazyImages, view
+from mri_ddpm.scan_options import ScanOptions
 
 FEWEST = 10  # of which any measure has an interval
 HELD_BYTES = 2**28  # of decoded images; measuring looks at each some hundred times

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import NO_PATIENTS, PLACES, Channels, ScanDataset, Scans, load_phantoms, load_scans
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.classifier import Labelled
@@ -15,6 +14,7 @@ from mri_ddpm.evaluation.lazy import BLOCK, Images, LazyImages, stacked
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import Record, merged_weights, read_raw_weights
+from mri_ddpm.scan_options import ScanOptions
 
 HUB_FLAGS = ("dataset_name", "dataset_config_name", "image_column", "label_column")  # as of `load_scans`
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mri_ddpm.config import ScanOptions
 from mri_ddpm.data import Volume, read_volume, slices
 from mri_ddpm.data.reading.labels import MOST_LABEL, NEAREST, as_labels
 from mri_ddpm.data.reading.nifti import HEAD_BYTES, is_analyze, is_nifti
@@ -19,6 +18,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMBasePipeline, factor_of,
 from mri_ddpm.sampling.batches import sample_batches
 from mri_ddpm.sampling.formats import geometry_of_manifest
 from mri_ddpm.sampling.options import SamplingOptions
+from mri_ddpm.scan_options import ScanOptions
 
 READING = ("fit", "field_of_view_mm", "intensity", "assume_orientation")  # of a training's settings
 

@@ -8,12 +8,13 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from mri_ddpm import data
-from mri_ddpm.config import ScanOptions, TrainingConfig
+from mri_ddpm.config import TrainingConfig
 from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.memorisation import MIN_TRAINING, MIN_VALIDATION
 from mri_ddpm.fields import AUTO
 from mri_ddpm.models import modeling_attention_unet
+from mri_ddpm.scan_options import ScanOptions
 from mri_ddpm.training.state import TrainingState, attention_types
 
 
