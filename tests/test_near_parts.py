@@ -5,6 +5,7 @@ import pytest
 from conftest import phantom_images
 
 from benchmarks.copies import turned
+from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.fragments import nearest_by_mixture, nearest_by_parts
 from mri_ddpm.evaluation.memorisation import CopyDetector, audit, laid_on, verdict, worst_pairs_picture
 from mri_ddpm.evaluation.nearest import nearest_by_correlation
@@ -121,6 +122,8 @@ def test_a_label_in_some_scans_hides_no_copy():
     assert found.flagged[:20].mean() >= 0.9
     assert found.flagged[20:].mean() <= 0.15  # of 40: 95 times in 100 with a rate of 0.05
     assert audit(detector, images[360:])["not_sought"] == ["parts"]
+    with pytest.raises(InputError, match="hold out others"):  # nothing is left to search
+        CopyDetector.fit(training, validation, searches=["parts"])
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.7, 0.85])

@@ -107,7 +107,7 @@ class CopyDetector:
         features = None if embed is None else embed(training)
         found = _nearest_in_each(validation, training, searches, embed, features)
         blind = {space for space, n in found.items() if _quantile(n.ratio, VERDICT_RATE) < MIN_LIMIT}
-        if not blind <= set(OF_PARTS):
+        if not blind <= set(OF_PARTS) or blind == found.keys():
             raise InputError(
                 "5 % or more of the validation images are copies of training images: hold out others."
             )
