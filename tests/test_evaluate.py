@@ -20,7 +20,7 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation import parts
 from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.pictures import PLOTS
-from mri_ddpm.evaluation.report import verdicts
+from mri_ddpm.evaluation.report import verdicts, write_report
 from mri_ddpm.evaluation.subject import class_counts, load_real_scans, refuse_other_scans
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.hub import export_repository, push_run
@@ -111,6 +111,18 @@ def test_the_report_answers_the_three_questions(evaluated):
     assert "Absence of evidence is not privacy" in html
     for name in shown:
         assert Image.open(evaluated / "evaluation" / name).width > 200
+
+
+def test_the_report_says_what_makes_the_audit_weaker(evaluated, tmp_path):
+    metrics = metrics_of(evaluated)
+    write_report(metrics, tmp_path)
+    plain = (tmp_path / "report.html").read_text()
+    metrics["memorisation"] |= {"validation_copies": 2, "not_sought": ["parts"]}
+    write_report(metrics, tmp_path)
+    found = (tmp_path / "report.html").read_text()
+    for words in ("2 of the 32 validation scans are surely copies", "Not sought: parts."):
+        assert words in found
+        assert words not in plain
 
 
 def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_path, monkeypatch):
