@@ -90,6 +90,7 @@ class Yardstick:
             "detail_ratio": detail_ratio(self.others, images).as_dict(),
             "copies": found["copies"],
             "median_ratio": found["pixels"]["median_ratio"],
+            "validation_median_ratio": found["pixels"]["validation_median_ratio"],
         }
 
     def sample(self, run: Path, checkpoint: Path) -> np.ndarray:
