@@ -14,10 +14,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from mri_ddpm.data import load_scans
+from mri_ddpm.evaluation.estimates import share
 from mri_ddpm.evaluation.memorisation import CopyDetector, audit, worst_pairs_picture
+from mri_ddpm.evaluation.nearest import correlating
 from mri_ddpm.evaluation.quality import detail_ratio, kid
 from mri_ddpm.evaluation.subject import as_arrays
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
@@ -79,13 +82,29 @@ class Yardstick:
         self.others = np.delete(training, rows, axis=0)
         self.wavelets = WaveletFeatures.fit(self.others)
         self.of_others = self.wavelets(self.others)
+        both = np.concatenate([self.others, self.others[..., ::-1]])
+        self.wavelets_of_both = WaveletFeatures.fit(both)
+        self.of_both = self.wavelets_of_both(both)
         self.detector = CopyDetector.fit(training[rows], self.validation)
         self.counts = [num_images // len(scans.class_names)] * len(scans.class_names)
+
+    def of_sides(self, images: np.ndarray) -> dict:
+        """What mirroring changes: the distance to scans as they are and mirrored, and how many images are likest to a mirrored one."""
+        rows, scans, mirrored = (
+            correlating(torch.from_numpy(part.copy()))
+            for part in (images, self.others, self.others[..., ::-1])
+        )
+        nearer = (rows @ mirrored.T).amax(1) > (rows @ scans.T).amax(1)
+        return {
+            "wavelet_kid_mirrored_too": kid(self.of_both, self.wavelets_of_both(images)).as_dict(),
+            "mirrored_share": share(nearer.numpy()).as_dict(),
+        }
 
     def measure(self, images: np.ndarray) -> dict:
         """Of images (N, 1, H, W) in [0, 1]."""
         found = audit(self.detector, images)
         return {
+            **self.of_sides(images),
             "wavelet_kid": kid(self.of_others, self.wavelets(images)).as_dict(),
             "detail_ratio": detail_ratio(self.others, images).as_dict(),
             "copies": found["copies"],
@@ -102,32 +121,51 @@ class Yardstick:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Losses, quality and copies over the epochs, a colour a way."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
+    """Losses, quality and nearness to its own scans over the epochs, a colour a way."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2).ravel()
     for colour, way in enumerate(dict.fromkeys(row["way"] for row in rows)):
-        of_way, style = [row for row in rows if row["way"] == way], {"color": f"C{colour}"}
+        of_way = [row for row in rows if row["way"] == way]
         epochs = [row["epochs"] for row in of_way]
-        panels[0].plot(
-            epochs, [row["validation_loss_ema"] for row in of_way], label=f"{way}, unseen scans", **style
-        )
-        panels[0].plot(
-            epochs, [row["training_loss"] for row in of_way], "--", label=f"{way}, its own scans", **style
-        )
-        of_panels = {1: lambda row: row["wavelet_kid"], 2: lambda row: row["copies"]["share"]}
-        for panel, of_row in of_panels.items():
-            value = np.array([of_row(row)["value"] for row in of_way])
-            low, high = np.array([of_row(row)["interval"] for row in of_way]).T
-            panels[panel].errorbar(
-                epochs, value, yerr=[value - low, high - value], fmt="o-", capsize=2, label=way, **style
-            )
-    panels[2].axhline(0.05, color="gray", linestyle=":", label="expected of unseen scans")
-    titles = ("loss", "wavelet KID to scans it has not seen", "share taken for copies")
+
+        def curve(
+            panel: int,
+            label: str,
+            of_row,
+            line: str = "-",
+            *,
+            way=way,
+            of_way=of_way,
+            epochs=epochs,
+            colour=colour,
+        ):
+            found = [of_row(row) for row in of_way]
+            found = [e if isinstance(e, dict) else {"value": e, "interval": [e, e]} for e in found]
+            value = np.array([e["value"] for e in found])
+            low, high = np.array([e["interval"] for e in found]).T
+            style = {"linestyle": line, "color": f"C{colour}", "capsize": 2, "label": f"{way}: {label}"}
+            panels[panel].errorbar(epochs, value, yerr=[value - low, high - value], **style)
+
+        curve(0, "unseen scans", lambda row: row["validation_loss_ema"])
+        curve(0, "its own scans", lambda row: row["training_loss"], "--")
+        curve(1, "to scans it has not seen", lambda row: row["wavelet_kid"])
+        curve(1, "to these and their mirror images", lambda row: row["wavelet_kid_mirrored_too"], "--")
+        curve(2, "nearest over mean of 50", lambda row: row["median_ratio"])
+        curve(3, "taken for copies", lambda row: row["copies"]["share"])
+    unseen = {"color": "gray", "linestyle": ":", "label": "unseen scans"}
+    panels[2].axhline(rows[-1]["validation_median_ratio"]["value"], **unseen)
+    panels[3].axhline(rows[-1]["copies"]["expected"], **unseen)
+    titles = (
+        "loss",
+        "wavelet KID",
+        "distance to the nearest of its own scans, median",
+        "share of 200 images",
+    )
     for panel, title in zip(panels, titles, strict=True):
         panel.set(title=title, xlabel="epochs")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
