@@ -63,7 +63,9 @@ class TrainingConfig(ScanOptions):
     )
 
     # Data, beside the fields of `ScanOptions`
-    random_flip: bool = about(False, "Mirror training scans left to right, half of the time.")
+    random_flip: bool = about(
+        False, "Mirror training scans left to right, half of the time; half of the samples are mirrored then."
+    )
     no_flip_classes: list[str] = about(
         [], "Classes in which side matters: --random_flip leaves them alone.", needs="random_flip"
     )
