@@ -64,7 +64,8 @@ class TrainingConfig(ScanOptions):
 
     # Data, beside the fields of `ScanOptions`
     random_flip: bool = about(
-        False, "Mirror training scans left to right, half of the time; half of the samples are mirrored then."
+        False,
+        "Mirror training scans left to right, half of the time, and tell the network, so that samples are not mirrored.",
     )
     no_flip_classes: list[str] = about(
         [], "Classes in which side matters: --random_flip leaves them alone.", needs="random_flip"

@@ -208,7 +208,7 @@ def test_the_moments_of_several_channels_are_those_of_each():
     scans = load_phantoms(num_images=40, resolution=16, channels=["t1", "t2"])
     config = tiny("nowhere", channels=["t1", "t2"])
     unet = build_unet(config, scans.class_names, scans.channels)
-    keep_moments(unet, scans, config)
+    keep_moments(unet, scans)
     batch = scans.train.batch(range(len(scans.train)))
     rows, labels = to_model_range(batch["pixel_values"]).double(), batch["class_labels"]
     for channel in (0, 1):

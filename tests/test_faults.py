@@ -88,7 +88,7 @@ def test_who_goes_back_takes_the_later_steps_anew_and_keeps_the_old_ones(tmp_pat
     run_dir = train_alone(tiny(tmp_path / "run", **config))
     newest = run_dir / "checkpoints" / "step-000020" / "model.safetensors"
     before = newest.read_bytes()
-    train_alone(tiny(run_dir, resume_from_checkpoint="step-000015", random_flip=True, **config))
+    train_alone(tiny(run_dir, resume_from_checkpoint="step-000015", learning_rate=1e-4, **config))
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert names == ["step-000015", "step-000020", "step-000020.left"]
     assert (run_dir / "checkpoints" / "step-000020.left" / "model.safetensors").read_bytes() == before

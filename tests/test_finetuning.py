@@ -409,7 +409,7 @@ def test_directions_of_many_new_scans_join_the_old_ones():
     unet = build_unet(config, (), base=before)
     begin_with(unet, before, like=None)
     old = unet.x_0_components.double().flatten(1).numpy()
-    keep_moments(unet, new, config, before)
+    keep_moments(unet, new, before)
     rows = to_model_range(new.train.batch(range(len(new.train)))["pixel_values"]).flatten(1).double().numpy()
     _, lengths, axes = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
     kept = len(rows) // SCANS_A_COMPONENT

@@ -24,6 +24,7 @@ NAME = r"\w[\w.-]{0,63}"  # of a channel, which becomes a part of file names
 LOWRES = r"lowres:[1-9]\d{0,4}"  # the condition that is what is drawn, at a fraction of the resolution
 MAX_LABELS = 255  # of a mask, which is kept in 8 bits
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
+MAX_AUGMENT_DIM = 64
 
 
 class ScaledGroupNorm(torch.autograd.Function):
@@ -206,6 +207,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         null_condition: whether "no condition" was seen in training.
         always_marked: by the name of a mask that is given, the classes whose scans all showed some of its labels, such as
             ``{"seg": ("glioma",)}``; ``""`` is the class of a model without classes. So an empty mask says nothing there.
+        augment_dim: ways in which training scans were changed, and of which the network was told (Karras et al. 2022, appendix
+            F.2); ours is told whether a scan is mirrored. Samples are of scans as they are.
 
     Raises:
         ValueError: when a number does not fit another; the sentence names both.
@@ -236,6 +239,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         mask_labels: dict[str, tuple[str, ...]] | None = None,
         null_condition: bool = True,
         always_marked: dict[str, tuple[str, ...]] | None = None,
+        augment_dim: int = 0,
     ):
         super().__init__()
         check_architecture(
@@ -251,6 +255,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         check_channels(in_channels, out_channels, channel_names, condition_names, mask_labels)
         if always_marked is not None and not is_table(always_marked, condition_names or ()):
             raise ValueError("always_marked is no table of classes by the names of conditions.")
+        if not 0 <= augment_dim <= MAX_AUGMENT_DIM:
+            raise ValueError(f"augment_dim is {augment_dim}; take 0 to {MAX_AUGMENT_DIM}.")
         num_classes = num_class_embeds or 0
         if class_names is not None and [type(name) for name in class_names] != [str] * num_classes:
             raise ValueError(f"class_names are not the names of {num_classes} classes.")
@@ -269,6 +275,9 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(channels[0], embed_dim)
         self.class_embedding = nn.Embedding(num_class_embeds + 1, embed_dim) if num_class_embeds else None
+        self.augment_embedding = (
+            zero_init(nn.Linear(augment_dim, embed_dim, bias=False)) if augment_dim else None
+        )
 
         def block(kind: str, c_in: int, c_out: int) -> nn.Module:
             return BLOCKS[kind](c_in, c_out, embed_dim, norm_num_groups, dropout)
@@ -388,10 +397,11 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def conditioning_of(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What `forward` is to be given of a batch beside the images, as far as the model takes it and the batch has it.
 
-        ``class_labels (B,)``, and ``condition (B, K + 1, H, W)``: the batch's own K channels and one of 1. That one says that
-        the condition is known: a mask that is empty is not the same as no mask.
+        ``class_labels (B,)``, ``augment_labels (B, augment_dim)``, and ``condition (B, K + 1, H, W)``: the batch's own K channels
+        and one of 1. That one says that the condition is known: a mask that is empty is not the same as no mask.
         """
-        found = {name: batch[name] for name in ("class_labels",) if self.class_embedding and name in batch}
+        taken = {"class_labels": self.class_embedding, "augment_labels": self.augment_embedding}
+        found = {name: batch[name] for name, embedding in taken.items() if embedding and name in batch}
         if self.config.condition_names and "condition" in batch:
             planes = batch["condition"]
             found["condition"] = torch.cat([planes, torch.ones_like(planes[:, :1])], dim=1)
@@ -411,8 +421,14 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if name in dropped
         }
 
-    def embed(self, sample: torch.Tensor, timestep, class_labels: torch.Tensor | None) -> torch.Tensor:
-        """Embed timesteps and classes: ``(B, E)``, already passed through SiLU for every block to project."""
+    def embed(
+        self,
+        sample: torch.Tensor,
+        timestep,
+        class_labels: torch.Tensor | None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed timesteps, classes and augmentations: ``(B, E)``, already passed through SiLU for every block to project."""
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
         embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))  # (B, E)
         if self.class_embedding is not None:
@@ -423,6 +439,12 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(
                 "class_labels were given, but this model was trained without classes; leave them out."
             )
+        if augment_labels is not None:
+            if self.augment_embedding is None:
+                raise ValueError(
+                    "augment_labels were given, but this model was never told of augmentations; leave them out."
+                )
+            embedding = embedding + self.augment_embedding(augment_labels.to(sample.dtype))
         return F.silu(embedding)
 
     def forward(
@@ -432,6 +454,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
         condition: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict epsilon, v or x_0 (whatever it was trained for) from a noisy sample.
 
@@ -441,15 +464,16 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             class_labels: ``(B,)`` int64 class indices; ``num_class_embeds`` or ``None`` mean "no class".
             return_dict: return a ``UNet2DOutput`` instead of a tuple.
             condition: ``(B, in_channels - out_channels, H, W)``, as `conditioning_of` makes it; 0 or ``None`` mean "none".
+            augment_labels: ``(B, augment_dim)``, how far each image was changed in each way; ``None`` means "as it is".
 
         Raises:
-            ValueError: for a height or width under 16, or class labels or a condition on a model without them.
+            ValueError: for a height or width under 16, or class labels, a condition or augment labels on a model without them.
         """
         if min(sample.shape[-2:]) < MIN_SIZE:
             raise ValueError(
                 f"a sample of {tuple(sample.shape[-2:])} pixels is too small; the least is {MIN_SIZE}."
             )
-        embedding = self.embed(sample, timestep, class_labels)
+        embedding = self.embed(sample, timestep, class_labels, augment_labels)
         if self.config.condition_names:
             if condition is None:
                 shape = len(sample), self.config.in_channels - self.config.out_channels, *sample.shape[-2:]

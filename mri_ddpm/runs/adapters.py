@@ -22,7 +22,10 @@ from mri_ddpm.trust import UNET_CLASS, check_config
 
 LORA = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 REST = "rest.safetensors"
-WHOLE = ("class_embedding.weight", "x_0_mean", "x_0_components")  # trained, or measured, whole
+WHOLE = (  # trained, or measured, whole
+    "class_embedding.weight", "augment_embedding.weight", "x_0_mean", "x_0_components",
+)  # fmt: skip
+INPUTS = ("conv_in.weight", "augment_embedding.weight")  # what a network is given beside x_t, t and a class
 FIRST = re.compile(r"(.+)\.lora_A(?:\.default)?\.weight")  # of a pair
 
 
@@ -58,11 +61,14 @@ def merged(unet: AttentionUNet2DModel) -> AttentionUNet2DModel:
 
 
 def with_new_inputs(weights: dict[str, torch.Tensor], unet: AttentionUNet2DModel) -> dict[str, torch.Tensor]:
-    """Weights whose first convolution takes as many channels as that of ``unet``: 0 for those that it did not know."""
-    wide = torch.zeros_like(unet.conv_in.weight)  # (C, K, 3, 3)
-    known = weights["conv_in.weight"]
-    wide[:, : known.shape[1]] = known
-    return weights | {"conv_in.weight": wide}
+    """Weights for the channels and augmentations that ``unet`` is given: 0 for those that they did not know."""
+    fitted = {name: tensor for name, tensor in weights.items() if name not in INPUTS}
+    state = unet.state_dict()
+    for name in filter(state.__contains__, INPUTS):
+        fitted[name] = torch.zeros_like(state[name])  # (E, K), or (C, K, 3, 3)
+        if name in weights:
+            fitted[name][:, : weights[name].shape[1]] = weights[name]
+    return fitted
 
 
 def save_adapter(unet: AttentionUNet2DModel, base: dict, folder: Path) -> None:

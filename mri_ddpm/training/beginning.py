@@ -105,7 +105,7 @@ def choose_trained(unet: AttentionUNet2DModel, config: TrainingConfig) -> None:
     if config.train_only is None:
         return
     unet.requires_grad_(False)
-    trained = [unet.class_embedding] if unet.class_embedding else []
+    trained = [module for module in (unet.class_embedding, unet.augment_embedding) if module]
     if config.train_only == "norms":
         trained += [module for module in unet.modules() if isinstance(module, torch.nn.GroupNorm)]
         # Without a gradient for its input PyTorch's GroupNorm crashes in channels_last: the first convolution learns too

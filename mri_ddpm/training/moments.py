@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans, to_model_range
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.runs import Base
@@ -38,42 +37,32 @@ def num_components(num_scans: int) -> int:
 
 
 @torch.no_grad()
-def keep_moments(
-    unet: AttentionUNet2DModel, scans: Scans, config: TrainingConfig, base: Base | None = None
-) -> None:
+def keep_moments(unet: AttentionUNet2DModel, scans: Scans, base: Base | None = None) -> None:
     """Give the network the moments of its training scans, in its buffers ``x_0_mean`` and ``x_0_components``.
 
-    Scans that are shown mirrored half of the time count as half of each. Directions of variation that the scans are too few
-    for are left at 0.
+    Of the scans as they are, mirrored or not in training: so are samples. Directions of variation that the scans are too few for
+    are left at 0.
 
     Args:
         unet: made with ``moments_size`` and ``num_components``.
         scans: of which the train split is read, in batches.
-        config: says which classes are mirrored.
         base: the model whose moments the network has already.
     """
     size, classes = unet.config.moments_size, unet.config.num_class_embeds or 0
-    names = scans.class_names or ("",)
-    flipped = torch.tensor([config.random_flip and name not in config.no_flip_classes for name in names])
     shape = (unet.config.out_channels, size, size)
     pixels = int(np.prod(shape))
-    counts = torch.zeros(max(1, classes), dtype=torch.float64)
-    if base:  # scans without a class are possible beside its classes
-        counts = torch.zeros(classes + 1, dtype=torch.float64)
-        flipped = torch.cat([flipped, flipped[:1].expand(max(0, len(counts) - len(flipped)))])
+    # With a base, scans without a class are possible beside its classes
+    counts = torch.zeros(classes + 1 if base else max(1, classes), dtype=torch.float64)
     sums = torch.zeros(len(counts), pixels, dtype=torch.float64)
     products = torch.zeros(pixels, pixels, dtype=torch.float64)
     for start in range(0, len(scans.train), _BATCH):
         batch = scans.train.batch(range(start, min(start + _BATCH, len(scans.train))))
         x_0, labels = to_model_range(batch["pixel_values"].cpu()), batch["class_labels"].cpu()
-        mirrored = x_0[flipped[labels]]
-        weights = torch.cat([1 - flipped[labels].double() / 2, torch.full((len(mirrored),), 0.5)])  # (B',)
-        labels = torch.cat([labels, labels[flipped[labels]]]) * bool(classes)
-        x_0 = F.interpolate(torch.cat([x_0, mirrored.flip(-1)]), size=(size, size), mode="area")
-        rows = x_0.flatten(1).double()  # (B', pixels)
-        counts.index_add_(0, labels, weights)
-        sums.index_add_(0, labels, weights[:, None] * rows)
-        products += rows.T @ (weights[:, None] * rows)
+        labels *= bool(classes)
+        rows = F.interpolate(x_0, size=(size, size), mode="area").flatten(1).double()  # (B, pixels)
+        counts += labels.bincount(minlength=len(counts))
+        sums.index_add_(0, labels, rows)
+        products += rows.T @ rows
 
     # Of the scans about their classes' plain means, in which the shrinkage has no part
     plain = sums / counts.clamp(min=1)[:, None]

@@ -98,7 +98,7 @@ def prepare(
         refuse_other_channels(base, raw_unet)
         begin_with(raw_unet, base, config.like)
     if config.start_from_moments:
-        keep_moments(raw_unet, scans, config, base)
+        keep_moments(raw_unet, scans, base)
     choose_trained(raw_unet, config)
     raw_unet.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(config, raw_unet)
@@ -195,6 +195,7 @@ def build_unet(
         condition_names=channels.given or None,
         mask_labels=channels.mask_labels or None,
         null_condition=not known or bool(null_condition),
+        augment_dim=int(config.random_flip),
     )
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -77,11 +77,12 @@ def batch_loss(state: TrainingState, batch_index: int, batch: dict[str, torch.Te
     if config.random_flip:
         keep_side = [state.scans.class_names.index(name) for name in config.no_flip_classes]
         flip = draws.flip & ~torch.isin(batch["class_labels"], batch["class_labels"].new_tensor(keep_side))
-        # Whatever is an image turns with the scan
+        # Whatever is an image turns with the scan, and the network is told
         images = {name: tensor for name, tensor in batch.items() if tensor.ndim == 4}
         batch = batch | {
             name: torch.where(flip[:, None, None, None], x.flip(-1), x) for name, x in images.items()
         }
+        batch["augment_labels"] = flip[:, None].float()  # (B, 1)
     x_0 = to_model_range(batch["pixel_values"])  # (B, C, H, W)
     dropped = {"class_labels": draws.drop_class, "condition": draws.drop_condition}
     conditioning = state.raw_unet.drop_conditioning(state.raw_unet.conditioning_of(batch), dropped)

@@ -1,0 +1,118 @@
+"""Mirrored scans, and the network that is told of them."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import forget_accelerator, state_of, tiny, train_alone
+
+from mri_ddpm.data import to_model_range
+from mri_ddpm.diffusion import make_noise_scheduler
+from mri_ddpm.errors import InputError
+from mri_ddpm.runs import Base, RunFolder, load_pipeline
+from mri_ddpm.training.beginning import begin_with
+from mri_ddpm.training.preparation import load_training_scans
+from mri_ddpm.training.randomness import draw_for_batch
+from mri_ddpm.training.state import build_unet, prepare
+from mri_ddpm.training.step import batch_loss
+
+MIRRORED = torch.tensor([[0.0], [1.0], [0.5]])
+X_T, TIMESTEPS, LABELS = torch.randn(3, 1, 16, 16), torch.tensor([0, 100, 299]), torch.tensor([0, 1, 2])
+
+
+def predicted(unet, **more) -> torch.Tensor:
+    with torch.no_grad():
+        return unet(X_T, TIMESTEPS, LABELS, **more).sample
+
+
+# The network
+
+
+def test_what_it_is_told_changes_nothing_at_first_and_something_later(make_unet):
+    unet = make_unet(num_class_embeds=2, augment_dim=1)
+    plain = predicted(unet)
+    assert torch.equal(predicted(unet, augment_labels=torch.zeros(3, 1)), plain)
+    told = predicted(unet, augment_labels=MIRRORED)
+    assert torch.equal(told[0], plain[0])
+    assert ((told - plain)[1:].abs().amax((1, 2, 3)) > 1e-3).all()
+    fresh = build_unet(tiny("nowhere", random_flip=True), ("a", "b"))
+    assert fresh.config.augment_dim == 1
+    assert not fresh.augment_embedding.weight.any()
+    assert build_unet(tiny("nowhere"), ("a", "b")).augment_embedding is None
+
+
+def test_who_was_never_told_refuses_to_be(make_unet):
+    unet = make_unet(num_class_embeds=2)
+    with pytest.raises(ValueError, match="augment_labels were given, but this model was never told"):
+        predicted(unet, augment_labels=MIRRORED)
+    assert "augment_labels" not in unet.conditioning_of({"augment_labels": MIRRORED})
+    with pytest.raises(ValueError, match="augment_dim is -1; take 0 to 64"):
+        make_unet(augment_dim=-1)
+
+
+# Training
+
+
+def test_it_is_told_which_scans_are_mirrored_and_the_class_is_dropped_apart(tmp_path):
+    forget_accelerator()
+    names = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
+    config = tiny(tmp_path, random_flip=True, no_flip_classes=[names[1]], class_dropout_prob=0.5)
+    scans = load_training_scans(Accelerator(cpu=True), config)
+    assert scans.class_names == names
+    state, seen = prepare(Accelerator(cpu=True), config, scans, RunFolder(tmp_path)), {}
+    state.raw_unet.conv_in.register_forward_pre_hook(lambda _, inputs: seen.update(x_t=inputs[0]))
+    state.raw_unet.augment_embedding.register_forward_pre_hook(lambda _, inputs: seen.update(told=inputs[0]))
+    batch = scans.train.batch(range(32))
+    batch_loss(state, 5, batch)
+    draws = draw_for_batch(config, 5, batch["pixel_values"], 0, 1)
+    mirrored = draws.flip & (batch["class_labels"] != 1)
+    assert (draws.flip & (batch["class_labels"] == 1)).any()
+    for dropped in (draws.drop_class, ~draws.drop_class):
+        assert 0 < mirrored[dropped].sum() < dropped.sum()
+    assert torch.equal(seen["told"], mirrored[:, None].float())
+    x_0 = to_model_range(batch["pixel_values"])
+    x_0[mirrored] = x_0[mirrored].flip(-1)
+    x_t = make_noise_scheduler().add_noise(x_0, draws.noise, draws.timesteps)
+    torch.testing.assert_close(seen["x_t"], x_t)
+
+
+def test_a_run_is_not_resumed_with_another_network(tmp_path):
+    run = train_alone(tiny(tmp_path / "run", random_flip=True, max_train_steps=5, checkpointing_steps=5))
+    assert state_of(run, 5)["weights"]["augment_embedding.weight"].any()
+    with pytest.raises(InputError, match="was trained with --random_flip, and this is --no_random_flip"):
+        train_alone(tiny(run, resume_from_checkpoint="latest", max_train_steps=8))
+
+
+# A model to begin from
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_step_0_is_the_base_told_or_not(make_unet, before, after):
+    names = {"num_class_embeds": 2, "class_names": ("a", "b")}
+    unet = make_unet(**names, augment_dim=int(before), moments_size=16, num_components=16)
+    scheduler = json.loads(make_noise_scheduler().to_json_string())
+    base = Base("base", None, "", json.loads(unet.to_json_string()), scheduler, {"a": 30, "b": 30}, "", unet)
+    later = build_unet(tiny("nowhere", random_flip=after), ("a", "b"), base=base).eval()
+    begin_with(later, base, like=None)
+    assert torch.equal(predicted(later), predicted(unet))
+    if after:  # what the base knew of mirrored scans is kept
+        told = predicted(later, augment_labels=MIRRORED)
+        assert torch.equal(told, predicted(unet, **({"augment_labels": MIRRORED} if before else {})))
+
+
+def test_an_adapter_keeps_it(tmp_path):
+    pytest.importorskip("peft")
+    flags = {"max_train_steps": 4, "checkpointing_steps": 4, "validation_steps": 4}
+    base = train_alone(tiny(tmp_path / "base", **flags))
+    flags |= {"pretrained_model_name_or_path": str(base), "train_only": "lora", "random_flip": True}
+    run = train_alone(tiny(tmp_path / "run", **flags, learning_rate=1e-2))
+    whole, alone = (load_pipeline(str(folder), "cpu").unet for folder in (run, run / "adapter"))
+    assert whole.augment_embedding.weight.any()
+    torch.testing.assert_close(
+        predicted(alone, augment_labels=MIRRORED),
+        predicted(whole, augment_labels=MIRRORED),
+        atol=1e-5,
+        rtol=1e-4,
+    )
