@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from safetensors.numpy import load_file, save_file
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import ScanDataset, Scans
-from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import whole_file
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
@@ -65,14 +65,7 @@ def rehearse(
     number = max(1, round(an_epoch * math.ceil(LEAST * max(1, len(old)) / an_epoch)))
     counts = np.zeros(max(1, len(names)), dtype=int)
     counts[old or [0]] = [len(part) for part in np.array_split(np.arange(number), len(old) or 1)]
-    noise_scheduler = make_noise_scheduler(
-        config.num_train_timesteps,
-        config.beta_start,
-        config.beta_end,
-        config.prediction_type,
-        config.rescale_betas_zero_snr,
-    )
-    pipeline = MRIDDPMPipeline(base.unet.to(device), noise_scheduler)
+    pipeline = MRIDDPMPipeline(base.unet.to(device), DDPMScheduler.from_config(base.scheduler_config))
     steps = min(STEPS, config.num_train_timesteps)
     options = SamplingOptions(SCHEDULER, num_inference_steps=steps, seed=config.seed)
     options.prepare(pipeline, number, names[old[0]] if names else None)
