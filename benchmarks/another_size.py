@@ -27,7 +27,10 @@ from mri_ddpm.sampling.sheets import sheet
 from .trained import averaged, train
 
 WAYS = {  # name -> flags, and what was expected
-    "base": ({}, "after 150 steps better than from nothing after 600; before any step heads without detail"),
+    "base": (
+        {"learning_rate": 2e-4},
+        "after 150 steps better than from nothing after 600; before any step heads without detail",
+    ),
     "base-fast": (
         {"learning_rate": 1.5e-3},
         "better than base, whose shapes hardly changed after step 150 (written after these were seen)",

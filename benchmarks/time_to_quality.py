@@ -2,7 +2,8 @@
 
 Trains each on the same scans, as wide, with the same batch size and for the same seconds of training, and samples from it
 at a fifth, three fifths and the whole of that time, by its own DDIM sampler with 25 calls of the network. The images are
-compared with the training scans by KID, in the features of one classifier that was trained on these scans.
+compared with the training scans by KID in wavelet features, which sees anatomy before brightness, and by KID in the features of a
+classifier that was trained on these scans.
 
     pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch monai
     python benchmarks/time_to_quality.py --train_data_dir DIR --output_dir runs/time_to_quality
@@ -48,11 +49,13 @@ from recipes import NUM_INFERENCE_STEPS, PEERS
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
+from trained import averaged
 
 from mri_ddpm.data import load_scans
 from mri_ddpm.evaluation.features import make_extractor
-from mri_ddpm.evaluation.quality import kid
+from mri_ddpm.evaluation.quality import detail_ratio, kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts
+from mri_ddpm.evaluation.wavelets import WaveletFeatures
 from mri_ddpm.files import read_json_lines, write_json
 from mri_ddpm.runs import load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
@@ -68,6 +71,11 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 FAMILIES = [*OURS, *PEERS]
+METRICS = {
+    "wavelet_kid": "wavelet KID",
+    "in_domain_kid": "in-domain KID",
+    "detail_ratio": "fine detail, share of real",
+}
 
 
 def batches(images: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
@@ -211,10 +219,7 @@ def sample_peer(name: str, training: dict, weights: Path, args: argparse.Namespa
 def sample_ours(run_dir: Path, step: int, class_labels: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     """Images of the averaged weights in a checkpoint, in the classes' proportions and without guidance."""
     pipeline = load_pipeline(str(run_dir), "cpu")
-    checkpoint = run_dir / "checkpoints" / f"step-{step:06d}"
-    averaged = torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=True)["shadow_params"]
-    names = [name for name, _ in pipeline.unet.named_parameters()]
-    pipeline.unet.load_state_dict(dict(zip(names, averaged, strict=True)))
+    pipeline.unet = averaged(pipeline.unet, run_dir / "checkpoints" / f"step-{step:06d}")
     options = SamplingOptions(
         "ddim", num_inference_steps=NUM_INFERENCE_STEPS, seed=args.seed, batch_size=SAMPLED_AT_ONCE
     )
@@ -250,10 +255,23 @@ def draw_family(name: str, percent: int, class_labels: np.ndarray, args: argpars
 
 
 def score(scans, args: argparse.Namespace) -> dict:
-    """KID of all that was sampled so far, in this process or in others, and of the validation scans."""
-    training = as_arrays(scans.train)
-    extractor = make_extractor("in_domain", *training, scans.class_names)
-    reference, families = extractor(training[0][extractor.reference]), {}
+    """`METRICS` of all that was sampled so far, in this process or in others, and of the validation scans."""
+    training, labels = (np.asarray(part) for part in as_arrays(scans.train))
+    in_domain, wavelets = (
+        make_extractor("in_domain", training, labels, scans.class_names),
+        WaveletFeatures.fit(training),
+    )
+    of_wavelets, of_classifier = wavelets(training), in_domain(training[in_domain.reference])
+
+    def measured(images: np.ndarray) -> dict:
+        found = {
+            "wavelet_kid": kid(of_wavelets, wavelets(images)),
+            "in_domain_kid": kid(of_classifier, in_domain(images)),
+            "detail_ratio": detail_ratio(training, images),
+        }
+        return {name: estimate.as_dict() for name, estimate in found.items()}
+
+    families = {}
     for name in FAMILIES:
         folder = args.output_dir / name
         if not any(folder.glob("images-*.npz")):
@@ -263,14 +281,13 @@ def score(scans, args: argparse.Namespace) -> dict:
         family["points"] = [row for row in family["points"] if files[row["percent"]].exists()]
         for row in family["points"]:
             images = np.load(files[row["percent"]])["images"].astype(np.float32) / 255
-            row["kid"] = kid(reference, extractor(images)).as_dict()
+            row |= measured(images)
         families[name] = family
-    validation = kid(reference, extractor(as_arrays(scans.validation)[0])).as_dict()
-    return {"features": extractor.name, "validation_kid": validation, "families": families}
+    return {"validation": measured(np.asarray(as_arrays(scans.validation)[0])), "families": families}
 
 
 def compare(families: dict) -> dict:
-    """Our rows at a fifth of the time beside the best that a peer has at the end of it, as far as they are there.
+    """Wavelet KID of ours at a fifth of the time, beside the best that a peer has at the end of it, as far as they are there.
 
     ``share_of_its_time`` is by the clock: our steps are planned from a timing, and may take more or less than a fifth.
     """
@@ -279,22 +296,22 @@ def compare(families: dict) -> dict:
     early = {name: rows[name, 20] for name in OURS if (name, 20) in rows}
     if not finals or not early:
         return {}
-    best = min(finals, key=lambda name: finals[name]["kid"]["value"])
+    best = min(finals, key=lambda name: finals[name]["wavelet_kid"]["value"])
     final = finals[best]
     ours = {
         name: {
-            "kid": row["kid"],
+            "wavelet_kid": row["wavelet_kid"],
             "share_of_its_time": row["train_seconds"] / final["train_seconds"],
-            "reached": row["kid"]["value"] <= final["kid"]["value"],
+            "reached": row["wavelet_kid"]["value"] <= final["wavelet_kid"]["value"],
         }
         for name, row in early.items()
     }
-    return {"best_peer": best, "its_final_kid": final["kid"], "ours_at_a_fifth": ours}
+    return {"best_peer": best, "its_final_wavelet_kid": final["wavelet_kid"], "ours_at_a_fifth": ours}
 
 
 def as_table(result: dict) -> str:
-    lines = ["| recipe | time | training seconds | steps | images seen | KID (95 % interval) |"]
-    lines.append("| --- |" + " ---: |" * 5)
+    lines = [f"| recipe | time | training seconds | steps | images seen | {' | '.join(METRICS.values())} |"]
+    lines.append("| --- |" + " ---: |" * (4 + len(METRICS)))
     for name, family in result["families"].items():
         for row in family["points"]:
             cells = [
@@ -303,28 +320,32 @@ def as_table(result: dict) -> str:
                 f"{row['train_seconds']:.0f}",
                 row["steps"],
                 row["images_seen"],
+                *(in_words(row[metric]) for metric in METRICS),
             ]
-            lines.append(f"| {' | '.join(map(str, cells))} | {in_words(row['kid'])} |")
-    return "\n".join([*lines, f"| validation scans | | | | | {in_words(result['validation_kid'])} |"])
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    cells = [in_words(result["validation"][metric]) for metric in METRICS]
+    return "\n".join([*lines, f"| validation scans | | | | | {' | '.join(cells)} |"])
 
 
 def in_words(estimate: dict) -> str:
     low, high = estimate["interval"]
-    return f"{estimate['value']:.4f} ({low:.4f} to {high:.4f})"
+    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def plot(result: dict, path: Path) -> None:
-    """KID against seconds of training, a line a family."""
+    """Wavelet KID against seconds of training, a line a family."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, family in result["families"].items():
         seconds = [row["train_seconds"] for row in family["points"]]
-        value = np.array([row["kid"]["value"] for row in family["points"]])
-        low, high = np.array([row["kid"]["interval"] for row in family["points"]]).T
+        value = np.array([row["wavelet_kid"]["value"] for row in family["points"]])
+        low, high = np.array([row["wavelet_kid"]["interval"] for row in family["points"]]).T
         error = np.maximum([value - low, high - value], 0)
         axes.errorbar(seconds, value, yerr=error, fmt="o-", capsize=3, markersize=4, label=name)
-    axes.axhspan(*result["validation_kid"]["interval"], color="gray", alpha=0.2, label="validation scans")
-    axes.set(xlabel="seconds of training", ylabel="KID to the training scans", xscale="log")
+    axes.axhspan(
+        *result["validation"]["wavelet_kid"]["interval"], color="gray", alpha=0.2, label="validation scans"
+    )
+    axes.set(xlabel="seconds of training", ylabel="wavelet KID to the training scans", xscale="log")
     axes.set_yscale("symlog", linthresh=0.1)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

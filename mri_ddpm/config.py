@@ -7,7 +7,7 @@ from typing import Literal
 
 from mri_ddpm.errors import InputError
 from mri_ddpm.fields import AUTO, about, number_or_auto
-from mri_ddpm.presets import ADAPTING, PAPER_BETAS, PRESETS
+from mri_ddpm.presets import PAPER_BETAS, PRESETS
 from mri_ddpm.scan_options import ScanOptions
 
 EPOCHS = 1000  # where neither they nor steps are given
@@ -161,7 +161,7 @@ class TrainingConfig(ScanOptions):
     optimizer: Literal["adam", "adamw"] = about("adam", "Optimizer.")
     learning_rate: float = about(
         1e-3,
-        "Peak learning rate; the preset's, or 2e-4 where all weights of a model to begin from are trained.",
+        "Peak learning rate; the preset's, or 2e-4 where all weights of a model to begin from are trained, at its size.",
         over=0,
     )
     adam_beta1: float = about(0.9, "Adam's beta 1.", over=0, under=1)
@@ -239,9 +239,7 @@ class TrainingConfig(ScanOptions):
             for f, make in zip(fields, makers, strict=True)
         ]
         names = [f.name for f in fields]
-        is_adapted = given.get("pretrained_model_name_or_path") and not given.get("train_only")
-        usual = {**PRESETS[preset], **(ADAPTING if is_adapted else {})}
-        values = put_over(put_over(dict(zip(names, defaults, strict=True)), usual), given)
+        values = put_over(put_over(dict(zip(names, defaults, strict=True)), PRESETS[preset]), given)
         if all(values[name] is None for name in LENGTHS):
             values["num_train_epochs"] = EPOCHS
         if values["report_to"] == "none":  # as others spell it

@@ -23,7 +23,7 @@ from mri_ddpm.files import read_json_lines
 from mri_ddpm.flags import parse_config
 from mri_ddpm.hub import export_repository, push_run
 from mri_ddpm.runs import load_pipeline, load_record, merged
-from mri_ddpm.runs.base import Base, open_base
+from mri_ddpm.runs.base import Base, open_base, take_over
 from mri_ddpm.training.beginning import begin_with, choose_trained, in_order_of
 from mri_ddpm.training.loop import repeats_scans
 from mri_ddpm.training.moments import PRIOR_SCANS, SCANS_A_COMPONENT, keep_moments
@@ -665,12 +665,14 @@ def test_validation_scans_that_the_base_has_seen_are_said(base, old_scans, tmp_p
 @pytest.mark.parametrize(
     ("given", "rate"),
     [
-        ({}, 1.5e-3),
-        ({"pretrained_model_name_or_path": "runs/a"}, 2e-4),
-        ({"pretrained_model_name_or_path": "runs/a", "learning_rate": 1e-3}, 1e-3),
-        ({"pretrained_model_name_or_path": "runs/a", "train_only": "lora"}, 1.5e-3),
+        ({}, 2e-4),
+        ({"resolution": 16}, 2e-4),
+        ({"resolution": 24}, 1e-3),
+        ({"learning_rate": 1e-2}, 1e-2),
+        ({"train_only": "lora"}, 1e-3),
     ],
 )
 def test_all_weights_of_a_base_are_trained_at_a_lower_rate(given, rate):
-    """Low-rank differences and norms are learned at the preset's."""
-    assert TrainingConfig(preset="quickstart", **given).learning_rate == rate
+    """Low-rank differences and norms are learned at the preset's, and so is another size."""
+    config = tiny("nowhere", pretrained_model_name_or_path="base", **given)
+    assert take_over(config, base_in_memory(OLD)).learning_rate == rate

@@ -10,6 +10,7 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
+from mri_ddpm.presets import ADAPTING
 from mri_ddpm.runs.folder import RunFolder
 from mri_ddpm.runs.opening import load_pipeline, load_record
 from mri_ddpm.runs.record import BASE_FLAG, Record, weights_sha256
@@ -164,6 +165,8 @@ def read_base(run: RunFolder) -> Base:
 def take_over(config: TrainingConfig, base: Base) -> TrainingConfig:
     """Put the base's network, schedule and size in the place of the defaults and of the preset's values.
 
+    And the rate of `ADAPTING`, where all weights are trained at the base's size: at another, textures are learned anew.
+
     Raises:
         InputError: where a flag was given that says another, naming both.
     """
@@ -176,4 +179,9 @@ def take_over(config: TrainingConfig, base: Base) -> TrainingConfig:
                 f"{flag(name, getattr(config, name))} contradicts --{BASE_FLAG} {getattr(config, BASE_FLAG)}, which was trained with "
                 f"{flag(name, found[name])}; leave one of the two out."
             )
+    if (
+        not config.train_only
+        and found.get("resolution", config.resolution) == base.unet_config["sample_size"]
+    ):
+        found |= {name: value for name, value in ADAPTING.items() if name not in config.given}
     return dataclasses.replace(config, **found, **{BASE_FLAG: base.name, "revision": base.revision})
