@@ -2,15 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import forget_accelerator, state_of, tiny, train_alone
+from PIL import Image
 
 from mri_ddpm.data import to_model_range
 from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.errors import InputError
 from mri_ddpm.runs import Base, RunFolder, load_pipeline
+from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.training.beginning import begin_with
 from mri_ddpm.training.preparation import load_training_scans
 from mri_ddpm.training.randomness import draw_for_batch
@@ -29,16 +32,14 @@ def predicted(unet, **more) -> torch.Tensor:
 # The network
 
 
-def test_what_it_is_told_changes_nothing_at_first_and_something_later(make_unet):
+def test_scans_as_they_are_are_told_nothing(make_unet):
     unet = make_unet(num_class_embeds=2, augment_dim=1)
     plain = predicted(unet)
     assert torch.equal(predicted(unet, augment_labels=torch.zeros(3, 1)), plain)
     told = predicted(unet, augment_labels=MIRRORED)
     assert torch.equal(told[0], plain[0])
     assert ((told - plain)[1:].abs().amax((1, 2, 3)) > 1e-3).all()
-    fresh = build_unet(tiny("nowhere", random_flip=True), ("a", "b"))
-    assert fresh.config.augment_dim == 1
-    assert not fresh.augment_embedding.weight.any()
+    assert build_unet(tiny("nowhere", random_flip=True), ("a", "b")).config.augment_dim == 1
     assert build_unet(tiny("nowhere"), ("a", "b")).augment_embedding is None
 
 
@@ -77,6 +78,35 @@ def test_it_is_told_which_scans_are_mirrored_and_the_class_is_dropped_apart(tmp_
     torch.testing.assert_close(seen["x_t"], x_t)
 
 
+def test_samples_face_as_scans_do(tmp_path):
+    """Of scans that are black on the right, and shown mirrored half of the time, no sample is black on the left."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        image = np.zeros((16, 16), np.uint8)
+        image[:, :8] = np.kron(rng.integers(100, 256, (4, 2)), np.ones((4, 4)))
+        path = tmp_path / "scans" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    # All noise at the end of the chain, which so shows no side itself
+    of_chain = {"rescale_betas_zero_snr": True, "prediction_type": "sample", "start_from_moments": False}
+    of_length = {
+        "max_train_steps": 200,
+        "validation_steps": 200,
+        "checkpointing_steps": 200,
+        "ema_power": 0.5,
+    }
+    flags = {"block_out_channels": [16, 16], "learning_rate": 5e-3, **of_chain, **of_length}
+    run = train_alone(
+        tiny(tmp_path / "run", train_data_dir=str(tmp_path / "scans"), random_flip=True, **flags)
+    )
+    pipeline = load_pipeline(str(run), "cpu")
+    options = SamplingOptions("ddim", num_inference_steps=10)
+    options.prepare(pipeline, 40, None)
+    images, _ = sample_arrays(pipeline, [40], options)
+    left, right = images[..., :8].mean((1, 2, 3)), images[..., 8:].mean((1, 2, 3))
+    assert (left > right + 0.2).mean() >= 0.95
+
+
 def test_a_run_is_not_resumed_with_another_network(tmp_path):
     run = train_alone(tiny(tmp_path / "run", random_flip=True, max_train_steps=5, checkpointing_steps=5))
     assert state_of(run, 5)["weights"]["augment_embedding.weight"].any()
@@ -97,9 +127,9 @@ def test_step_0_is_the_base_told_or_not(make_unet, before, after):
     later = build_unet(tiny("nowhere", random_flip=after), ("a", "b"), base=base).eval()
     begin_with(later, base, like=None)
     assert torch.equal(predicted(later), predicted(unet))
-    if after:  # what the base knew of mirrored scans is kept
-        told = predicted(later, augment_labels=MIRRORED)
-        assert torch.equal(told, predicted(unet, **({"augment_labels": MIRRORED} if before else {})))
+    if after and before:  # what the base knew of mirrored scans is kept
+        told = [predicted(network, augment_labels=MIRRORED) for network in (later, unet)]
+        assert torch.equal(*told)
 
 
 def test_an_adapter_keeps_it(tmp_path):

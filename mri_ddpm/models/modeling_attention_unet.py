@@ -275,9 +275,9 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.time_proj = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(channels[0], embed_dim)
         self.class_embedding = nn.Embedding(num_class_embeds + 1, embed_dim) if num_class_embeds else None
-        self.augment_embedding = (
-            zero_init(nn.Linear(augment_dim, embed_dim, bias=False)) if augment_dim else None
-        )
+        self.augment_embedding = nn.Linear(augment_dim, embed_dim, bias=False) if augment_dim else None
+        if augment_dim:  # as large as a class's: from zero, as EDM has it, it was hardly learned
+            nn.init.normal_(self.augment_embedding.weight)
 
         def block(kind: str, c_in: int, c_out: int) -> nn.Module:
             return BLOCKS[kind](c_in, c_out, embed_dim, norm_num_groups, dropout)

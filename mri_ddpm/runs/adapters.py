@@ -22,10 +22,10 @@ from mri_ddpm.trust import UNET_CLASS, check_config
 
 LORA = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 REST = "rest.safetensors"
+AUGMENT = "augment_embedding.weight"
 WHOLE = (  # trained, or measured, whole
-    "class_embedding.weight", "augment_embedding.weight", "x_0_mean", "x_0_components",
+    "class_embedding.weight", AUGMENT, "x_0_mean", "x_0_components",
 )  # fmt: skip
-INPUTS = ("conv_in.weight", "augment_embedding.weight")  # what a network is given beside x_t, t and a class
 FIRST = re.compile(r"(.+)\.lora_A(?:\.default)?\.weight")  # of a pair
 
 
@@ -61,14 +61,16 @@ def merged(unet: AttentionUNet2DModel) -> AttentionUNet2DModel:
 
 
 def with_new_inputs(weights: dict[str, torch.Tensor], unet: AttentionUNet2DModel) -> dict[str, torch.Tensor]:
-    """Weights for the channels and augmentations that ``unet`` is given: 0 for those that they did not know."""
-    fitted = {name: tensor for name, tensor in weights.items() if name not in INPUTS}
-    state = unet.state_dict()
-    for name in filter(state.__contains__, INPUTS):
-        fitted[name] = torch.zeros_like(state[name])  # (E, K), or (C, K, 3, 3)
-        if name in weights:
-            fitted[name][:, : weights[name].shape[1]] = weights[name]
-    return fitted
+    """Weights that fit ``unet``, which may be given more than they know: of a new channel the first convolution takes nothing.
+
+    What they do not know of mirrored scans stays as ``unet`` has it; scans as they are have no part in that.
+    """
+    wide = torch.zeros_like(unet.conv_in.weight)  # (C, K, 3, 3)
+    known = weights["conv_in.weight"]
+    wide[:, : known.shape[1]] = known
+    told = {name: tensor for name, tensor in unet.state_dict().items() if name == AUGMENT}
+    plain = {name: tensor for name, tensor in weights.items() if name != AUGMENT or told}
+    return told | plain | {"conv_in.weight": wide}
 
 
 def save_adapter(unet: AttentionUNet2DModel, base: dict, folder: Path) -> None:
