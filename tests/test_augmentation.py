@@ -15,7 +15,7 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.runs import Base, RunFolder, load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.training.beginning import begin_with
-from mri_ddpm.training.preparation import load_training_scans
+from mri_ddpm.training.preparation import announce, load_training_scans
 from mri_ddpm.training.randomness import draw_for_batch
 from mri_ddpm.training.state import build_unet, prepare
 from mri_ddpm.training.step import batch_loss
@@ -105,6 +105,17 @@ def test_samples_face_as_scans_do(tmp_path):
     images, _ = sample_arrays(pipeline, [40], options)
     left, right = images[..., :8].mean((1, 2, 3)), images[..., 8:].mean((1, 2, 3))
     assert (left > right + 0.2).mean() >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("steps", "flip", "told"), [(1400, False, True), (1399, False, False), (1400, True, False)]
+)
+def test_who_shows_few_scans_often_is_told_of_it(tmp_path, capsys, steps, flip, told):
+    forget_accelerator()
+    config = tiny(tmp_path, random_flip=flip, max_train_steps=steps)
+    scans = load_training_scans(Accelerator(cpu=True), config)
+    announce(prepare(Accelerator(cpu=True), config, scans, RunFolder(tmp_path)))
+    assert ("each scan is shown 200 times: --random_flip" in capsys.readouterr().out) == told
 
 
 def test_a_run_is_not_resumed_with_another_network(tmp_path):

@@ -17,6 +17,8 @@ from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.scan_options import ScanOptions
 from mri_ddpm.training.state import TrainingState, attention_types
 
+OFTEN = 200  # epochs; 40 scans were copied from 360 on, 100 not in 384: docs/results/few_scans.md
+
 
 def check_architecture(config: TrainingConfig) -> None:
     """Raise an ``InputError`` where the network's numbers do not fit each other."""
@@ -163,6 +165,11 @@ def announce(state: TrainingState) -> None:
         + (f", resuming from step {state.progress.step}" if state.progress.step else "")
         + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )
+    epochs = state.max_steps // state.steps_per_epoch
+    if epochs >= OFTEN and not config.random_flip:
+        say(
+            f"each scan is shown {epochs} times: --random_flip holds a model back from copying them, and its samples are not mirrored"
+        )
     if config.lr_warmup_steps >= state.max_steps:
         say(
             f"warning: --lr_warmup_steps {config.lr_warmup_steps} do not end within the {state.max_steps} steps of this training, "
