@@ -257,10 +257,8 @@ def draw_family(name: str, percent: int, class_labels: np.ndarray, args: argpars
 def score(scans, args: argparse.Namespace) -> dict:
     """`METRICS` of all that was sampled so far, in this process or in others, and of the validation scans."""
     training, labels = (np.asarray(part) for part in as_arrays(scans.train))
-    in_domain, wavelets = (
-        make_extractor("in_domain", training, labels, scans.class_names),
-        WaveletFeatures.fit(training),
-    )
+    in_domain = make_extractor("in_domain", training, labels, scans.class_names)
+    wavelets = WaveletFeatures.fit(training)
     of_wavelets, of_classifier = wavelets(training), in_domain(training[in_domain.reference])
 
     def measured(images: np.ndarray) -> dict:

@@ -65,7 +65,7 @@ class TrainingConfig(ScanOptions):
     # Data, beside the fields of `ScanOptions`
     random_flip: bool = about(
         False,
-        "Mirror training scans left to right, half of the time, and tell the network, so that samples are not mirrored.",
+        "Mirror training scans left to right, half of the time, and tell the network which.",
     )
     no_flip_classes: list[str] = about(
         [], "Classes in which side matters: --random_flip leaves them alone.", needs="random_flip"

@@ -21,7 +21,8 @@ from mri_ddpm.training.state import build_unet, prepare
 from mri_ddpm.training.step import batch_loss
 
 MIRRORED = torch.tensor([[0.0], [1.0], [0.5]])
-X_T, TIMESTEPS, LABELS = torch.randn(3, 1, 16, 16), torch.tensor([0, 100, 299]), torch.tensor([0, 1, 2])
+X_T = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+TIMESTEPS, LABELS = torch.tensor([0, 100, 299]), torch.tensor([0, 1, 2])
 
 
 def predicted(unet, **more) -> torch.Tensor:
@@ -48,8 +49,9 @@ def test_who_was_never_told_refuses_to_be(make_unet):
     with pytest.raises(ValueError, match="augment_labels were given, but this model was never told"):
         predicted(unet, augment_labels=MIRRORED)
     assert "augment_labels" not in unet.conditioning_of({"augment_labels": MIRRORED})
-    with pytest.raises(ValueError, match="augment_dim is -1; take 0 to 64"):
-        make_unet(augment_dim=-1)
+    for wrong in (-1, 2):
+        with pytest.raises(ValueError, match=f"augment_dim is {wrong}; take 0 or 1"):
+            make_unet(augment_dim=wrong)
 
 
 # Training
@@ -118,11 +120,32 @@ def test_who_shows_few_scans_often_is_told_of_it(tmp_path, capsys, steps, flip, 
     assert ("each scan is shown 200 times: --random_flip" in capsys.readouterr().out) == told
 
 
-def test_a_run_is_not_resumed_with_another_network(tmp_path):
-    run = train_alone(tiny(tmp_path / "run", random_flip=True, max_train_steps=5, checkpointing_steps=5))
-    assert state_of(run, 5)["weights"]["augment_embedding.weight"].any()
+def test_showings_are_counted_by_scan_and_not_by_epoch(tmp_path, capsys):
+    """An epoch with rehearsal shows few scans several times."""
+    forget_accelerator()
+    given = {"pretrained_model_name_or_path": "base", "keep_old_share": 0.5, "max_train_steps": 2800}
+    config = tiny(tmp_path, **given)
+    scans = load_training_scans(Accelerator(cpu=True), config)
+    samples = {"images": np.zeros((168, 16, 16), np.uint8), "class_labels": np.zeros(168, np.int64)}
+    state = prepare(Accelerator(cpu=True), config, scans, RunFolder(tmp_path), rehearsal=samples)
+    assert state.max_steps // state.steps_per_epoch < 100
+    announce(state)
+    assert "each scan is shown 200 times" in capsys.readouterr().out
+
+
+def test_a_run_is_not_resumed_with_other_mirroring(tmp_path):
+    """Another network, or classes that were left alone so far."""
+    flags = {"random_flip": True, "no_flip_classes": ["no_tumor"]}
+    run = train_alone(tiny(tmp_path / "run", **flags, max_train_steps=5, checkpointing_steps=5))
+    last, first = state_of(run, 5)["weights"], build_unet(tiny("nowhere", **flags), tuple("abcd"))
+    assert not torch.equal(last["augment_embedding.weight"], first.augment_embedding.weight)
+    resumed = {"resume_from_checkpoint": "latest", "max_train_steps": 8}
     with pytest.raises(InputError, match="was trained with --random_flip, and this is --no_random_flip"):
-        train_alone(tiny(run, resume_from_checkpoint="latest", max_train_steps=8))
+        train_alone(tiny(run, **resumed))
+    with pytest.raises(
+        InputError, match=r"--no_flip_classes \['no_tumor'\], and this is no --no_flip_classes"
+    ):
+        train_alone(tiny(run, **resumed, random_flip=True))
 
 
 # A model to begin from
@@ -148,12 +171,29 @@ def test_an_adapter_keeps_it(tmp_path):
     flags = {"max_train_steps": 4, "checkpointing_steps": 4, "validation_steps": 4}
     base = train_alone(tiny(tmp_path / "base", **flags))
     flags |= {"pretrained_model_name_or_path": str(base), "train_only": "lora", "random_flip": True}
-    run = train_alone(tiny(tmp_path / "run", **flags, learning_rate=1e-2))
+    run = train_alone(tiny(tmp_path / "run", **flags, learning_rate=1e-2, checkpoints_total_limit=9))
+    first, last = (state_of(run, step)["weights"]["augment_embedding.weight"] for step in (0, 4))
+    assert not torch.equal(first, last)
     whole, alone = (load_pipeline(str(folder), "cpu").unet for folder in (run, run / "adapter"))
-    assert whole.augment_embedding.weight.any()
     torch.testing.assert_close(
         predicted(alone, augment_labels=MIRRORED),
         predicted(whole, augment_labels=MIRRORED),
         atol=1e-5,
         rtol=1e-4,
     )
+
+
+def test_classes_of_the_base_can_be_left_alone_too(tmp_path):
+    """Samples of them are shown among the new scans, and mirrored else."""
+    flags = {"max_train_steps": 2, "checkpointing_steps": 2, "validation_steps": 2}
+    base = train_alone(tiny(tmp_path / "base", **flags))
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        path = tmp_path / "scans" / "abscess" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
+    flags |= {"pretrained_model_name_or_path": str(base), "train_data_dir": str(tmp_path / "scans")}
+    flags |= {"keep_old_share": 0.5, "random_flip": True}
+    train_alone(tiny(tmp_path / "run", **flags, no_flip_classes=["glioma_tumor", "abscess"]))
+    with pytest.raises(InputError, match="--no_flip_classes sarcoma is not a class .*glioma_tumor.*abscess"):
+        train_alone(tiny(tmp_path / "other", **flags, no_flip_classes=["sarcoma"]))

@@ -16,7 +16,7 @@ RECIPE = (  # rows of the card's table, as the run's config.json names them
     "preset", "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types",
     "num_train_timesteps", "beta_start", "beta_end", "rescale_betas_zero_snr", "prediction_type", "start_from_moments", "timestep_sampling", "loss_type", "huber_delta", "snr_gamma",
     "optimizer", "learning_rate", "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "train_batch_size",
-    "gradient_accumulation_steps", "train_only", "keep_old_share", "class_dropout_prob", "random_flip", "ema_max_decay", "seed",
+    "gradient_accumulation_steps", "train_only", "keep_old_share", "class_dropout_prob", "random_flip", "no_flip_classes", "ema_max_decay", "seed",
 )  # fmt: skip
 
 

@@ -24,7 +24,6 @@ NAME = r"\w[\w.-]{0,63}"  # of a channel, which becomes a part of file names
 LOWRES = r"lowres:[1-9]\d{0,4}"  # the condition that is what is drawn, at a fraction of the resolution
 MAX_LABELS = 255  # of a mask, which is kept in 8 bits
 MAX_LAYERS = 64  # a level; a number out of a broken config would be built for ever
-MAX_AUGMENT_DIM = 64
 
 
 class ScaledGroupNorm(torch.autograd.Function):
@@ -207,8 +206,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         null_condition: whether "no condition" was seen in training.
         always_marked: by the name of a mask that is given, the classes whose scans all showed some of its labels, such as
             ``{"seg": ("glioma",)}``; ``""`` is the class of a model without classes. So an empty mask says nothing there.
-        augment_dim: ways in which training scans were changed, and of which the network was told (Karras et al. 2022, appendix
-            F.2); ours is told whether a scan is mirrored. Samples are of scans as they are.
+        augment_dim: 1 where the network was told which training scans are mirrored (Karras et al. 2022, appendix F.2), else 0.
+            It is asked for scans as they are.
 
     Raises:
         ValueError: when a number does not fit another; the sentence names both.
@@ -255,8 +254,8 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         check_channels(in_channels, out_channels, channel_names, condition_names, mask_labels)
         if always_marked is not None and not is_table(always_marked, condition_names or ()):
             raise ValueError("always_marked is no table of classes by the names of conditions.")
-        if not 0 <= augment_dim <= MAX_AUGMENT_DIM:
-            raise ValueError(f"augment_dim is {augment_dim}; take 0 to {MAX_AUGMENT_DIM}.")
+        if augment_dim not in (0, 1):
+            raise ValueError(f"augment_dim is {augment_dim}; take 0 or 1.")
         num_classes = num_class_embeds or 0
         if class_names is not None and [type(name) for name in class_names] != [str] * num_classes:
             raise ValueError(f"class_names are not the names of {num_classes} classes.")
@@ -464,7 +463,7 @@ class AttentionUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             class_labels: ``(B,)`` int64 class indices; ``num_class_embeds`` or ``None`` mean "no class".
             return_dict: return a ``UNet2DOutput`` instead of a tuple.
             condition: ``(B, in_channels - out_channels, H, W)``, as `conditioning_of` makes it; 0 or ``None`` mean "none".
-            augment_labels: ``(B, augment_dim)``, how far each image was changed in each way; ``None`` means "as it is".
+            augment_labels: ``(B, augment_dim)``, 1 for each image that is mirrored; ``None`` means "as it is".
 
         Raises:
             ValueError: for a height or width under 16, or class labels, a condition or augment labels on a model without them.

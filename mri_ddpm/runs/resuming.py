@@ -9,10 +9,11 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json, read_json_lines
 from mri_ddpm.runs.folder import RunFolder
 
-ARCHITECTURE = (  # a checkpoint fits no other values of these
+ARCHITECTURE = (  # a checkpoint fits no other values of these, or would become another model
     "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
     "norm_num_groups", "class_conditional", "channels", "condition_on", "num_train_timesteps", "beta_start", "beta_end", "prediction_type",
     "rescale_betas_zero_snr", "start_from_moments", "optimizer", "pretrained_model_name_or_path", "train_only", "rank", "keep_old_share", "random_flip",
+    "no_flip_classes",
 )  # fmt: skip
 OLDER = {  # of runs from before these flags
     "start_from_moments": False, "channels": [], "condition_on": [], "pretrained_model_name_or_path": None, "train_only": None,

@@ -69,6 +69,7 @@ def train(config: TrainingConfig) -> Path:
     check_same_data(folder, scans.manifest)
     if base:
         scans = in_order_of(base, scans, config)
+    preparation.check_flips(config, scans)
     config = settle_batch_size(accelerator, config, scans, base)
     rehearsal = None
     if config.keep_old_share:

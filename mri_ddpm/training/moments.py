@@ -57,8 +57,7 @@ def keep_moments(unet: AttentionUNet2DModel, scans: Scans, base: Base | None = N
     products = torch.zeros(pixels, pixels, dtype=torch.float64)
     for start in range(0, len(scans.train), _BATCH):
         batch = scans.train.batch(range(start, min(start + _BATCH, len(scans.train))))
-        x_0, labels = to_model_range(batch["pixel_values"].cpu()), batch["class_labels"].cpu()
-        labels *= bool(classes)
+        x_0, labels = to_model_range(batch["pixel_values"].cpu()), batch["class_labels"].cpu() * bool(classes)
         rows = F.interpolate(x_0, size=(size, size), mode="area").flatten(1).double()  # (B, pixels)
         counts += labels.bincount(minlength=len(counts))
         sums.index_add_(0, labels, rows)

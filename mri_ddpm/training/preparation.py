@@ -17,7 +17,7 @@ from mri_ddpm.models import modeling_attention_unet
 from mri_ddpm.scan_options import ScanOptions
 from mri_ddpm.training.state import TrainingState, attention_types
 
-OFTEN = 200  # epochs; 40 scans were copied from 360 on, 100 not in 384: docs/results/few_scans.md
+OFTEN = 200  # showings of a scan; 40 scans were copied from 360 on, 100 not in 384: docs/results/few_scans.md
 
 
 def check_architecture(config: TrainingConfig) -> None:
@@ -71,13 +71,17 @@ def load_training_scans(accelerator: Accelerator, config: TrainingConfig) -> dat
             f"--train_batch_size {config.train_batch_size} on {accelerator.num_processes} process(es) is larger than "
             f"the {len(scans.train)} training scans; take at most {len(scans.train) // accelerator.num_processes}."
         )
+    return scans
+
+
+def check_flips(config: TrainingConfig, scans: data.Scans) -> None:
+    """Raise an ``InputError`` for a class to leave as it is that neither the scans nor the base have."""
     for name in config.no_flip_classes:
         if name not in scans.class_names:
             there = ", ".join(scans.class_names) or "none"
             raise InputError(
                 f"--no_flip_classes {name} is not a class of the scans; the classes are: {there}."
             )
-    return scans
 
 
 def check_epochs(state: TrainingState) -> None:
@@ -157,18 +161,20 @@ def announce(state: TrainingState) -> None:
         )
     parameters = sum(p.numel() for p in state.raw_unet.parameters()) / 1e6
     processes, factor = state.accelerator.num_processes, state.guard.rate_factor
+    a_step = config.train_batch_size * config.gradient_accumulation_steps * processes
     say(
         f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
         f"T={config.num_train_timesteps}, {state.max_steps} steps of "
-        f"{config.train_batch_size * config.gradient_accumulation_steps * processes} images on "
+        f"{a_step} images on "
         f"{processes} x {state.accelerator.device}, mixed precision: {config.mixed_precision}"
         + (f", resuming from step {state.progress.step}" if state.progress.step else "")
         + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )
-    epochs = state.max_steps // state.steps_per_epoch
-    if epochs >= OFTEN and not config.random_flip:
+    of_scans = state.max_steps * a_step * (1 - (config.keep_old_share or 0))
+    showings = int(of_scans / len(scans.train))
+    if showings >= OFTEN and not config.random_flip and not state.progress.step:
         say(
-            f"each scan is shown {epochs} times: --random_flip holds a model back from copying them, and its samples are not mirrored"
+            f"each scan is shown {showings} times: --random_flip may hold a model back from copying them (docs/results/few_scans.md)"
         )
     if config.lr_warmup_steps >= state.max_steps:
         say(
