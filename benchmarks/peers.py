@@ -2,7 +2,7 @@
 
     pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch monai
 
-brings the peers without torchvision, which `pip install "mri-ddpm[benchmark]"` brings too. One that is not
+brings the peers without torchvision, which `pip install -e ".[benchmark]"` brings too. One that is not
 installed is left out, with a sentence. diffusers' and MONAI's have attention where diffusers' tutorial "Train
 a diffusion model" puts it, at the last level but one and in the middle; lucidrains' has its own defaults.
 """

@@ -36,6 +36,9 @@ def import_extra(name: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f'{name} cannot be imported ({error}); pip install "mri-ddpm[{extra}]" brings it.'
-        ) from error
+        raise InputError(f"{name} cannot be imported ({error}); {with_extra(extra)} brings it.") from error
+
+
+def with_extra(extra: str) -> str:
+    """The command that installs the packages of an extra; of a clone, for this package is on no index."""
+    return f'pip install -e ".[{extra}]" in the clone'

@@ -524,5 +524,5 @@ def test_damaged_files_end_in_sentences(decoder):
 def test_a_missing_library_is_named(monkeypatch):
     file = made.content(made.dataset(np.zeros((4, 4), np.uint16)))
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(InputError, match=r'pip install "mri-ddpm\[volumes\]"'):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[volumes\]"'):
         read_header(file)

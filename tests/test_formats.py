@@ -339,7 +339,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_sampled(
     monkeypatch.setitem(sys.modules, package, None)  # as when it is not installed
     sentence = refusal(capsys, tmp_path / "no model", tmp_path / "out", format)
     assert sentence.startswith(f"{package} cannot be imported")
-    assert sentence.endswith('; pip install "mri-ddpm[volumes]" brings it.')
+    assert sentence.endswith('; pip install -e ".[volumes]" in the clone brings it.')
     assert not (tmp_path / "out").exists()
 
 

@@ -368,7 +368,7 @@ def test_headers_of_noise_end_in_a_sentence_or_a_finite_volume(header, dims):
 def test_without_nibabel_the_way_out_is_named(monkeypatch):
     content = encoded()
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    with pytest.raises(InputError, match=r'pip install "mri-ddpm\[volumes\]"'):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[volumes\]"'):
         read_nifti(content)
     assert is_nifti(content)
 

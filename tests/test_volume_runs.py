@@ -323,7 +323,7 @@ for folder, files in (("nifti", "12 NIfTI files"), ("dicom", "20 DICOM files")):
         load_scans(train_data_dir=folder, cache_dir="cache", resolution=16)
         raise SystemExit("nothing was refused")
     except InputError as error:
-        assert str(error) == f'{folder} holds {files}: pip install "mri-ddpm[volumes]" to read them.', error
+        assert str(error) == f'{folder} holds {files}: pip install -e ".[volumes]" in the clone brings what reads them.', error
 assert not list(Path("cache").glob("*.arrow"))
 Path("png").mkdir()
 for i in range(12):

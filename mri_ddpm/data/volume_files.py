@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import InputError, with_extra
 from mri_ddpm.scan_options import ScanOptions
 
 from .contents import MAX_VOLUME_BYTES, Content, Contents
@@ -154,7 +154,7 @@ def require_libraries(name: str, counts: dict[str, int]) -> None:
         except ImportError:
             files = f"{count} {kind} file{'s' * (count > 1)}"
             raise InputError(
-                f'{name} holds {files}: pip install "mri-ddpm[volumes]" to read {"them" if count > 1 else "it"}.'
+                f"{name} holds {files}: {with_extra('volumes')} brings what reads {'them' if count > 1 else 'it'}."
             ) from None
 
 

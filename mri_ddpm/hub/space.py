@@ -8,7 +8,7 @@ from platform import python_version_tuple
 from huggingface_hub import SpaceCardData
 
 import mri_ddpm
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import InputError, with_extra
 from mri_ddpm.hub.export import must_be_empty
 from mri_ddpm.pipelines import pipeline_mri_ddpm
 
@@ -96,7 +96,7 @@ def gradio_version() -> str:
     try:
         return version("gradio")
     except PackageNotFoundError as error:
-        raise InputError('gradio is not installed; pip install "mri-ddpm[demo]" brings it.') from error
+        raise InputError(f"gradio is not installed; {with_extra('demo')} brings it.") from error
 
 
 def requirements() -> list[str]:

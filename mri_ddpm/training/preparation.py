@@ -10,7 +10,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from mri_ddpm import data
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.diffusion import MAX_TERMINAL_SIGNAL, terminal_signal
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import InputError, with_extra
 from mri_ddpm.evaluation.memorisation import MIN_TRAINING, MIN_VALIDATION
 from mri_ddpm.fields import AUTO
 from mri_ddpm.models import modeling_attention_unet
@@ -41,8 +41,9 @@ def check_tracker(config: TrainingConfig) -> None:
     if config.report_to is None or config.report_to in [str(name) for name in get_available_trackers()]:
         return
     if config.report_to in known:
-        extra = '"mri-ddpm[tensorboard]"' if config.report_to == "tensorboard" else config.report_to
-        raise InputError(f"--report_to {config.report_to} is not installed; 'pip install {extra}' brings it.")
+        is_extra = config.report_to == "tensorboard"
+        command = with_extra("tensorboard") if is_extra else f"pip install {config.report_to}"
+        raise InputError(f"--report_to {config.report_to} is not installed; {command} brings it.")
     raise InputError(f"--report_to {config.report_to} is unknown; accelerate knows: {', '.join(known)}.")
 
 
@@ -166,7 +167,7 @@ def announce(state: TrainingState) -> None:
         f"{parameters:.1f} M parameters, {config.prediction_type}, {config.loss_type} loss, "
         f"T={config.num_train_timesteps}, {state.max_steps} steps of "
         f"{a_step} images on "
-        f"{processes} x {state.accelerator.device}, mixed precision: {config.mixed_precision}"
+        f"{processes} x {state.accelerator.device}, learning rate {config.learning_rate:g}, mixed precision: {config.mixed_precision}"
         + (f", resuming from step {state.progress.step}" if state.progress.step else "")
         + (f" with {factor:g} of the learning rate, after surges" if factor < 1 else "")
     )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mri_ddpm.errors import with_extra
+
 from ..intensity import Samples
 from . import decoder_program
 from .dicom import DicomHeader, is_dicom, read_header
@@ -101,7 +103,7 @@ def _undecoded(header: DicomHeader, reason: str) -> str:
     if header.transfer_syntax == JPEG_EXTENDED and "12-bit" in reason:
         return f"{_compressed(header)} with 12 bits, which only pylibjpeg-libjpeg reads: pip install it (licence GPL-3)"
     if "plugins are missing dependencies" in reason or "missing required dependencies" in reason:
-        return f'{_compressed(header)}, whose decoder is missing: pip install "mri-ddpm[volumes]"'
+        return f"{_compressed(header)}, whose decoder is missing: {with_extra('volumes')} brings it"
     return f"{_compressed(header)}, which cannot be decoded ({in_words(reason)})"
 
 

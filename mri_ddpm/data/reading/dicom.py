@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import import_extra
 
 from .contrasts import contrast_of_name
 from .dicom_tags import (
@@ -251,12 +251,9 @@ def _slice(get: Callable, number: int, image_type: tuple[str, ...], b_value: flo
 
 def _mosaic(dataset, image_type: tuple[str, ...]) -> tuple[tuple[Slice, ...], int]:
     """The tiles of a Siemens mosaic; their places follow from its private header, which nibabel reads."""
+    wrappers = import_extra("nibabel.nicom.dicomwrappers", "volumes")
     try:
-        from nibabel.nicom.dicomwrappers import MosaicWrapper
-    except ImportError:
-        raise InputError('Siemens mosaics are read by nibabel: pip install "mri-ddpm[volumes]"') from None
-    try:
-        wrapper = MosaicWrapper(dataset)
+        wrapper = wrappers.MosaicWrapper(dataset)
         affine = np.asarray(wrapper.affine, dtype=np.float64)  # of row, column and tile
     except Exception:  # nearly anything, where the private header is missing or damaged
         raise BadImageError("is a Siemens mosaic without the header that says how to take it apart") from None

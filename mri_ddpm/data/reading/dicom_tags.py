@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import InputError, import_extra
 
 from .pictures import BadImageError
 
@@ -23,10 +23,7 @@ CUT_OFF = re.compile("bytes of pixel data is less than expected|has no 'Pixel Da
 @contextmanager
 def pydicom_quiet() -> Iterator[object]:
     """The library that reads DICOM, which warns of all that is odd in a file; what else goes wrong is `BadImageError`."""
-    try:
-        import pydicom
-    except ImportError:
-        raise InputError('DICOM is read by pydicom: pip install "mri-ddpm[volumes]"') from None
+    pydicom = import_extra("pydicom", "volumes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

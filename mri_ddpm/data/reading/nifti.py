@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from mri_ddpm.errors import InputError
+from mri_ddpm.errors import InputError, import_extra
 
 from .marks import MARK, nifti_is_synthetic
 from .pictures import BadImageError
@@ -57,7 +57,9 @@ def is_synthetic(head: bytes) -> bool:
         magic, header = _magic(head), _span(head, 0, 540)
         if magic is None or MARK.encode() not in header:
             return False
-        return nifti_is_synthetic(getattr(_nibabel(), magic[0])(header[: magic[1]], check=False))
+        return nifti_is_synthetic(
+            getattr(import_extra("nibabel", "volumes"), magic[0])(header[: magic[1]], check=False)
+        )
     except (
         InputError,
         ValueError,
@@ -90,7 +92,7 @@ def read_nifti(
 
     Raises `BadImageError` for what is damaged, not a volume, enormous, coloured or complex; `InputError` without nibabel.
     """
-    nibabel = _nibabel()
+    nibabel = import_extra("nibabel", "volumes")
     if assume_orientation not in (None, "RAS"):
         raise InputError(f"--assume_orientation {assume_orientation} is unknown: only RAS can be assumed.")
     try:
@@ -119,14 +121,6 @@ def read_nifti(
         raise
     except Exception as error:  # a damaged header makes nibabel raise nearly anything
         raise BadImageError(f"cannot be read as NIfTI ({str(error) or type(error).__name__})") from None
-
-
-def _nibabel():
-    try:
-        import nibabel
-    except ImportError:
-        raise InputError('NIfTI volumes are read by nibabel: pip install "mri-ddpm[volumes]".') from None
-    return nibabel
 
 
 def _magic(content: bytes) -> tuple[str, int, bool] | None:
