@@ -1,6 +1,7 @@
-"""What several test files share: one thread, a Hub, a tiny real U-Net, a tiny run, a process that has imported nothing."""
+"""What several test files share: one thread, a Hub, a tiny real U-Net, tiny runs, a process that has imported nothing."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub_server import TOKEN, HubServer
+from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE_SET = REPOSITORY.parent / "shared/data/brain_tumor_mri"
@@ -28,9 +30,12 @@ from safetensors.torch import load_file
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.data import Scans, draw_phantoms, load_scans
+from mri_ddpm.diffusion import make_noise_scheduler
 from mri_ddpm.evaluation import classifier, parts, two_sample
 from mri_ddpm.files import read_json_lines
-from mri_ddpm.training import loop, train
+from mri_ddpm.runs import Base
+from mri_ddpm.runs.record import WEIGHTS
+from mri_ddpm.training import loop, state, train
 
 # Networks this small lose more by sharing out their work than they win: five times the time on two busy cores.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -66,6 +71,39 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(classifier, "STEPS", 8)
     patch.setattr(two_sample, "STEPS", 8)
     patch.setattr(parts, "IMAGES_PER_TIMESTEP", 2)
+
+
+OLD = ("glioma", "meningioma")  # the classes of a base
+
+
+def write_scans(folder: Path, side: int = 16, seed: int = 0, **classes: int) -> Path:
+    """A folder of phantoms in class folders, so many of each; of no class where its name is ''."""
+    images, labels = draw_phantoms(4 * max(classes.values()), side, seed)
+    for number, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images[labels == number][:count]):
+            Image.fromarray((image * 255).astype(np.uint8)).save(folder / name / f"{number}{i:03d}.png")
+    return folder
+
+
+def base_in_memory(class_names: tuple[str, ...], **changes) -> Base:
+    """A base whose weights, all of them, are random numbers."""
+    unet = state.build_unet(tiny("nowhere", **changes), class_names).eval()
+    with torch.no_grad():
+        for tensor in unet.state_dict().values():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    config = json.loads(unet.to_json_string())
+    scheduler = json.loads(make_noise_scheduler().to_json_string())
+    return Base("base", None, "", config, scheduler, dict.fromkeys(class_names, 30), "", unet)
+
+
+def begun(folder: Path, base: Path | str, **changes) -> Path:
+    changes = {"max_train_steps": 4, "validation_steps": 4, "checkpointing_steps": 2, **changes}
+    return train_alone(tiny(folder, pretrained_model_name_or_path=str(base), **changes))
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "pipeline" / WEIGHTS)
 
 
 @pytest.fixture
@@ -175,6 +213,23 @@ def at_step(monkeypatch):
 def unbroken(tmp_path_factory) -> Path:
     """The whole run of ``tiny``, 20 steps, to look at and to hold others against; nobody writes into it."""
     return train_alone(tiny(tmp_path_factory.mktemp("unbroken") / "run"))
+
+
+@pytest.fixture(scope="session")
+def old_scans(tmp_path_factory) -> Path:
+    return write_scans(tmp_path_factory.mktemp("old") / "scans", glioma=40, meningioma=40)
+
+
+@pytest.fixture(scope="session")
+def base(old_scans) -> Path:
+    """A run of two classes, which trainings begin from; nobody writes into it."""
+    return train_alone(tiny(old_scans.parent / "base", train_data_dir=str(old_scans)))
+
+
+@pytest.fixture(scope="session")
+def new_scans(tmp_path_factory) -> Path:
+    """One class that is new and stands before the old ones in the alphabet, and one that is old."""
+    return write_scans(tmp_path_factory.mktemp("new") / "scans", seed=1, abscess=30, meningioma=20)
 
 
 @pytest.fixture(scope="session")

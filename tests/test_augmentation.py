@@ -146,6 +146,11 @@ def test_a_run_is_not_resumed_with_other_mirroring(tmp_path):
         InputError, match=r"--no_flip_classes \['no_tumor'\], and this is no --no_flip_classes"
     ):
         train_alone(tiny(run, **resumed, random_flip=True))
+    before = json.loads((run / "config.json").read_text())
+    del before["no_flip_classes"]  # as of a run whose network was not told
+    (run / "config.json").write_text(json.dumps(before))
+    with pytest.raises(InputError, match="when networks were not told which scans are mirrored"):
+        train_alone(tiny(run, **resumed, random_flip=True))
 
 
 # A model to begin from

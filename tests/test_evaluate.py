@@ -220,8 +220,12 @@ def test_a_verdict_says_no_more_than_its_interval(taught, kid, gain, share, sure
     assert ("wavelets tell no_tumor apart" in found[0]["answer"]) == (tones[0] == "bad")
     del metrics["quality"]["two_sample_accuracy"]
     assert verdicts(metrics)[0]["tone"] == ("bad" if kid[1] > 0 else "open")
+    metrics["quality"] = {"wavelet_kid": {**numbers(*kid), "real": None}}
+    assert "with too few validation scans to measure theirs" in verdicts(metrics)[0]["answer"]
     metrics["quality"] = {}
     assert verdicts(metrics)[0]["tone"] == "open"
+    metrics["memorisation"]["copies"]["distinct_training_images"] = 0
+    assert "%), where 5%" in verdicts(metrics)[-1]["answer"]
 
 
 @pytest.mark.slow

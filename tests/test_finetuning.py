@@ -8,58 +8,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_to_the_bit, losses, state_of, tiny, train_alone
+from conftest import (
+    OLD,
+    assert_same_to_the_bit,
+    base_in_memory,
+    begun,
+    losses,
+    state_of,
+    tiny,
+    train_alone,
+    weights_of,
+    write_scans,
+)
 from huggingface_hub import ModelCard
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.config import TrainingConfig
-from mri_ddpm.data import Channels, draw_phantoms, load_phantoms, load_scans, to_model_range
-from mri_ddpm.diffusion import make_noise_scheduler
+from mri_ddpm.data import Channels, load_phantoms, load_scans, to_model_range
 from mri_ddpm.errors import InputError
-from mri_ddpm.evaluation.subject import load_real_scans, raw_unet
+from mri_ddpm.evaluation.subject import load_real_scans
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.flags import parse_config
 from mri_ddpm.hub import export_repository, push_run
-from mri_ddpm.runs import load_pipeline, load_record, merged
-from mri_ddpm.runs.base import Base, open_base, take_over
-from mri_ddpm.training.beginning import begin_with, choose_trained, in_order_of
+from mri_ddpm.runs import RunFolder, load_pipeline, load_record
+from mri_ddpm.runs.base import open_base, take_over
+from mri_ddpm.runs.record import WEIGHTS
+from mri_ddpm.training.beginning import begin_with, in_order_of
 from mri_ddpm.training.loop import repeats_scans
 from mri_ddpm.training.moments import PRIOR_SCANS, SCANS_A_COMPONENT, keep_moments
-from mri_ddpm.training.rehearsal import with_rehearsal
 from mri_ddpm.training.state import build_unet
 
 REPO = "me/base"
-OLD = ("glioma", "meningioma")
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-
-
-def write_scans(folder: Path, side: int = 16, seed: int = 0, **classes: int) -> Path:
-    """A folder of phantoms in class folders, so many of each; of no class where its name is ''."""
-    images, labels = draw_phantoms(4 * max(classes.values()), side, seed)
-    for number, (name, count) in enumerate(classes.items()):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(images[labels == number][:count]):
-            Image.fromarray((image * 255).astype(np.uint8)).save(folder / name / f"{number}{i:03d}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def old_scans(tmp_path_factory) -> Path:
-    return write_scans(tmp_path_factory.mktemp("old") / "scans", glioma=40, meningioma=40)
-
-
-@pytest.fixture(scope="module")
-def base(old_scans) -> Path:
-    """A run of two classes, which trainings here begin from."""
-    return train_alone(tiny(old_scans.parent / "base", train_data_dir=str(old_scans)))
-
-
-@pytest.fixture(scope="module")
-def new_scans(tmp_path_factory) -> Path:
-    """One class that is new and stands before the old ones in the alphabet, and one that is old."""
-    return write_scans(tmp_path_factory.mktemp("new") / "scans", seed=1, abscess=30, meningioma=20)
 
 
 @pytest.fixture(scope="module")
@@ -67,26 +46,6 @@ def adapted(base, new_scans, tmp_path_factory) -> Path:
     """A run that begins from it, on the other scans; nobody writes into it."""
     folder = tmp_path_factory.mktemp("adapted") / "run"
     return begun(folder, base, train_data_dir=str(new_scans), checkpoints_total_limit=9)
-
-
-def base_in_memory(class_names: tuple[str, ...], **changes) -> Base:
-    """A base whose weights, all of them, are random numbers."""
-    unet = build_unet(tiny("nowhere", **changes), class_names).eval()
-    with torch.no_grad():
-        for tensor in unet.state_dict().values():
-            tensor.add_(0.1 * torch.randn_like(tensor))
-    config = json.loads(unet.to_json_string())
-    scheduler = json.loads(make_noise_scheduler().to_json_string())
-    return Base("base", None, "", config, scheduler, dict.fromkeys(class_names, 30), "", unet)
-
-
-def begun(folder: Path, base: Path | str, **changes) -> Path:
-    changes = {"max_train_steps": 4, "validation_steps": 4, "checkpointing_steps": 2, **changes}
-    return train_alone(tiny(folder, pretrained_model_name_or_path=str(base), **changes))
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "pipeline" / WEIGHTS)
 
 
 def at_step_0(run: Path) -> tuple[dict, list]:
@@ -423,174 +382,21 @@ def test_directions_of_many_new_scans_join_the_old_ones():
     assert torch.equal(unet.x_0_mean[:2], before.unet.x_0_mean[:2])
 
 
-# What is trained
-
-
-@pytest.mark.parametrize("train_only", ["lora", "norms"])
-def test_only_what_is_named_is_trained(base, new_scans, tmp_path, train_only):
-    if train_only == "lora":
-        pytest.importorskip("peft")
-    run = begun(
-        tmp_path / "run",
-        base,
-        train_data_dir=str(new_scans),
-        train_only=train_only,
-        checkpoints_total_limit=9,
-    )
-    first, last = (state_of(run, step)["weights"] for step in (0, 4))
-    moved = {name for name in first if not torch.equal(first[name], last[name])}
-    assert "class_embedding.weight" in moved
-    if train_only == "lora":
-        assert all(".lora_" in name for name in moved - {"class_embedding.weight"})
-        assert {"conv_in.lora_B.default.weight", "mid_attention.to_qkv.lora_B.default.weight"} <= moved
-    else:
-        assert all("norm" in name or "_embedding" in name or "conv_in" in name for name in moved)
-        assert {"norm_out.weight", "time_embedding.linear_1.weight"} <= moved
-    assert weights_of(run).keys() == weights_of(base).keys()
-    # All that follows takes it for any other model, and it can be resumed
-    record = load_record(str(run))
-    assert raw_unet(load_pipeline(str(run), "cpu"), record) is not None
-    expected = state_of(run, 4)
-    shutil.rmtree(run / "checkpoints" / "step-000004")
-    flags = {"train_data_dir": str(new_scans), "train_only": train_only, "checkpoints_total_limit": 9}
-    begun(run, base, resume_from_checkpoint="latest", **flags)
-    assert_same_to_the_bit(state_of(run, 4), expected)
-
-
-def test_an_adapter_merged_is_the_network_that_has_it():
-    pytest.importorskip("peft")
-    before = base_in_memory(OLD)
-    unet = build_unet(tiny("nowhere"), OLD, base=before).eval()
-    begin_with(unet, before, like=None)
-    config = tiny("nowhere", pretrained_model_name_or_path="base", train_only="lora", rank=3)
-    choose_trained(unet, config)
-    x_t, timesteps, labels = torch.randn(3, 1, 16, 16), torch.tensor([0, 100, 299]), torch.tensor([0, 1, 2])
-    with torch.no_grad():
-        expected = before.unet(x_t, timesteps, labels).sample
-        assert torch.equal(unet(x_t, timesteps, labels).sample, expected)  # at first it changes nothing
-        for name, parameter in unet.named_parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter) * (".lora_B." in name))
-        with_adapter = unet(x_t, timesteps, labels).sample
-        assert (with_adapter - expected).abs().max() > 0.01
-        torch.testing.assert_close(
-            merged(unet)(x_t, timesteps, labels).sample, with_adapter, atol=1e-5, rtol=1e-4
-        )
-    assert merged(before.unet) is before.unet
-
-
-@pytest.fixture(scope="module")
-def with_lora(base, new_scans, tmp_path_factory) -> tuple[Path, Path]:
-    """A copy of the base, and a run of an adapter for it."""
-    pytest.importorskip("peft")
-    folder = tmp_path_factory.mktemp("lora")
-    below = shutil.copytree(base, folder / "base")
-    return below, begun(folder / "run", below, train_data_dir=str(new_scans), train_only="lora", rank=4)
-
-
-def test_an_adapter_opens_here_and_by_diffusers_own_means(with_lora):
-    below, run = with_lora
-    whole, alone = (load_pipeline(str(folder), "cpu") for folder in (run, run / "adapter"))
-    for name, tensor in whole.unet.state_dict().items():
-        torch.testing.assert_close(alone.unet.state_dict()[name], tensor)
-    assert alone.class_names == (*OLD, "abscess")
-    unet = load_pipeline(str(below), "cpu").unet
-    unet.load_lora_adapter(str(run / "adapter"), prefix=None, use_safetensors=True)
-    unet.fuse_lora()
-    x_t, labels = torch.randn(2, 1, 16, 16), torch.zeros(2, dtype=torch.long)
-    with torch.no_grad():
-        unet.class_embedding.weight[0] = whole.unet.class_embedding.weight[0]
-        torch.testing.assert_close(
-            unet(x_t, 7, labels).sample, whole.unet(x_t, 7, labels).sample, atol=1e-5, rtol=1e-4
-        )
-
-
-def test_an_adapter_for_other_weights_or_a_damaged_one_is_refused(with_lora, base, tmp_path):
-    below, run = with_lora
-    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
-    told = json.loads((adapter / "base.json").read_text())
-    (adapter / "base.json").write_text(json.dumps({**told, "pretrained_model_name_or_path": str(run)}))
-    with pytest.raises(InputError, match=f"is an adapter for other weights than {run} has"):
-        load_pipeline(str(adapter), "cpu")
-    (adapter / "base.json").write_text(json.dumps(told))
-    weights = load_file(adapter / "rest.safetensors")
-    save_file({**weights, "x_0_mean": weights["x_0_mean"] * torch.nan}, adapter / "rest.safetensors")
-    with pytest.raises(InputError, match="cannot be used: it holds numbers that are not finite"):
-        load_pipeline(str(adapter), "cpu")
-    (adapter / "pytorch_lora_weights.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"the adapter .* cannot be used"):
-        load_pipeline(str(adapter), "cpu")
-    with pytest.raises(InputError, match="holds no pipeline"):  # it knows no manifest
-        begun(tmp_path / "run", run / "adapter")
-
-
-# Samples of the base
-
-
-def test_samples_of_the_base_are_shown_among_the_scans(base, new_scans, tmp_path, capsys):
-    gone = shutil.copytree(base, tmp_path / "base")
-    flags = {"train_data_dir": str(new_scans), "keep_old_share": 0.25, "checkpoints_total_limit": 9}
-    run = begun(tmp_path / "run", gone, **flags)
-    kept = load_file(run / "rehearsal.safetensors")
-    assert (
-        100 <= len(kept["images"]) < 110
-    )  # not a third of the few scans: these are shown several times an epoch
-    assert set(kept["class_labels"].tolist()) == {0}  # glioma alone has no new scans
-    assert "samples of it are 25% of what is shown" in capsys.readouterr().out
-    steps = [row for row in read_json_lines(run / "metrics.jsonl") if "loss" in row]
-    assert {row["epoch"] for row in steps} == {0}  # with its samples an epoch has 400 images
-    assert kept["images"].float().std() > 10
-
-    shutil.rmtree(gone)
-    expected = state_of(run, 4)
-    shutil.rmtree(run / "checkpoints" / "step-000004")
-    begun(run, gone, resume_from_checkpoint="latest", **flags)
-    assert_same_to_the_bit(state_of(run, 4), expected)
-
-
-def test_images_join_scans_as_they_are():
-    scans = load_phantoms(num_images=40, resolution=16).train
-    more = np.arange(3 * 256).reshape(3, 16, 16).astype(np.uint8)
-    both = scans.with_more(more, np.array([5, 6, 7]))
-    batch = both.batch([0, len(scans), len(scans) + 2])
-    assert torch.equal(batch["pixel_values"][0], scans.batch([0])["pixel_values"][0])
-    torch.testing.assert_close(
-        batch["pixel_values"][1:, 0], torch.tensor(more[[0, 2]] / 255, dtype=torch.float32)
-    )
-    assert batch["class_labels"].tolist() == [scans.class_labels[0], 5, 7]
-    twice = scans.with_more(more, np.array([5, 6, 7]), times=2)
-    assert len(twice) == 2 * len(scans) + 3
-    assert torch.equal(twice.batch([len(scans) + 1])["pixel_values"], scans.batch([1])["pixel_values"])
-    assert twice.class_labels[-3:].tolist() == [5, 6, 7]
-
-
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
-@pytest.mark.parametrize("count", [20, 700])
-def test_the_share_of_samples_is_what_is_asked_for(share, count):
-    train = load_phantoms(num_images=count, resolution=16).train
-    an_epoch = share / (1 - share) * len(train)
-    number = round(an_epoch * np.ceil(100 / an_epoch))
-    samples = {"images": np.zeros((number, 16, 16), np.uint8), "class_labels": np.zeros(number, int)}
-    shown = with_rehearsal(
-        train, samples, TrainingConfig(keep_old_share=share, pretrained_model_name_or_path="a")
-    )
-    assert abs(number / len(shown) - share) < 0.005
-
-
-@pytest.mark.parametrize(
-    ("classes", "changes", "words"),
-    [
-        ({"glioma": 20, "meningioma": 20}, {}, "for classes that have no new scans, and .* has none such"),
-        ({"glioma": 20}, {"resolution": 24}, "samples 16 px, and --resolution is 24"),
-    ],
-)
-def test_what_cannot_be_rehearsed_is_refused(base, tmp_path, classes, changes, words):
-    scans = write_scans(tmp_path / "scans", **classes)
-    with pytest.raises(InputError, match=words):
-        begun(tmp_path / "run", base, train_data_dir=str(scans), keep_old_share=0.5, **changes)
-    assert not (tmp_path / "run").exists()
-
-
 # Bad input
+
+
+def test_a_folder_without_a_pipeline_is_called_what_it_is(base, tmp_path):
+    """By what samples it as by what pushes it."""
+    unfinished = shutil.copytree(base, tmp_path / "run", ignore=shutil.ignore_patterns("pipeline"))
+    folders = {
+        base / "checkpoints": "holds no pipeline; name a run folder",
+        RunFolder(base).checkpoints()[-1]: "is a checkpoint, to resume its training from; name its run",
+        unfinished: "is a run without a pipeline/ yet",
+    }
+    for folder, words in folders.items():
+        for opened in (lambda name: load_pipeline(name, "cpu"), load_record):
+            with pytest.raises(InputError, match=words):
+                opened(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -644,7 +450,7 @@ def set_betas(base: Path) -> None:
         (set_betas, "betas that are not linear"),
         (lambda base: (base / "manifest.json").write_text('{"files": 3}'), "are not as a run writes them"),
         (lambda base: (base / "manifest.json").unlink(), "comes without the manifest of its training"),
-        (lambda base: shutil.rmtree(base / "pipeline"), "holds no pipeline"),
+        (lambda base: shutil.rmtree(base / "pipeline"), "is a run without a pipeline/ yet"),
         (shutil.rmtree, "base"),
     ],
 )

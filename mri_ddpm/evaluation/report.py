@@ -104,7 +104,10 @@ def verdict_on_quality(metrics: dict) -> dict:
         *([f"the wavelet KID is {spell(distance)}, of real validation scans {distance['real']:.3g}"] if comparable(distance) else []),
     ]  # fmt: skip
     if not measured:
-        return {"question": question, "tone": "open", "answer": not_measured(metrics, "quality")}
+        answer = not_measured(metrics, "quality")
+        if distance:
+            answer = f"Not shown: the wavelet KID is {spell(distance)}, with too few validation scans to measure theirs beside it."
+        return {"question": question, "tone": "open", "answer": answer}
     numbers = "; ".join(measured)
     if not (taught and taught["interval"][0] > taught["real"]) and not told_apart(distance):
         seen = min(entry["n"] for entry in (taught, distance) if entry)
@@ -191,9 +194,11 @@ def verdict_on_copies(metrics: dict) -> dict:
     copies = audit["copies"]
     share, expected = copies["share"], copies["expected"]
     low, high = share["interval"]
+    copied = copies["distinct_training_images"]
+    of_scans = f", of {copied} training scan{'s' * (copied > 1)}" if copied else ""
     numbers = (
-        f"{share['value']:.1%} of the images are taken for copies (95 % interval {low:.1%} to {high:.1%}), of "
-        f"{copies['distinct_training_images']} training scans, where {expected:.0%} of real scans never trained on would be"
+        f"{share['value']:.1%} of the images are taken for copies (95 % interval {low:.1%} to {high:.1%}){of_scans}, where "
+        f"{expected:.0%} of real scans never trained on would be"
     )
     if copies["sure"]:
         numbers = f"{copies['sure']} of {share['n']} lie nearer to a training scan than any real scan would; {numbers}"

@@ -18,9 +18,9 @@ from mri_ddpm.errors import InputError
 from mri_ddpm.files import whole_folder, write_json
 from mri_ddpm.models.modeling_attention_unet import AttentionUNet2DModel
 from mri_ddpm.runs.folder import RunFolder
+from mri_ddpm.runs.record import ADAPTER_WEIGHTS
 from mri_ddpm.trust import UNET_CLASS, check_config
 
-LORA = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 REST = "rest.safetensors"
 AUGMENT = "augment_embedding.weight"
 WHOLE = (  # trained, or measured, whole
@@ -31,7 +31,7 @@ FIRST = re.compile(r"(.+)\.lora_A(?:\.default)?\.weight")  # of a pair
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter."""
-    return (folder / LORA).is_file()
+    return (folder / ADAPTER_WEIGHTS).is_file()
 
 
 def merged_weights(weights: dict[str, torch.Tensor], scale: float = 1.0) -> dict[str, torch.Tensor]:
@@ -105,12 +105,14 @@ def adapted(before: AttentionUNet2DModel, folder: Path) -> AttentionUNet2DModel:
         check_config(folder / "config.json", UNET_CLASS)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         unet = AttentionUNet2DModel.from_config(config)
-        with safe_open(folder / LORA, framework="pt") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             told = json.loads(
                 (file.metadata() or {}).get("lora_adapter_metadata", '{"r": 1, "lora_alpha": 1}')
             )
         weights = with_new_inputs(before.state_dict(), unet) | load_file(folder / REST)
-        weights = merged_weights(weights | load_file(folder / LORA), told["lora_alpha"] / told["r"])
+        weights = merged_weights(
+            weights | load_file(folder / ADAPTER_WEIGHTS), told["lora_alpha"] / told["r"]
+        )
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise ValueError("it holds numbers that are not finite")
         unet.load_state_dict(weights)

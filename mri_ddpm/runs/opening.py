@@ -12,7 +12,7 @@ from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs.adapters import adapted, is_adapter
 from mri_ddpm.runs.faults import http_response, hub_sentence, is_network_fault
 from mri_ddpm.runs.folder import RunFolder
-from mri_ddpm.runs.record import BASE_FLAG, PAPERS, Record, read_record, weights_sha256
+from mri_ddpm.runs.record import BASE_FLAG, PAPERS, Record, read_record, weights_sha256, without_pipeline
 
 
 def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDPMPipeline:
@@ -27,6 +27,8 @@ def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDP
     name = str(run.pipeline) if run.has_pipeline else name
     if is_adapter(Path(name)):
         return load_adapted(Path(name)).to(device)
+    if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
+        raise InputError(f"no pipeline could be loaded from {name}: it {without_pipeline(Path(name))}.")
     try:
         pipeline = MRIDDPMPipeline.from_pretrained(name, revision=revision)
     except Exception as error:  # of the folder, or of the Hub through one of several HTTP libraries

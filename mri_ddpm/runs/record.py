@@ -13,6 +13,7 @@ from mri_ddpm.runs.folder import EMA_GRIDS, GRID, LOSS_PLOT, RunFolder, step_of
 LOCAL_PATHS = ("train_data_dir", "output_dir", "cache_dir", "resume_from_checkpoint")
 PAPERS = "training"  # the folder of a repository that holds the run's papers
 RAW_WEIGHTS = "model.safetensors"  # of a checkpoint
+ADAPTER_WEIGHTS = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 BASE_FLAG = "pretrained_model_name_or_path"
 NAMES = ("dataset_name", "source", BASE_FLAG)  # paths too, or names on the Hub
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # of a pipeline
@@ -47,9 +48,7 @@ def read_record(source: Path) -> Record:
         is_of_run = source in (parent.pipeline, parent.best) and parent.config.is_file()
         run = parent if is_of_run else RunFolder(source / PAPERS)
     else:
-        raise InputError(
-            f"{source} holds no pipeline; name a run folder with a pipeline/ in it, or a saved pipeline."
-        )
+        raise InputError(f"{source} {without_pipeline(source)}.")
     # The last that was made counts: of an epoch, or of the end, which a resumed run may have left behind
     grids = [path for path in (*run.path.glob(EMA_GRIDS), run.grid) if path.is_file()]
     newest = max(grids, key=lambda path: (path.stat().st_mtime, path), default=run.grid)
@@ -78,6 +77,17 @@ def read_record(source: Path) -> Record:
         raw_weights=checkpoints[-1] / RAW_WEIGHTS if checkpoints else None,
         pictures={name: path for name, path in pictures.items() if path.is_file()},
     )
+
+
+def without_pipeline(folder: Path) -> str:
+    """What a folder is that is no pipeline and has none in it, and what to name instead."""
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return "is an adapter; name the run that made it, whose pipeline/ has it merged in"
+    if (folder / RAW_WEIGHTS).is_file():
+        return "is a checkpoint, to resume its training from; name its run, which has a pipeline/"
+    if RunFolder(folder).config.is_file():
+        return "is a run without a pipeline/ yet; it gets one with its next checkpoint"
+    return "holds no pipeline; name a run folder with a pipeline/ in it, or a saved pipeline"
 
 
 def write_record(record: Record, folder: Path) -> None:
