@@ -59,7 +59,17 @@ WAYS = {  # name -> scans, flags with the base they begin from, and what was exp
         {BASE: "base", "keep_old_share": 0.5, **FAST},
         "as whole for the new class; the old ones stay within the interval",
     ),
+    "kept-low-rate": (
+        "new",
+        {BASE: "base", "keep_old_share": 0.5},
+        "the old classes at 0.3 to 0.4, the new one a little worse than whole-low-rate, for it has half of the steps",
+    ),
     "phantom": ("new", {BASE: "phantom", **FAST}, "better than nothing at 25 and 50; no better from 100 on"),
+    "phantom-low-rate": (
+        "new",
+        {BASE: "phantom"},
+        "better than nothing, worse than phantom: the way is too far for so low a rate",
+    ),
     "all": ("all", {}, "best for old and new, for it sees all real scans all the time"),
 }
 SAMPLER = {"scheduler": "dpmsolver++sde", "num_inference_steps": 10, "guidance_scale": 1.5}
