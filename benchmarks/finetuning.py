@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from mri_ddpm.data import load_scans
 from mri_ddpm.errors import InputError
@@ -74,6 +75,7 @@ WAYS = {  # name -> scans, flags with the base they begin from, and what was exp
 }
 SAMPLER = {"scheduler": "dpmsolver++sde", "num_inference_steps": 10, "guidance_scale": 1.5}
 SHOWN = 8  # samples of each class in a picture
+SHOWN_LOSS = 0.05  # the highest in a plot: from nothing it begins far above
 
 
 def write_folders(args: argparse.Namespace, folder: Path) -> tuple:
@@ -204,6 +206,27 @@ class Yardstick:
         return found | {"validation": [[row["step"], row["validation_loss_ema"]] for row in rows]}
 
 
+def plot_losses(rows: list[dict], path: Path) -> None:
+    """Held-out loss of the new class against the step, a panel for each number of its scans, a line for each training."""
+    rows = [row for row in rows if row["count"] and WAYS.get(row["way"], ("all",))[0] == "new"]
+    counts, ways = (
+        [*dict.fromkeys(sorted(values))]
+        for values in zip(*((r["count"], r["way"]) for r in rows), strict=True)
+    )
+    figure = Figure(figsize=(3 * len(counts), 3.6), layout="constrained")
+    for axes, count in zip(
+        figure.subplots(1, len(counts), sharey=True, squeeze=False)[0], counts, strict=True
+    ):
+        for row in (row for row in rows if row["count"] == count):
+            line = zip(*(point for point in row["validation"] if point[1] < SHOWN_LOSS), strict=True)
+            axes.plot(*line, color=f"C{ways.index(row['way'])}", alpha=0.8, label=row["way"])
+        axes.set(title=f"{count} scans", xlabel="step")
+        named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(named.values(), named.keys(), fontsize=7)
+    figure.supylabel("held-out loss of the EMA weights")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train_data_dir", required=True)
@@ -255,6 +278,7 @@ def main() -> None:
                 data = {"train_data_dir": folder / f"{kind}-{count}-{seed}", "seed": seed}
                 train(run, {**common, **data, **flags, **validated(total)})
                 record(way, run, count, seed, steps=total, expected=expected)
+    plot_losses(read_json_lines(results), args.output_dir / "losses.png")
 
 
 if __name__ == "__main__":
