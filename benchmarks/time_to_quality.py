@@ -345,6 +345,7 @@ def plot(result: dict, path: Path) -> None:
     )
     axes.set(xlabel="seconds of training", ylabel="wavelet KID to the training scans", xscale="log")
     axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_ylim(bottom=-0.1)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
