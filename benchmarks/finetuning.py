@@ -130,6 +130,9 @@ class Yardstick:
         self.validation, self.validation_labels = (np.asarray(part) for part in as_arrays(scans.validation))
         self.wavelets = WaveletFeatures.fit(self.training)
         self.features = make_extractor("in_domain", self.training, self.labels, self.names)
+        # The same for every way, by number of scans and seed
+        self.without_samples: dict[tuple[int, int], np.ndarray] = {}
+        self.detectors: dict[tuple[int, int], CopyDetector] = {}
 
     def quality(self, images: np.ndarray, label: int) -> dict:
         """Of samples of a class against its training scans, beside what its validation scans score."""
@@ -164,24 +167,26 @@ class Yardstick:
         halved = np.append(
             np.where(labels == self.new, alike / 2, alike), np.full(len(images), 0.5 / len(images))
         )
-        predictions = {}
-        for setting, (x, y, weights) in {
-            "real": (real, labels, alike),
-            "with_samples": (*both, halved),
-        }.items():
-            models = [
-                classifier.train_classifier(x, y, len(self.names), seed=i, weights=weights)
-                for i in range(self.args.classifiers)
-            ]
-            predictions[setting] = np.array([classifier.predict(model, self.validation) for model in models])
+        if (count, seed) not in self.without_samples:
+            self.without_samples[count, seed] = self.predict(real, labels, alike)
+        predictions = {"real": self.without_samples[count, seed], "with_samples": self.predict(*both, halved)}
         return compare(predictions, self.validation_labels, self.names)
+
+    def predict(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """What classifiers that were trained on these take the validation scans for, a row each."""
+        models = [
+            classifier.train_classifier(images, labels, len(self.names), seed=i, weights=weights)
+            for i in range(self.args.classifiers)
+        ]
+        return np.array([classifier.predict(model, self.validation) for model in models])
 
     def copies(self, images: np.ndarray, count: int, seed: int) -> dict | str:
         """Copies of the few scans, or of scans of the old classes."""
-        rows = self.trained_on(count, seed)
         try:
-            detector = CopyDetector.fit(self.training[rows], self.validation, self.features)
-            return audit(detector, images)["copies"]
+            if (count, seed) not in self.detectors:
+                known = self.training[self.trained_on(count, seed)]
+                self.detectors[count, seed] = CopyDetector.fit(known, self.validation, self.features)
+            return audit(self.detectors[count, seed], images)["copies"]
         except InputError as error:
             return str(error)
 
