@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from mri_ddpm.data import load_scans
@@ -241,7 +242,7 @@ def plot_losses(rows: list[dict], path: Path) -> None:
     ):
         for row in (row for row in rows if row["count"] == count):
             line = zip(*(point for point in row["validation"] if point[1] < SHOWN_LOSS), strict=True)
-            axes.plot(*line, color=f"C{ways.index(row['way'])}", alpha=0.8, label=row["way"])
+            axes.plot(*line, color=colormaps["tab20"](ways.index(row["way"])), alpha=0.8, label=row["way"])
         axes.set(title=f"{count} scans", xlabel="step")
         named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         axes.legend(named.values(), named.keys(), fontsize=7)

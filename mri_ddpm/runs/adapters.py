@@ -29,11 +29,6 @@ WHOLE = (  # trained, or measured, whole
 FIRST = re.compile(r"(.+)\.lora_A(?:\.default)?\.weight")  # of a pair
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter."""
-    return (folder / ADAPTER_WEIGHTS).is_file()
-
-
 def merged_weights(weights: dict[str, torch.Tensor], scale: float = 1.0) -> dict[str, torch.Tensor]:
     """Weights with their low-rank differences added: W + scale B A (Hu et al. 2021, arXiv:2106.09685).
 

@@ -9,10 +9,18 @@ from safetensors.torch import load_file
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
-from mri_ddpm.runs.adapters import adapted, is_adapter
+from mri_ddpm.runs.adapters import adapted
 from mri_ddpm.runs.faults import http_response, hub_sentence, is_network_fault
 from mri_ddpm.runs.folder import RunFolder
-from mri_ddpm.runs.record import BASE_FLAG, PAPERS, Record, read_record, weights_sha256, without_pipeline
+from mri_ddpm.runs.record import (
+    BASE_FLAG,
+    PAPERS,
+    Record,
+    is_adapter,
+    read_record,
+    weights_sha256,
+    without_pipeline,
+)
 
 
 def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDPMPipeline:

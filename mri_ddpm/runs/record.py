@@ -79,9 +79,14 @@ def read_record(source: Path) -> Record:
     )
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / ADAPTER_WEIGHTS).is_file()
+
+
 def without_pipeline(folder: Path) -> str:
     """What a folder is that is no pipeline and has none in it, and what to name instead."""
-    if (folder / ADAPTER_WEIGHTS).is_file():
+    if is_adapter(folder):
         return "is an adapter; name the run that made it, whose pipeline/ has it merged in"
     if (folder / RAW_WEIGHTS).is_file():
         return "is a checkpoint, to resume its training from; name its run, which has a pipeline/"

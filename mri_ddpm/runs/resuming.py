@@ -46,12 +46,13 @@ def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
             )
         return
     check_metrics(run.metrics)
-    if read_json(run.config).get("random_flip") and "no_flip_classes" not in read_json(run.config):
+    kept = read_json(run.config)
+    if kept.get("random_flip") and "no_flip_classes" not in kept:
         raise InputError(
             f"{run_dir} was trained with --random_flip when networks were not told which scans are mirrored, and cannot go on so; "
             "begin anew in another --output_dir."
         )
-    before, now = {**OLDER, **read_json(run.config)}, dataclasses.asdict(config)
+    before, now = {**OLDER, **kept}, dataclasses.asdict(config)
     for name in ARCHITECTURE:
         if name in before and before[name] != now[name]:
             raise InputError(

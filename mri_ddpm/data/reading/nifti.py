@@ -57,9 +57,8 @@ def is_synthetic(head: bytes) -> bool:
         magic, header = _magic(head), _span(head, 0, 540)
         if magic is None or MARK.encode() not in header:
             return False
-        return nifti_is_synthetic(
-            getattr(import_extra("nibabel", "volumes"), magic[0])(header[: magic[1]], check=False)
-        )
+        kind = getattr(import_extra("nibabel", "volumes"), magic[0])
+        return nifti_is_synthetic(kind(header[: magic[1]], check=False))
     except (
         InputError,
         ValueError,
