@@ -132,7 +132,7 @@ def announce(state: TrainingState) -> None:
             "  To train on real ones: --train_data_dir DIR, a folder with one folder of images a class."
         )
     found = scans.manifest["class_names"]
-    names = f" in {len(found)} classes ({', '.join(found)})" if found else ""
+    names = f" in {len(found)} class{'es' * (len(found) != 1)} ({', '.join(found)})" if found else ""
     say(
         f"{len(scans.train)} training and {len(scans.validation)} validation images{names}, {config.resolution} px"
     )
