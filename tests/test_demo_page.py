@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -287,6 +289,36 @@ def test_a_mask_is_painted_put_in_and_removed(visit, make_unet, tmp_path):
         assert len({picture for _, picture in found}) == 3
     finally:
         assert "Traceback" not in running.end()
+
+
+def test_ending_waits_for_uploads_and_leaves_no_file(make_unet, tmp_path):
+    save(make_unet, tmp_path / "model")
+    (tmp_path / "tmp").mkdir()
+    running = Server("model", cwd=tmp_path, TMPDIR=str(tmp_path / "tmp"))
+    sent = []
+
+    def upload():
+        for i in range(10_000):
+            try:
+                answer = httpx.post(
+                    running.url.rstrip("/") + "/gradio_api/upload",
+                    files={"files": (f"{i}.png", bytes(2**24))},
+                )
+            except httpx.TransportError:
+                return
+            sent.append(answer.status_code)
+
+    visitors = [threading.Thread(target=upload) for _ in range(4)]
+    for visitor in visitors:
+        visitor.start()
+    while len(sent) < 8:
+        time.sleep(0.01)
+    printed = running.end()
+    for visitor in visitors:
+        visitor.join()
+    assert "Traceback" not in printed
+    assert set(sent) == {200}
+    assert list((tmp_path / "tmp").glob("mri-ddpm-demo-*")) == []
 
 
 def test_the_keyboard_alone_is_enough_to_sample(server, visit):

@@ -82,7 +82,10 @@ def serve(
         print(f"open {url} in a browser; Ctrl-C ends it", flush=True)
         if shared:
             print(f"for everybody who knows the address, for a week: {shared}", flush=True)
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)  # what visitors send goes into the folder, so ends before it
 
 
 def end(signum: int, frame: FrameType | None) -> None:
