@@ -536,7 +536,9 @@ def check_architecture(
         )
     for kind in attention_types:
         if kind not in ATTENTION_KINDS:
-            raise ValueError(f"attention type {kind!r} is unknown; take 'linear', 'full' or none.")
+            raise ValueError(
+                f"attention type {kind!r} is unknown; take linear, full or none (None in Python)."
+            )
     for channels in block_out_channels:
         for name, divisor in (
             ("norm_num_groups", norm_num_groups),
