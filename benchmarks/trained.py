@@ -21,7 +21,7 @@ def train(folder: Path, flags: dict) -> None:
         if isinstance(value, bool):
             command.append(f"--{name}" if value else f"--no_{name}")
         else:
-            command += [f"--{name}", str(value)]
+            command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     subprocess.run(command, check=True, cwd=REPOSITORY)
 
 
