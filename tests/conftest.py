@@ -26,6 +26,7 @@ os.environ.update(
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
+from volume_sets import nifti, write
 
 from mri_ddpm import AttentionUNet2DModel
 from mri_ddpm.config import TrainingConfig
@@ -244,6 +245,19 @@ def reference_scans(tmp_path_factory):
         return load_scans(resolution=resolution, train_data_dir=str(REFERENCE_SET), cache_dir=cache_dir)
 
     return load
+
+
+@pytest.fixture
+def load_files(tmp_path):
+    """The scans of a folder with these files, written beside those that are there."""
+
+    def make(files=None, where="scans", **options):
+        made = {path: nifti(v) if isinstance(v, np.ndarray) else v for path, v in (files or {}).items()}
+        write(tmp_path / where, made)
+        options = {"resolution": 16, "cache_dir": str(tmp_path / "cache")} | options
+        return load_scans(train_data_dir=str(tmp_path / where), **options)
+
+    return make
 
 
 @pytest.fixture
