@@ -4,7 +4,7 @@ Trains each recipe of `RECIPES` on real scans with the quickstart's network and 
 as many samples in each way of `SAMPLERS`, and compares them with the training scans by the yardstick that sees anatomy.
 One JSON line for each recipe and sampler goes to ``results.jsonl``; what is there already is not made again.
 
-    python -m benchmarks.recipe_search --train_data_dir DIR --output_dir runs/search [--recipes NAME ...] [--seed 1]
+    python -m benchmarks.recipe_search --train_data_dir DIR --output_dir runs/search [--recipes NAME ...] [--seed 1] [--resolution 44]
 
 Each recipe says what was expected of it before it was trained. Losses are not compared: they mean different things.
 """
@@ -60,6 +60,10 @@ RECIPES = {  # name -> flags, and what was expected
         {**PAPERS, **LOGNORMAL, "log_sigma_mean": -0.6},
         "better shapes, less detail",
     ),
+    "paper-lognormal-higher": (
+        {**PAPERS, **LOGNORMAL, "log_sigma_mean": 0.0},
+        "less detail, shapes as at -0.6",
+    ),
     "paper-lognormal-batch16": (
         {**PAPERS, **LOGNORMAL, "train_batch_size": 16, "max_train_steps": 1800},
         "the same images in twice the steps: a little better",
@@ -91,7 +95,7 @@ SAMPLERS = {
     "sde-20": {"scheduler": "dpmsolver++sde", "num_inference_steps": 20},
     "sde-20-guided": {"scheduler": "dpmsolver++sde", "num_inference_steps": 20, "guidance_scale": 1.5},
 }
-FIXED = {"preset": "quickstart", "resolution": 32, "train_batch_size": 32, "learning_rate": 1.5e-3}
+FIXED = {"preset": "quickstart", "train_batch_size": 32, "learning_rate": 1.5e-3}
 SHOWN = 8  # samples of each class in a picture
 
 
@@ -129,6 +133,7 @@ def main() -> None:
     parser.add_argument("--train_data_dir", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/search"))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--max_train_steps", type=int, default=900)
     parser.add_argument("--num_images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
@@ -138,26 +143,27 @@ def main() -> None:
     results = args.output_dir / "results.jsonl"
     args.output_dir.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    done = {(row["recipe"], row["sampler"], row["seed"]) for row in rows}
-    scans = load_scans(resolution=FIXED["resolution"], train_data_dir=args.train_data_dir)
+    done = {(row["recipe"], row["sampler"], row["seed"], row.get("resolution", 32)) for row in rows}
+    scans = load_scans(resolution=args.resolution, train_data_dir=args.train_data_dir)
     yardstick = Yardstick(scans)
+    common = {"seed": args.seed, "resolution": args.resolution}
 
     def write(recipe: str, sampler: str | None, images: np.ndarray, **more) -> None:
-        row = {"recipe": recipe, "sampler": sampler, "seed": args.seed, **more, **yardstick.measure(images)}
+        row = {"recipe": recipe, "sampler": sampler, **common, **more, **yardstick.measure(images)}
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
 
-    if ("validation scans", None, args.seed) not in done:
+    if ("validation scans", None, args.seed, args.resolution) not in done:
         write("validation scans", None, yardstick.validation)
     counts = class_counts(yardstick.labels, len(scans.class_names), args.num_images)
-    common = {"train_data_dir": args.train_data_dir, "seed": args.seed}
     for name in args.recipes:
         recipe, expected = RECIPES[name]
-        folder = args.output_dir / f"{name}-seed{args.seed}"
-        train(folder, {**FIXED, "max_train_steps": args.max_train_steps, **common, **recipe})
+        folder = args.output_dir / f"{name}-{args.resolution}-seed{args.seed}"
+        given = {"train_data_dir": args.train_data_dir, "max_train_steps": args.max_train_steps}
+        train(folder, {**FIXED, **common, **given, **recipe})
         for sampler, chain in SAMPLERS.items():
-            if (name, sampler, args.seed) in done:
+            if (name, sampler, args.seed, args.resolution) in done:
                 continue
             pipeline, options = load_pipeline(str(folder), "cpu"), SamplingOptions(**chain, batch_size=50)
             options.prepare(pipeline, args.num_images, 0)
