@@ -20,8 +20,9 @@ from mri_ddpm.evaluation.features import make_extractor
 from mri_ddpm.evaluation.quality import detail_ratio, frechet_distance, kid
 from mri_ddpm.evaluation.subject import as_arrays, class_counts
 from mri_ddpm.evaluation.wavelets import WaveletFeatures
+from mri_ddpm.files import read_json
 from mri_ddpm.presets import PAPER_BETAS, SCALED_BETAS
-from mri_ddpm.runs import load_pipeline
+from mri_ddpm.runs import RunFolder, load_pipeline
 from mri_ddpm.sampling import SamplingOptions, sample_arrays
 from mri_ddpm.sampling.sheets import sheet
 
@@ -162,6 +163,13 @@ def main() -> None:
         folder = args.output_dir / f"{name}-{args.resolution}-seed{args.seed}"
         given = {"train_data_dir": args.train_data_dir, "max_train_steps": args.max_train_steps}
         train(folder, {**FIXED, **common, **given, **recipe})
+        precision = read_json(RunFolder(folder).environment)["mixed_precision"]
+        made = {
+            "steps": args.max_train_steps,
+            "flags": recipe,
+            "expected": expected,
+            "mixed_precision": precision,
+        }
         for sampler, chain in SAMPLERS.items():
             if (name, sampler, args.seed, args.resolution) in done:
                 continue
@@ -171,7 +179,7 @@ def main() -> None:
             rows = [np.flatnonzero(labels == c)[:SHOWN] for c in range(len(counts))]
             shown = np.stack([images[row] for row in rows], axis=1)  # (SHOWN, classes, 1, H, W)
             sheet(shown, [""] * SHOWN).save(args.output_dir / f"{folder.name}-{sampler}.png")
-            write(name, sampler, images, steps=args.max_train_steps, flags=recipe, expected=expected)
+            write(name, sampler, images, **made)
 
 
 if __name__ == "__main__":
