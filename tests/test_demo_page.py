@@ -52,9 +52,9 @@ class Server:
                 break
         self.url = re.search(r"http://\S+", "".join(self.lines))[0]
 
-    def end(self) -> str:
+    def end(self, by: int = signal.SIGTERM) -> str:
         """End it, and give all that it printed."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(by)
         self.lines += self.process.communicate(timeout=30)[0].splitlines(keepends=True)
         return "".join(self.lines)
 
@@ -289,6 +289,15 @@ def test_a_mask_is_painted_put_in_and_removed(visit, make_unet, tmp_path):
         assert len({picture for _, picture in found}) == 3
     finally:
         assert "Traceback" not in running.end()
+
+
+def test_ctrl_c_ends_it_with_a_tab_open_and_says_no_more(visit, make_unet, tmp_path):
+    save(make_unet, tmp_path / "model")
+    running = Server("model", cwd=tmp_path)
+    visit(running.url)
+    printed = running.end(signal.SIGINT)
+    assert printed.splitlines()[-1].startswith(f"open {running.url}")
+    assert running.process.returncode == 0
 
 
 def test_ending_waits_for_uploads_and_leaves_no_file(make_unet, tmp_path):

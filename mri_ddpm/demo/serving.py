@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -83,7 +84,10 @@ def serve(
         if shared:
             print(f"for everybody who knows the address, for a week: {shared}", flush=True)
         try:
-            page.block_thread()
+            while True:  # not `block_thread`, which on Ctrl-C waits five seconds where a tab is open
+                time.sleep(1)
+        except KeyboardInterrupt:
+            pass
         finally:
             page.close(verbose=False)  # what visitors send goes into the folder, so ends before it
 
