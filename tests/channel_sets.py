@@ -13,10 +13,6 @@ NAMED = {
 }  # fmt: skip
 
 
-def noise(*shape, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def stored(count: int = 5, side: int = 16) -> np.ndarray:
     """Planes of ``BOTH``, ``(B, P, H, W)``."""
     rng = np.random.default_rng(0)

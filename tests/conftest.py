@@ -56,6 +56,20 @@ TINY = {
 }
 
 
+def noise(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    """The same normal numbers for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The module, every parameter normal noise: a fresh one is the identity, or outputs 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
 def build_unet(seed: int = 0, **config) -> AttentionUNet2DModel:
     """Build a tiny U-Net in eval mode; noise on every parameter, because a fresh one outputs nothing but 0."""
     with torch.random.fork_rng(devices=[]):

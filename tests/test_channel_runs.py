@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from channel_sets import NAMED, batch_of_both, noise
-from conftest import assert_same_to_the_bit, shorten, state_of, tiny, train_alone
+from channel_sets import NAMED, batch_of_both
+from conftest import assert_same_to_the_bit, noise, shorten, state_of, tiny, train_alone
 from PIL import Image
 
 from mri_ddpm import MRIDDPMPipeline, commands

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from channel_sets import BOTH, NAMED, SEG, batch_of_both, noise, stored
-from conftest import forget_accelerator, tiny, train_alone
+from channel_sets import BOTH, NAMED, SEG, batch_of_both, stored
+from conftest import forget_accelerator, noise, tiny, train_alone
 from mri_ddpm.pipelines.pipeline_mri_ddpm import as_one_hot
 from PIL import Image
 
