@@ -4,8 +4,7 @@
     python benchmarks/conditions.py mask runs/mask
 
 Scans are those of the run, of the phantom or of ``--train_data_dir``. All that is measured is measured on its validation
-scans, which chose nothing. Rows go to ``docs/results/conditions.json``, with what was expected of them, and a picture to ``conditions.png`` in
-the run's folder.
+scans, which chose nothing. Rows go to ``conditions.json``, with what was expected of them, and a picture to ``conditions.png`` in the run's folder.
 """
 
 import argparse
@@ -39,7 +38,6 @@ from mri_ddpm.sampling.batches import sample_batches
 from mri_ddpm.sampling.sheets import sheet
 from mri_ddpm.training.device import keep_freed_memory
 
-RESULTS = Path(__file__).parents[1] / "docs/results/conditions.json"
 SCHEDULER, STEPS = "dpmsolver++", 10
 # Of pairs, which no condition holds: the sampler that drew best (docs/results/recipe_search.jsonl)
 PAIRS_SCHEDULER, PAIRS_OPTIONS = "dpmsolver++sde", {"num_inference_steps": 20, "guidance_scale": 1.5}
@@ -301,15 +299,16 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=200, help="validation scans that are followed")
     parser.add_argument("--num_pairs", type=int, default=1000)
     parser.add_argument("--segmenter_steps", type=int, default=500)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="conditions.json in the run's folder when not given")
     args = parser.parse_args()
     keep_freed_memory(torch.device("cpu"))
     rows, shown = PARTS[args.part](Subject(args), args)
     images = [np.clip(column[:SHOWN], 0, 1)[:, None] for column in shown.values()]
     sheet(np.stack(images), list(shown)).save(Path(args.run) / "conditions.png")
-    results = read_json(args.results) if args.results.exists() else {}
+    path = args.results or Path(args.run) / "conditions.json"
+    results = read_json(path) if path.exists() else {}
     results.setdefault(args.part, {"expected": EXPECTED[args.part]})[Path(args.run).name] = rows
-    write_json(args.results, results)
+    write_json(path, results)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,7 @@ def main() -> None:
     args = parser.parse_args()
     args.train_data_dir, args.output_dir = str(Path(args.train_data_dir).resolve()), args.output_dir.resolve()
     scans = load_scans(train_data_dir=args.train_data_dir, resolution=args.resolution)
+    args.output_dir /= f"{args.each}-each"  # what is there is of so many scans
     folder, results = args.output_dir / "scans", args.output_dir / "results.jsonl"
     chosen = write_folder(scans, folder, args.train_data_dir, args.each)
     yardstick = Yardstick(scans, chosen, args.num_images)
