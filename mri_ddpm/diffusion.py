@@ -129,8 +129,13 @@ def lognormal_timestep_weights(scheduler: DDPMScheduler, mean: float, std: float
     """
     alpha_bars = scheduler.alphas_cumprod.double()
     log_sigma = ((1 - alpha_bars) / alpha_bars).log() / 2  # (T,), rising
-    widths = torch.gradient(log_sigma)[0]  # of the interval that each timestep stands for
-    weights = widths * torch.exp(-((log_sigma - mean) / std).square() / 2)
+    finite = log_sigma[log_sigma.isfinite()]
+    # The interval that each timestep stands for
+    widths = torch.gradient(finite)[0] if len(finite) > 1 else torch.ones_like(finite)
+    # Of logarithms, so that not all are 0 where the mean lies beyond the schedule
+    weights = torch.softmax(widths.log() - ((finite - mean) / std).square() / 2, 0)
+    if len(finite) < len(log_sigma):  # at zero terminal SNR the last is trained as often as the one before
+        weights = torch.cat([weights, weights[-1:]])
     return weights / weights.sum()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mri_ddpm import commands
 from mri_ddpm.data import account_of, draw_phantoms, format_account, format_findings, load_scans
 from mri_ddpm.data.patients import KNOWN, known_name, patients_by_name
 from mri_ddpm.data.split import ScanRecord, assign_split, group_records
@@ -362,6 +363,20 @@ def test_the_key_stays_with_the_run_for_its_user_alone(load, tmp_path):
     assert stat.S_IMODE((run / "sources.csv").stat().st_mode) == 0o600
     for file in run.rglob("*"):
         assert file.name == "sources.csv" or file.is_dir() or b"sub-03" not in file.read_bytes(), file
+
+
+def test_the_account_overwrites_no_table_of_the_user(load, tmp_path, capsys):
+    load([f"sub-{p:02d}/{i}.png" for p in range(8) for i in range(4)])
+    (tmp_path / "mine-sources.csv").write_text("mine")
+    account = ["data", str(tmp_path / "scans"), "--cache_dir", str(tmp_path / "cache"), "--output"]
+    with pytest.raises(SystemExit) as end:
+        commands.main([*account, str(tmp_path / "mine.json")])
+    assert end.value.code == 2
+    assert "mine-sources.csv beside it, which exists; name another file" in capsys.readouterr().err
+    assert (tmp_path / "mine-sources.csv").read_text() == "mine"
+    for _ in range(2):  # its own are replaced
+        commands.main([*account, str(tmp_path / "other.json")])
+    assert (tmp_path / "other-sources.csv").read_text().startswith("name,path")
 
 
 def test_the_account_is_that_of_the_training(load, tmp_path):

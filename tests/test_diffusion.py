@@ -1,3 +1,5 @@
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch.nn.functional as F
 from mri_ddpm.diffusion import (
     MAX_TERMINAL_SIGNAL,
     PREDICTION_TYPES,
+    lognormal_timestep_weights,
     loss_per_sample,
     make_noise_scheduler,
     min_snr_weights,
@@ -54,6 +57,33 @@ def test_rescaled_betas_leave_nothing_in_the_last_x_T(betas):
     expected = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     np.testing.assert_allclose(scheduler.alphas_cumprod.sqrt().numpy(), expected, atol=2e-5)
     assert terminal_signal(scheduler) == 0
+
+
+# How often timesteps are trained
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (-0.6, 1.2), (0.0, 0.5)])
+def test_ln_sigma_of_drawn_timesteps_is_normal(mean, std):
+    """Within the schedule's reach; below each timestep lies what the normal law has below it, to half an interval."""
+    bars = alpha_bars(*PAPER)
+    log_sigma = np.log((1 - bars) / bars) / 2
+    weights = lognormal_timestep_weights(make_noise_scheduler(T, *PAPER), mean, std).numpy()
+    law = NormalDist(mean, std)
+    low, high = law.cdf(log_sigma[0]), law.cdf(log_sigma[-1])
+    expected = np.array([(law.cdf(x) - low) / (high - low) for x in log_sigma])
+    np.testing.assert_allclose(np.cumsum(weights) - weights / 2, expected, atol=0.01)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_timesteps_by_ln_sigma_of_odd_schedules():
+    zero_snr = make_noise_scheduler(T, *PAPER, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    weights = lognormal_timestep_weights(zero_snr, -1.2, 1.2)
+    assert weights.isfinite().all()
+    assert weights.sum() == pytest.approx(1)
+    assert 0 < weights[-1] == weights[-2]
+    far = lognormal_timestep_weights(make_noise_scheduler(T, *PAPER), 12.0, 0.1)  # beyond the schedule
+    assert far[-1] > 0.5
+    assert lognormal_timestep_weights(make_noise_scheduler(1, *PAPER), -1.2, 1.2).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 5, 50, T])

@@ -92,7 +92,12 @@ def test_who_goes_back_takes_the_later_steps_anew_and_keeps_the_old_ones(tmp_pat
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert names == ["step-000015", "step-000020", "step-000020.left"]
     assert (run_dir / "checkpoints" / "step-000020.left" / "model.safetensors").read_bytes() == before
-    assert newest.read_bytes() != before
+    second = newest.read_bytes()
+    assert second != before
+
+    train_alone(tiny(run_dir, resume_from_checkpoint="step-000015", learning_rate=1e-5, **config))
+    for name, weights in (("step-000020.left", before), ("step-000020.left-2", second)):
+        assert (run_dir / "checkpoints" / name / "model.safetensors").read_bytes() == weights
 
 
 # Disks and folders

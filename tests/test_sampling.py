@@ -129,6 +129,14 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(saved, tmp_path, capsys, w
     assert "cannot be written" in refusal(capsys, saved, tmp_path / where)
 
 
+def test_the_folder_one_stands_in_may_be_filled(saved, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    sample(saved, ".", "--num_images", 2, "--film")
+    assert len(pictures(tmp_path / "out")) == 2
+    assert (tmp_path / "out-film.png").exists()
+
+
 def test_a_folder_with_somebody_elses_files_is_left_alone(saved, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -25,7 +25,7 @@ from mri_ddpm.config import TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json_lines
 from mri_ddpm.presets import PRESETS
-from mri_ddpm.runs import RunFolder
+from mri_ddpm.runs import RunFolder, resuming
 from mri_ddpm.sampling import set_scheduler
 from mri_ddpm.training import preparation
 from mri_ddpm.training.device import check_parallelism
@@ -396,6 +396,43 @@ def test_resuming_leaves_strangers_files_alone_and_says_when_it_starts_anew(tmp_
 
     train_alone(tiny(tmp_path / "new", resume_from_checkpoint="latest", max_train_steps=2))
     assert "has no checkpoint yet: starting from step 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction_type": "v_prediction"}, "was trained with --prediction_type epsilon"),
+        ({"phantom_images": 72}, "the scans of phantom"),
+    ],
+)
+def test_a_checkpoint_of_another_run_has_to_fit_too(unbroken, tmp_path, changes, words):
+    newest = str(unbroken / "checkpoints" / "step-000020")
+    with pytest.raises(InputError, match=words):
+        train_alone(tiny(tmp_path / "run", resume_from_checkpoint=newest, **changes))
+    assert not (tmp_path / "run").exists()
+    branch = train_alone(tiny(tmp_path / "run", resume_from_checkpoint=newest, max_train_steps=21))
+    assert len(losses(branch)) == 1
+
+
+def test_one_training_at_a_time_writes_to_a_folder(unbroken, tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "WORKERS_END_S", 0)
+    run_dir = tmp_path / "run"
+    shutil.copytree(unbroken, run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    again = tiny(run_dir, resume_from_checkpoint="step-000010")
+    with resuming.alone(RunFolder(run_dir)) as claim:
+        claim()
+        with pytest.raises(InputError, match="another training is writing to .*run; wait until it ends"):
+            train_alone(again)
+        assert {path: path.read_bytes() for path in before} == before
+    train_alone(again)
+    assert (run_dir / "checkpoints" / "step-000020.left").is_dir()
+
+
+def test_a_run_does_not_lie_among_its_scans(tmp_path):
+    (tmp_path / "scans" / "glioma").mkdir(parents=True)
+    with pytest.raises(InputError, match="lies in --train_data_dir .*name a folder elsewhere"):
+        train_alone(tiny(tmp_path / "scans" / "run", train_data_dir=str(tmp_path / "scans")))
 
 
 @pytest.mark.slow

@@ -55,6 +55,11 @@ def data(args: argparse.Namespace) -> None:
         raise InputError(
             f"--output {args.output} exists, and is no manifest; name another file, or remove it."
         )
+    sources = args.output.with_name(f"{args.output.stem}-sources.csv")
+    if sources.exists() and not args.output.exists():
+        raise InputError(
+            f"--output {args.output} would write {sources} beside it, which exists; name another file."
+        )
     with writing_to(args.output.parent, "name another file.", "--output "):
         args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.folder and args.train_data_dir:
@@ -68,6 +73,5 @@ def data(args: argparse.Namespace) -> None:
         write_json(args.output, manifest)
         print(f"written: {args.output}")
         if manifest["patients"]:
-            sources = args.output.with_name(f"{args.output.stem}-sources.csv")
             write_sources(sources, paths)
             print(f"which file each name stands for, for your eyes alone: {sources}")

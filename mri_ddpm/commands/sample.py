@@ -129,7 +129,8 @@ def sample(args: argparse.Namespace) -> None:
     asked = {"class_label": args.class_label, "seed": args.seed, "bit_depth": bit_depth, **geometry}
     request = {**facts, **asked, "reject_copies": args.reject_copies}
     folder = SampleFolder(args.output_dir, request, args.format)
-    films = [args.output_dir.with_name(f"{args.output_dir.name}-film.{end}") for end in ("png", "gif")]
+    beside = args.output_dir.absolute()
+    films = [beside.with_name(f"{beside.name}-film.{end}") for end in ("png", "gif")]
     if args.film and any(film.exists() for film in films):
         raise InputError(f"--film would write {films[0]} and {films[1]}, of which one exists; remove it.")
     copies = None

@@ -1,12 +1,13 @@
 """The run folder: the names of its files, here and nowhere else, and its checkpoints, found and kept in order."""
 
+import itertools
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from mri_ddpm.errors import InputError
-from mri_ddpm.files import remove_folder, replace_folder
+from mri_ddpm.files import remove_folder
 
 LATEST = "latest"
 STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -118,6 +119,11 @@ class RunFolder:
         return self.path / ".launcher.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the training that writes to the folder."""
+        return self.path / ".lock"
+
+    @property
     def checkpoint_root(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
@@ -157,13 +163,20 @@ class RunFolder:
         """Clear what a kill left half written or half deleted, and put aside the checkpoints after ``step``.
 
         Who goes back to an earlier checkpoint takes the later steps anew: ``latest`` and rotation are about the new ones.
-        ``step-000200`` stays as ``step-000200.left``, which ``--resume_from_checkpoint`` takes by name.
+        ``step-000200`` stays as ``step-000200.left``, which ``--resume_from_checkpoint`` takes by name; a second one as
+        ``step-000200.left-2``.
         """
         for folder in self.checkpoint_root.glob(".step-*"):
             shutil.rmtree(folder, ignore_errors=True)
         for folder in self.checkpoints():
             if step_of(folder) > step:
-                replace_folder(folder, folder.with_name(f"{folder.name}.left"))
+                names = (f"{folder.name}.left{'' if n == 1 else f'-{n}'}" for n in itertools.count(1))
+                folder.rename(next(path for path in map(folder.with_name, names) if not path.exists()))
+
+
+def run_of(checkpoint: Path) -> RunFolder:
+    """The run that a checkpoint lies in."""
+    return RunFolder(checkpoint.resolve().parent.parent)
 
 
 def step_of(checkpoint: Path) -> int | None:

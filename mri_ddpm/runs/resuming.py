@@ -2,7 +2,11 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.errors import InputError
@@ -18,17 +22,24 @@ ARCHITECTURE = (  # a checkpoint fits no other values of these, or would become 
 OLDER = {  # of runs from before these flags
     "start_from_moments": False, "channels": [], "condition_on": [], "pretrained_model_name_or_path": None, "train_only": None,
 }  # fmt: skip
+WORKERS_END_S = 15  # torch's data workers look every 5 s whether their training is alive
 
 
 def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
     """Refuse to overwrite another run, or to resume this one with a network that does not fit.
 
     Raises:
-        InputError: naming the folder, and the flag that differs with both its values.
+        InputError: naming the folder, or the flag that differs with both its values.
     """
     run_dir = run.path
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"--output_dir {run_dir} is a file; name a folder.")
+    data = config.train_data_dir and Path(config.train_data_dir).resolve()
+    if data and run_dir.resolve().is_relative_to(data):
+        raise InputError(
+            f"--output_dir {run_dir} lies in --train_data_dir {config.train_data_dir}, and its pictures would be taken for scans; "
+            "name a folder elsewhere."
+        )
     there = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise InputError(f"--output_dir {run_dir} cannot be written; name a folder that can.")
@@ -46,19 +57,57 @@ def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
             )
         return
     check_metrics(run.metrics)
+    check_same_model(run, config)
+
+
+def check_same_model(run: RunFolder, config: TrainingConfig) -> None:
+    """Refuse to resume a run with another network, schedule or prediction, or with optimizer states of another kind.
+
+    Raises:
+        InputError: naming the folder, and the flag that differs with both its values.
+    """
     kept = read_json(run.config)
     if kept.get("random_flip") and "no_flip_classes" not in kept:
         raise InputError(
-            f"{run_dir} was trained with --random_flip when networks were not told which scans are mirrored, and cannot go on so; "
+            f"{run} was trained with --random_flip when networks were not told which scans are mirrored, and cannot go on so; "
             "begin anew in another --output_dir."
         )
     before, now = {**OLDER, **kept}, dataclasses.asdict(config)
     for name in ARCHITECTURE:
         if name in before and before[name] != now[name]:
             raise InputError(
-                f"{run_dir} was trained with {flag(name, before[name])}, and this is {flag(name, now[name])}; resume with "
+                f"{run} was trained with {flag(name, before[name])}, and this is {flag(name, now[name])}; resume with "
                 "the first, or name another --output_dir."
             )
+
+
+@contextmanager
+def alone(run: RunFolder) -> Iterator[Callable[[], None]]:
+    """For one training at a time in a run folder: gives a function that claims the folder until the block ends.
+
+    A process that dies lets go of it, however it dies; its data workers some seconds later.
+
+    Raises:
+        InputError: by that function, when another process has claimed the folder.
+    """
+    lock = FileLock(run.lock)
+
+    def claim() -> None:
+        try:
+            lock.acquire(timeout=WORKERS_END_S)
+        except Timeout:
+            raise InputError(
+                f"another training is writing to {run}; wait until it ends, or name another --output_dir."
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            pass
+
+    try:
+        yield claim
+    finally:
+        if lock.is_locked:
+            run.lock.unlink(missing_ok=True)
+        lock.release()
 
 
 def flag(name: str, value) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,8 +15,9 @@ from mri_ddpm.data import write_sources
 from mri_ddpm.files import read_json_lines, write_json
 from mri_ddpm.hub import BackgroundPush
 from mri_ddpm.runs import LATEST, RunFolder, base_of, take_over
+from mri_ddpm.runs.folder import run_of
 from mri_ddpm.runs.metrics import Metrics
-from mri_ddpm.runs.resuming import batch_change, check_run_folder, check_same_data
+from mri_ddpm.runs.resuming import alone, batch_change, check_run_folder, check_same_data, check_same_model
 from mri_ddpm.training import device, preparation
 from mri_ddpm.training.batch_size import settle_batch_size
 from mri_ddpm.training.beginning import in_order_of
@@ -38,8 +40,13 @@ def train(config: TrainingConfig) -> Path:
     Raises:
         InputError: when the configuration, the scans and the run folder do not go together.
     """
-    # Refuse what can be refused before any work
     folder = RunFolder(Path(config.output_dir))
+    with alone(folder) as claim:
+        return _train(config, folder, claim)
+
+
+def _train(config: TrainingConfig, folder: RunFolder, claim: Callable[[], None]) -> Path:
+    # Refuse what can be refused before any work
     # A restart has the first command line, which knows nothing of the steps taken since
     named = LATEST if restarted(folder) else config.resume_from_checkpoint
     data_set = config.dataset_name
@@ -53,6 +60,9 @@ def train(config: TrainingConfig) -> Path:
     check_run_folder(folder, config)
     config = device.settle_precision(config)
     checkpoint = folder.find_checkpoint(named) if named else None
+    origin = run_of(checkpoint) if checkpoint else folder
+    if origin.config.exists():
+        check_same_model(origin, config)
 
     # Scans, network and all that trains it
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
@@ -66,7 +76,8 @@ def train(config: TrainingConfig) -> Path:
     device.use_all_cores(accelerator)
     device.keep_freed_memory(accelerator.device)
     scans = preparation.load_training_scans(accelerator, config)
-    check_same_data(folder, scans.manifest)
+    for run in (folder, origin):
+        check_same_data(run, scans.manifest)
     if base:
         scans = in_order_of(base, scans, config)
     preparation.check_flips(config, scans)
@@ -91,6 +102,7 @@ def train(config: TrainingConfig) -> Path:
         preparation.start_tracker(accelerator, config)
         if accelerator.is_main_process:
             folder.path.mkdir(parents=True, exist_ok=True)
+            claim()
             mark_launcher(folder)
             # First of those in sight: it marks the folder as a run
             write_json(folder.config, dataclasses.asdict(config))
