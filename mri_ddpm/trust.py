@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 PIPELINE_MODULE = "pipeline_mri_ddpm"
 PIPELINE_CLASSES = ("MRIDDPMPipeline", "MRIDDPMImg2ImgPipeline", "MRIDDPMInpaintPipeline")
 UNET_MODULE, UNET_CLASS = "mri_ddpm.models.modeling_attention_unet", "AttentionUNet2DModel"
+SHADOWS = ("None.py", "scheduler/diffusers.py", f"unet/{UNET_MODULE}.py")  # diffusers would look here first
 MAX_TIMESTEPS = 100_000  # a number out of a broken config would fill the memory
 
 
@@ -57,8 +58,11 @@ def check_index(index: dict, folder: Path) -> None:
     """Refuse a pipeline folder whose JSON files name other classes than ours and diffusers' schedulers.
 
     Raises:
-        ValueError: naming the file, what it says, and what it should say.
+        ValueError: naming the file, what it says, and what it should say; or a file that diffusers would run.
     """
+    for name in SHADOWS:
+        if (folder / name).exists():
+            raise ValueError(f"{folder / name} is code that a pipeline may not bring; remove it.")
     scheduler = index.get("scheduler")
     name = scheduler[-1] if isinstance(scheduler, list) and scheduler else None
     scheduler_class = getattr(diffusers, name, None) if isinstance(name, str) else None

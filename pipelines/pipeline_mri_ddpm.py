@@ -210,7 +210,12 @@ class MRIDDPMBasePipeline(Opener):
         diffusers passes a network on only if the constructor names its exact class, which this file cannot load.
         """
         dtype = pipeline.unet.dtype
-        other = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+        cast = logging.getLogger("diffusers.models.modeling_utils")
+        cast.disabled = True  # it warns of layers to be kept in float32, also where there are none
+        try:
+            other = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+        finally:
+            cast.disabled = False
         is_chosen = kwargs.keys() & {"dtype", "torch_dtype"} or other.unet.dtype == dtype
         return other if is_chosen else other.to(dtype)
 
@@ -591,11 +596,11 @@ class MRIDDPMBasePipeline(Opener):
         if request.mask_image is not None:
             unit = torch.where(request.mask_image, unit, request.image)
         channels = self.split(unit, request.output_type)
+        # Both at once: of a dict alone BaseOutput would make fields
         output = MRIDDPMPipelineOutput(
-            images=channels if len(channels) > 1 else next(iter(channels.values()))
+            images=channels if len(channels) > 1 else next(iter(channels.values())),
+            channels=channels if self.channel_names else None,
         )
-        if self.channel_names:
-            output["channels"] = channels
         if request.output_trajectory:
             output["x_t"], output["x_0"] = torch.stack(x_ts), torch.stack(x_0s)
             output["timesteps"] = timesteps[calls]
@@ -801,8 +806,7 @@ class MRIDDPMInpaintPipeline(MRIDDPMBasePipeline):
         )  # fmt: skip
         chain = self.begin(request)
         # Nothing of what the mask covers may show through x_T
-        starts_in_noise = self.knows_moments and chain.calls[0] == 0
-        x_t = self.draw_start(chain) if starts_in_noise else chain.noised(request.image, chain.calls[0])
+        x_t = self.draw_start(chain) if chain.calls[0] == 0 else chain.noised(request.image, chain.calls[0])
         return self.denoise(chain, x_t)
 
 

@@ -9,6 +9,7 @@ import torch
 from conftest import OLD, assert_same_to_the_bit, base_in_memory, begun, state_of, tiny, weights_of
 from safetensors.torch import load_file, save_file
 
+from mri_ddpm import commands
 from mri_ddpm.errors import InputError
 from mri_ddpm.evaluation.subject import raw_unet
 from mri_ddpm.runs import load_pipeline, load_record, merged
@@ -106,8 +107,30 @@ def test_an_adapter_for_other_weights_or_a_damaged_one_is_refused(with_lora, bas
     save_file({**weights, "x_0_mean": weights["x_0_mean"] * torch.nan}, adapter / "rest.safetensors")
     with pytest.raises(InputError, match="cannot be used: it holds numbers that are not finite"):
         load_pipeline(str(adapter), "cpu")
+    save_file(weights, adapter / "rest.safetensors")
+    with pytest.raises(InputError, match="comes without the manifest of its training"):  # it is in no run
+        begun(tmp_path / "run", adapter)
     (adapter / "pytorch_lora_weights.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"the adapter .* cannot be used"):
         load_pipeline(str(adapter), "cpu")
-    with pytest.raises(InputError, match="is an adapter; name the run that made it"):  # it knows no manifest
-        begun(tmp_path / "run", run / "adapter")
+
+
+def test_an_adapter_samples_in_every_way(with_lora, tmp_path, capsys):
+    _, run = with_lora
+    alone = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    for name, adapter in (("beside", run / "adapter"), ("alone", alone)):
+        sample = [
+            "sample",
+            str(adapter),
+            "--num_images",
+            "1",
+            "--num_inference_steps",
+            "2",
+            "--format",
+            "nifti",
+        ]
+        commands.main([*sample, "--output_dir", str(tmp_path / name)])
+        assert len(list((tmp_path / name).glob("*.nii.gz"))) == 1
+    with pytest.raises(SystemExit):
+        commands.main([*sample, "--output_dir", str(tmp_path / "gpu"), "--device", "cuda:7"])
+    assert "--device cuda:7 cannot be used" in capsys.readouterr().err

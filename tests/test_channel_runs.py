@@ -20,7 +20,7 @@ from mri_ddpm.evaluation.evaluate import evaluate
 from mri_ddpm.evaluation.subject import conditions_of, load_real_scans, rows_alike
 from mri_ddpm.hub import export_repository
 from mri_ddpm.runs import load_record
-from mri_ddpm.sampling import SamplingOptions
+from mri_ddpm.sampling import SamplingOptions, sample_batches
 from mri_ddpm.training.state import always_marked
 
 FLAGS = {"channels": ["t1", "t2"], "condition_on": ["seg"], "random_flip": True}
@@ -135,6 +135,11 @@ def test_an_empty_mask_is_refused_where_no_scan_of_the_class_had_one(run, pipeli
         partly.check_inputs(class_labels=class_labels, condition={"seg": empty, "flair": flair})
     with pytest.raises(ValueError, match="'seg' is empty"):
         partly.check_inputs(class_labels="b", condition={"seg": empty, "flair": flair})
+    # Which batch fits is tried with each image's own class and condition
+    given = {"seg": np.stack([empty, np.ones_like(empty)]), "flair": np.stack([flair, flair])}
+    options = SamplingOptions(batch_size="auto", num_inference_steps=1)
+    ((numbers, _),) = sample_batches(partly, ["a", "b"], 2, options, condition=given)
+    assert list(numbers) == [0, 1]
     for odd in ({"t1": ("b",)}, {"seg": "b"}, {"seg": (1,)}, ["seg"]):
         with pytest.raises(ValueError, match="always_marked is no table"):
             make_unet(**NAMED, always_marked=odd)
@@ -312,11 +317,12 @@ def test_a_mask_is_drawn_as_numbers_of_labels(tmp_path):
 @pytest.fixture(scope="module")
 def lowres_run(tmp_path_factory):
     """Of scans from a folder, which have no names."""
-    folder = tmp_path_factory.mktemp("lowres")
+    folder = tmp_path_factory.mktemp("lowres") / "scans"
+    folder.mkdir()
     for i, image in enumerate(draw_phantoms(24, 32, 3)[0]):
         Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{i}.png")
     flags = {"train_data_dir": str(folder), "condition_on": ["lowres:4"], "random_flip": True}
-    return train_alone(tiny(folder / "run", **flags))
+    return train_alone(tiny(folder.with_name("run"), **flags))
 
 
 def test_a_small_picture_is_sampled_larger(lowres_run, tmp_path, capsys):

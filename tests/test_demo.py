@@ -20,12 +20,16 @@ from mri_ddpm.errors import InputError
 
 pytest.importorskip("gradio", reason="the extra 'demo' is not installed")
 
+import gradio as gr
+
 from mri_ddpm.demo import markup
 from mri_ddpm.demo.comparing import Comparison, report
 from mri_ddpm.demo.inputs import painted, read_mask_upload, read_upload
 from mri_ddpm.demo.model import BATCH_SIZE, Model, Samples, Way
 from mri_ddpm.demo.page import make_page
+from mri_ddpm.demo.parts import Sessions
 from mri_ddpm.demo.saving import KINDS, command_of, files, kinds_of
+from mri_ddpm.demo.settings import Settings
 from mri_ddpm.demo.streaming import Progress, Stopped, Worker
 from mri_ddpm.evaluation import classifier
 from mri_ddpm.evaluation.subject import load_real_scans
@@ -138,6 +142,27 @@ def test_guided_samples_of_one_class_are_those_of_the_command_line(model, tmp_pa
     monkeypatch.chdir(tmp_path)
     commands.main(shlex.split(command_of(model.name, NAMES[1], samples, "PNG, 8 bits"))[1:])
     assert found == [file.read_bytes() for file in sorted((tmp_path / "out").glob("*.png"))]
+
+
+def test_guidance_is_by_the_class_where_a_condition_cannot_be_left_out(open_model):
+    flair = {"in_channels": 3, "condition_names": ("flair",), "null_condition": False}
+    model, sessions, visitor = (
+        open_model(num_class_embeds=2, class_names=NAMES, **flair),
+        Sessions(),
+        gr.Request(),
+    )
+    visitor.session_hash = "visitor"
+    with gr.Blocks():
+        settings = Settings(model, sessions)
+    assert model.guided_by == "its class"
+    sessions.of(visitor).condition["flair"] = np.zeros((16, 16), np.float32)
+    values = {settings.seed: 0, settings.class_label: NAMES[0], settings.solver: "ddim", settings.steps: 4}
+    asked = settings.asked({**values, settings.guidance: 2.0}, visitor)
+    samples = last(model.sample(model.labels(NAMES[0], 2), 2, asked.options))
+    assert len(samples) == 2
+    assert "--guidance_scale 2.0 --condition_guidance_scale 1.0" in command_of(
+        "m", None, samples, "PNG, 8 bits"
+    )
 
 
 def test_several_channels_are_saved_as_the_command_line_does(open_model, tmp_path, monkeypatch):

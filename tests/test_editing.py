@@ -241,6 +241,18 @@ def test_pixels_outside_the_mask_stay_to_the_bit(make_pipeline, scheduler, stren
 
 
 @pytest.mark.parametrize(
+    "scheduler", ["DDPMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
+)
+def test_nothing_of_what_the_mask_covers_shows_through(make_pipeline, scheduler):
+    """Also of a model without moments, by betas that leave a part of the scan in x_T."""
+    pipeline = make_pipeline(scheduler, MRIDDPMInpaintPipeline)
+    scan, mask = scan_and_mask()
+    others = [np.where(mask, np.float32(covered), scan) for covered in (0, 1)]
+    edited = [draw(pipeline, 0, image=image, mask_image=mask) for image in others]
+    np.testing.assert_array_equal(*edited)
+
+
+@pytest.mark.parametrize(
     ("mode", "dtype", "output_type"), [("L", np.uint8, "pil"), ("I;16", np.uint16, "pil16")]
 )
 def test_pil_images_come_back_in_the_same_levels(make_pipeline, mode, dtype, output_type):
@@ -437,6 +449,18 @@ def test_variations_start_from_the_noised_channels(several):
     eps = torch.randn(1, 4, 16, 16, generator=generator())
     torch.testing.assert_close(output.x_t[0], pipeline.scheduler.add_noise(x_0, eps, output.timesteps[:1]))
     assert {*np.unique(output.channels["seg"])} <= {0, 1, 2, 4}
+
+
+def test_channels_come_back_in_every_form(several):
+    pipeline = several(MRIDDPMPipeline)
+    asked = {"condition": {"flair": np.zeros((16, 16))}, "num_inference_steps": 2, "output_type": "np"}
+    output = pipeline(0, **asked, generator=generator())
+    assert list(output) == ["images", "channels"]
+    assert output["images"] is output.images
+    assert list(output.images) == ["t1", "seg"]
+    for channels in pipeline(0, **asked, generator=generator(), return_dict=False):
+        for name, drawn in channels.items():
+            np.testing.assert_array_equal(drawn, output.images[name])
 
 
 @pytest.mark.parametrize(

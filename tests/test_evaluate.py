@@ -157,6 +157,17 @@ def test_an_evaluation_cut_short_goes_on_with_the_images_it_has(evaluated, tmp_p
     assert "<td>KID of the features</td>" in html
     assert "<td>MS-SSIM between pairs</td>" not in html  # which nobody asked for
 
+    # More of the same images is added to what was measured of them
+    more = evaluate(str(evaluated), **{**again, "metrics": ["ms_ssim", "memorisation"]}, options=options)
+    assert set(more["quality"]) == {"kid", "ms_ssim"}
+    assert more["quality"]["kid"] == metrics["quality"]["kid"]
+    assert more["seconds"]["sampling"] == metrics["seconds"]["sampling"]
+    parts = {name.split(" of ")[0] for name in more["not_measured"]}
+    assert parts == {"kid", "ms_ssim", "likelihood", "usefulness"}  # the first two of small classes
+    last = evaluate(str(evaluated), **{**again, "metrics": ["kid"]}, options=options)
+    assert last["memorisation"] == more["memorisation"]
+    assert last["verdicts"] == more["verdicts"]
+
 
 def test_the_model_card_shows_it(evaluated, tmp_path):
     export_repository(evaluated, tmp_path / "exported", "me/tiny")
@@ -429,6 +440,8 @@ def test_refuses_images_that_cannot_be_measured(scans_and_images, run, tmp_path,
         "--images", images, *there, "--metrics", "fid"
     )
     assert "takes a network" in message("--images", images, *there, "--metrics", "likelihood")
+    for flag, value in (("--num_images", 7), ("--guidance_scale", 3), ("--scheduler", "euler")):
+        assert f"{flag} is for a model that samples" in message("--images", images, *there, flag, value)
     assert "No scans were given" in message("--images", images, "--output_dir", tmp_path / "eval")
     other = shutil.copytree(images, tmp_path / "other")
     (other / NAMES[0]).rename(other / "cyst")

@@ -160,14 +160,16 @@ def test_auto_takes_the_batch_that_half_of_the_memory_holds(pipeline, monkeypatc
     assert sum(each) > 16 * 16 * 8 * 4  # the first convolution's output alone
     memory = type("memory", (), {"available": 21 * sum(each)})
     monkeypatch.setattr(batches.psutil, "virtual_memory", lambda: memory)
-    assert batch_size_that_fits(pipeline, [0, 1], 100, SamplingOptions()) == 10
-    assert batch_size_that_fits(pipeline, [0, 1], 3, SamplingOptions()) == 10  # more may be asked for later
+    assert batch_size_that_fits(pipeline, [0, 1] * 50, 100, SamplingOptions()) == 10
+    assert (
+        batch_size_that_fits(pipeline, [0, 1, 0], 3, SamplingOptions()) == 10
+    )  # more may be asked for later
     guided = SamplingOptions(guidance_scale=2.0, guidance_start=0.5)
-    assert batch_size_that_fits(pipeline, [0, 1], 100, guided) == 5
+    assert batch_size_that_fits(pipeline, [0, 1] * 50, 100, guided) == 5
     edit = {"image": np.zeros((16, 16)), "mask_image": np.ones((16, 16))}
     inpaint = MRIDDPMInpaintPipeline.from_pipe(pipeline)
     # One step, not RePaint's ten
-    assert batch_size_that_fits(inpaint, [0, 1], 100, SamplingOptions(edit=edit)) == 10
+    assert batch_size_that_fits(inpaint, [0, 1] * 50, 100, SamplingOptions(edit=edit)) == 10
 
 
 def test_auto_halves_nothing_less_than_what_fails(pipeline, monkeypatch):

@@ -436,6 +436,11 @@ def test_no_code_in_a_pipeline_s_folder_runs(pipeline_dir, tmp_path):
     ):
         (pipeline_dir / name).write_bytes(payload)
     open_and_draw(pipeline_dir)
+    for name in ("None.py", "scheduler/diffusers.py", "unet/mri_ddpm.models.modeling_attention_unet.py"):
+        (pipeline_dir / name).write_text(spy)
+        with pytest.raises(ValueError, match=f"{name} is code that a pipeline may not bring"):
+            open_and_draw(pipeline_dir)
+        (pipeline_dir / name).unlink()
     (pipeline_dir / WEIGHTS).unlink()
     with pytest.raises((ValueError, OSError), match="a-pipeline"):
         open_and_draw(pipeline_dir)

@@ -10,6 +10,8 @@ from mri_ddpm.evaluation.evaluate import evaluate, evaluate_images
 from mri_ddpm.evaluation.features import EXTRACTORS
 from mri_ddpm.runs import RunFolder
 
+NUM_IMAGES = 2000
+
 
 def main(args: list[str] | None = None) -> None:
     """Read the flags and measure."""
@@ -22,7 +24,7 @@ def main(args: list[str] | None = None) -> None:
         help="synthetic images of any generator, measured instead of a model's",
     )
     add_scans(parser, "the scans the model was trained on, unless these are phantoms")
-    parser.add_argument("--num_images", type=int, default=2000, help="synthetic images to sample")
+    parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="synthetic images to sample")
     parser.add_argument("--metrics", nargs="+", help="what to measure; everything when not given")
     add_sampling(parser)
     parser.add_argument(
@@ -35,6 +37,18 @@ def main(args: list[str] | None = None) -> None:
         help="folder for the report; the evaluation/ of a run folder when not given",
     )
     evaluate_model(parser.parse_args(args))
+
+
+def refuse_sampling(args: argparse.Namespace) -> None:
+    """Refuse what tells a model how to sample, where there is none."""
+    of_models = argparse.ArgumentParser()
+    add_sampling(of_models)
+    of_models.add_argument("--num_images", type=int, default=NUM_IMAGES)
+    for name, default in vars(of_models.parse_args([])).items():
+        if name != "seed" and getattr(args, name) != default:
+            raise InputError(
+                f"--{name} is for a model that samples, and --images are measured as they are; leave it out."
+            )
 
 
 def evaluate_model(args: argparse.Namespace) -> None:
@@ -55,6 +69,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if args.metrics:
         chosen["metrics"] = args.metrics
     if args.images:
+        refuse_sampling(args)
         metrics = evaluate_images(args.images, output_dir, seed=args.seed, **chosen)
     else:
         options = sampling_options(args)

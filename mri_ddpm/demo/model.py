@@ -107,14 +107,18 @@ class Model:
         """Whether it knows how an image without its class, or without its condition, would be denoised."""
         config = self.pipeline.unet.config
         by_class = config.num_class_embeds and config.get("null_class", True)
-        by_condition = self.pipeline.condition_names and config.get("null_condition", True)
-        return bool(by_class if self.class_names else by_condition)
+        return bool(by_class if self.class_names else self.can_be_guided_by_condition)
+
+    @property
+    def can_be_guided_by_condition(self) -> bool:
+        """Whether it knows how an image without its condition would be denoised."""
+        return bool(self.pipeline.condition_names) and self.pipeline.unet.config.get("null_condition", True)
 
     @property
     def guided_by(self) -> str:
-        """What an image follows, in words."""
+        """What an image follows more closely with more guidance, in words."""
         return " and ".join(
-            ["its class"] * bool(self.class_names) + ["what is put in"] * bool(self.pipeline.condition_names)
+            ["its class"] * bool(self.class_names) + ["what is put in"] * self.can_be_guided_by_condition
         )
 
     @property

@@ -76,6 +76,9 @@ def command_of(model: str, class_label: str | None, samples: Samples, kind: str)
         "--scheduler": options.scheduler,
         "--num_inference_steps": options.num_inference_steps,
         "--guidance_scale": options.guidance_scale if options.guidance_scale != 1 else None,
+        "--condition_guidance_scale": options.condition_guidance_scale
+        if options.guidance_scale != 1
+        else None,
         "--seed": options.seed,
         "--batch_size": BATCH_SIZE,
         "--condition": [f"{name}=FILE" for name in options.edit.get("condition", ())] or None,

@@ -38,7 +38,7 @@ class Settings:
     """The controls, made where they are to stand; ``components`` are the inputs of every event that samples."""
 
     def __init__(self, model: Model, sessions: Sessions):
-        self.class_label = self.guidance = None
+        self.model, self.class_label, self.guidance = model, None, None
         if model.class_names:
             self.class_label = gr.Dropdown(
                 [ALL, *model.class_names], value=ALL, label="Class", filterable=False
@@ -88,10 +88,12 @@ class Settings:
         if condition:
             edit["condition"] = condition
         label = values[self.class_label] if self.class_label else None
+        by_class_alone = condition and not self.model.can_be_guided_by_condition
         options = SamplingOptions(
             scheduler=values[self.solver],
             num_inference_steps=int(values[self.steps]),
             guidance_scale=float(values[self.guidance]) if self.guidance else 1.0,
+            condition_guidance_scale=1.0 if by_class_alone else None,
             seed=int(values[self.seed]),
             edit=edit,
         )
@@ -162,7 +164,7 @@ class Conditions:
 
     def needed(self, name: str) -> str:
         """A sentence where the model does nothing without it."""
-        if self.model.pipeline.unet.config.get("null_condition", True):
+        if self.model.can_be_guided_by_condition:
             return ""
         return markup.said(f"This model needs {name}.")
 

@@ -24,7 +24,7 @@ from mri_ddpm.evaluation.report import verdicts, write_report
 from mri_ddpm.evaluation.scores import METRICS, TWO_SAMPLE, score_all, score_mask, two_sample
 from mri_ddpm.evaluation.subject import RealScans, raw_unet
 from mri_ddpm.evaluation.usefulness import usefulness
-from mri_ddpm.files import write_json
+from mri_ddpm.files import read_json, write_json
 from mri_ddpm.pipelines.pipeline_mri_ddpm import MRIDDPMPipeline
 from mri_ddpm.runs import Record
 from mri_ddpm.sampling.sheets import sheet
@@ -59,6 +59,8 @@ def measure(
 ) -> dict:
     """Measure part by part. ``metrics.json`` and ``report.html`` are written after each, so that no later failure loses it.
 
+    What they have of the same images by now, and is not asked for again, stays.
+
     Args:
         real: scans to compare with.
         synthetic: images, and their classes, by the name of the channel; one contrast may have "".
@@ -81,6 +83,7 @@ def measure(
     found |= {"images": image_counts(real, next(iter(synthetic.values())))}
     found |= {"caution": real.caution, "not_measured": {}, "seconds": dict(seconds or {})}
     scores = [name for name in QUALITY if name in metrics]
+    join(found, before := measured_before(found, {*metrics, *(["quality"] if scores else [])}, output_dir))
     parts = {
         "quality": bool(scores) and (lambda: subject.quality(scores)),
         "fidelity": "fidelity" in metrics and followed and (lambda: subject.fidelity(*followed)),
@@ -97,6 +100,8 @@ def measure(
                     measured = part()
                 except InputError as error:
                     measured = {"not_measured": {name: str(error)}}
+        elif name in before.get("seconds", {}):
+            continue
         else:
             reason = "there is no network, but images alone." if part is None else "it was not asked for."
             measured = {"not_measured": {name: reason}}
@@ -108,13 +113,34 @@ def measure(
 
 
 def join(found: dict, measured: dict) -> None:
-    """Add what a part has measured; reasons why something was not, and what is of a channel, to those that are there."""
-    for name, of_channel in measured.pop("channels", {}).items():
-        join(found.setdefault("channels", {}).setdefault(name, {}), of_channel)
-    reasons = found.get("not_measured", {}) | measured.pop("not_measured", {})
-    found.update(measured)
-    if reasons or "not_measured" in found:
-        found["not_measured"] = reasons
+    """Add what a part has measured to what is there, also within the same table."""
+    for name, value in measured.items():
+        if isinstance(value, dict) and isinstance(found.get(name), dict):
+            join(found[name], value)
+        else:
+            found[name] = value
+
+
+def measured_before(found: dict, asked: Collection[str], output_dir: Path) -> dict:
+    """What an earlier evaluation of the same images measured, less its reasons why what is asked for now was not."""
+    file = output_dir / "metrics.json"
+    try:
+        before = read_json(file) if file.exists() else {}
+    except InputError:  # damaged: all of it is lost
+        return {}
+    extractors = [
+        [of.get("extractor"), *(channel.get("extractor") for channel in of.get("channels", {}).values())]
+        for of in (before, found)
+    ]
+    if extractors[0] != extractors[1] or any(before.get(key) != found[key] for key in ("settings", "images")):
+        return {}
+    for of in (before, *before.get("channels", {}).values()):
+        reasons = of.get("not_measured", {})
+        for name in [
+            name for name in reasons if name.split(" of ")[0] in asked
+        ]:  # "kid of validation, glioma" too
+            del reasons[name]
+    return before
 
 
 @dataclass(frozen=True)

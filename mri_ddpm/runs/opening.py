@@ -34,7 +34,7 @@ def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDP
     run = RunFolder(Path(name))
     name = str(run.pipeline) if run.has_pipeline else name
     if is_adapter(Path(name)):
-        return load_adapted(Path(name)).to(device)
+        return on(device, load_adapted(Path(name)))
     if Path(name).is_dir() and not (Path(name) / "model_index.json").is_file():
         raise InputError(f"no pipeline could be loaded from {name}: it {without_pipeline(Path(name))}.")
     try:
@@ -46,6 +46,11 @@ def load_pipeline(name: str, device: str, revision: str | None = None) -> MRIDDP
         elif not Path(name).exists() and not isinstance(error, ValueError):
             reason = "there is no such folder, and the Hub did not give a repository of that name."
         raise InputError(f"no pipeline could be loaded from {name}: {reason}") from error
+    return on(device, pipeline)
+
+
+def on(device: str, pipeline: MRIDDPMPipeline) -> MRIDDPMPipeline:
+    """Bring a pipeline to a device, or say why it cannot be used."""
     try:
         return pipeline.to(device)
     except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without CUDA
@@ -74,9 +79,14 @@ def load_adapted(folder: Path) -> MRIDDPMPipeline:
 def load_record(name: str, revision: str | None = None) -> Record:
     """What the run of a model wrote about itself, wherever the model is; on the Hub, of a revision.
 
+    Of an adapter it is what lies around it: its run, or nothing.
+
     Raises:
         InputError: when the name leads to no model.
     """
+    if is_adapter(Path(name)):
+        run = RunFolder(Path(name).absolute().parent)
+        return read_record(run.path) if run.has_pipeline else Record(Path(name))
     if Path(name).exists():
         return read_record(Path(name))
     try:

@@ -141,7 +141,7 @@ def batch_size_that_fits(
     def try_one_step(batch_size: int) -> int:
         tried = range(min(batch_size, num_images))
         known = condition_of(condition, tried)
-        sample(pipeline, [labels[0]] * len(tried) if labels else None, tried, options, **dearest, **known)
+        sample(pipeline, labels[: len(tried)] if labels else None, tried, options, **dearest, **known)
         return batch_size
 
     return try_one_step()
