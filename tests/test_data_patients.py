@@ -165,6 +165,22 @@ def test_patients_that_share_their_pictures_are_one(load):
         assert used["sub-11"] == used["sub-01"]
 
 
+@pytest.mark.parametrize("side", [lambda p: 48, lambda p: 40 + p], ids=["same bytes", "other sizes"])
+@pytest.mark.parametrize("keep_repeats", [False, True])
+def test_a_picture_of_one_value_joins_no_patients(load, side, keep_repeats):
+    """A head and a black slice of each patient, of whom one is in train and in test."""
+    places = [*(("train", p) for p in range(4)), *(("test", p) for p in range(3, 7))]
+    files = {f"{part}/sub-{p}/head.png": HEADS[p + 10 * (part == "test")] for part, p in places}
+    files |= {f"{part}/sub-{p}/black.png": png(np.zeros((side(p), side(p)))) for part, p in places}
+    scans = load(files, keep_repeats=keep_repeats)
+    found = {scans.paths[row["path"]]: row["split"] for row in scans.manifest["files"]}
+    heads = [found[f"{part}/sub-{p}/head.png"] for part, p in places]
+    assert sorted(heads[:4]) == ["train"] * 3 + ["validation"]
+    assert heads[4:] == ["leak"] + ["test"] * 3
+    black = [found[f"{part}/sub-{p}/black.png"] for part, p in places]
+    assert black == [heads[0]] + ["repeat"] * 3 + ["leak"] * 4
+
+
 def test_a_picture_that_two_patients_share_by_chance_is_on_one_side(load):
     """One of many: the patients are not joined, and the picture is left out of validation."""
     files = {f"sub-{p:02d}/{i}.png": HEADS[5 * p + i] for p in range(7) for i in range(5)}
