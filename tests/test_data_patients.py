@@ -242,6 +242,16 @@ def test_a_table_as_spreadsheets_write_it(load):
     assert load(PATHS, {"metadata.csv": text}).manifest["patients"]["total"] == 6
 
 
+@pytest.mark.parametrize("head", ["file_name, patient_id , label, split", "File_Name,Patient_ID,LABEL,Split"])
+def test_the_names_of_columns_in_capitals_and_with_blanks(load, head):
+    table = CSV.replace("file_name,patient_id,label,split", head)
+    for column in ("label", "Label"):
+        manifest = load(PATHS, {"metadata.csv": table}, label_column=column).manifest
+        assert manifest["patients"]["total"] == 6
+        assert manifest["class_names"] == ["x", "y"]
+        assert manifest["parts"].keys() == {"training", "validation"}
+
+
 def test_the_table_is_that_of_imagefolder(load, tmp_path):
     """`datasets` reads the same folder in the same way."""
     scans = load(PATHS, {"metadata.csv": CSV.replace(",split", ",part")})
@@ -262,6 +272,7 @@ def test_the_table_is_that_of_imagefolder(load, tmp_path):
         ("file_name,patient_id\na0.png,P1\na0.png,P2\n", "says something else of a0.png"),
         ("file_name,split\na0.png,often\nb1.png,train\n", "has the split often"),
         ("file_name,label\na0.png,x,y,z\n", "a line has more fields"),
+        ("file_name,Label, label\na0.png,x,\n", r"cannot be read \(the column label is there twice\)"),
         (
             "file_name,patient_id,label\na0.png,P1,x\nb1.png,P2,P1\n",
             "P1 is the name of a class and of a patient",

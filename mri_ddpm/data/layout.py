@@ -154,10 +154,10 @@ def _labels(
 ) -> tuple[dict[PurePosixPath, str | None], str]:
     """The class of each file, and what says it: a column, or else the folders, if they are not patients'."""
     column = options.label_column
-    if column and column in metadata.columns:
+    if column and column.lower() in metadata.columns:
         table = f"labels in the column {column} of {metadata.names[0]}"
         return {path: metadata.value(str(path), patients.get(path), column) for path in folders}, table
-    if column not in ("", USUAL_LABEL):
+    if column.lower() not in ("", USUAL_LABEL):
         there = (
             ", ".join(sorted(metadata.columns)) or "none, for there is no metadata.csv or participants.tsv"
         )
