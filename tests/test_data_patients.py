@@ -252,6 +252,29 @@ def test_the_names_of_columns_in_capitals_and_with_blanks(load, head):
         assert manifest["parts"].keys() == {"training", "validation"}
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_class_may_be_called_none(load, form):
+    """Elsewhere the word says that there is nothing; so does a null of JSON among the classes."""
+    words = ["none", "null", "glioma"] * 6
+    rows = [
+        {"file_name": path, "label": word, "contrast": "None"}
+        for path, word in zip(PATHS, words, strict=True)
+    ]
+    if form == "csv":
+        text = "file_name,label,contrast\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    scans = load(PATHS, {f"metadata.{form}": text})
+    assert scans.class_names == ("glioma", "none", "null")
+    assert "contrast" not in format_account(scans.manifest)
+    for nothing in ('""', "null", '"n/a"'):
+        lines = [json.dumps(row) for row in rows[1:]]
+        lines.append(f'{{"file_name": "{PATHS[0]}", "label": {nothing}}}')
+        tables = {"metadata.csv": "file_name\n", "metadata.jsonl": "\n".join(lines)}
+        with pytest.raises(InputError, match="1 of 18 files .* a0.png has no label"):
+            load(PATHS, tables)
+
+
 def test_the_table_is_that_of_imagefolder(load, tmp_path):
     """`datasets` reads the same folder in the same way."""
     scans = load(PATHS, {"metadata.csv": CSV.replace(",split", ",part")})

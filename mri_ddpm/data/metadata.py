@@ -19,7 +19,9 @@ TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 PARTICIPANTS = "participants.tsv"
 FILE, PATIENTS = "file_name", ("patient_id", "subject_id", "participant_id")
 USUAL_LABEL = "label"  # taken where it is there; any other column has to be asked for
-_EMPTY = ("", "n/a", "nan", "none", "null")
+_EMPTY = ("", "n/a")
+_NOTHING = ("nan", "none", "null")  # as programs write it; a class may be called so
+_NO_CLASSES = (FILE, *PATIENTS, "split", "contrast")
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,20 @@ def _rows(path: PurePosixPath, content: Content) -> list[tuple[int, dict[str, st
         (
             line,
             {
-                _composed(name).lower(): _composed(str(value))
+                column: word
                 for name, value in row.items()
-                if str(value).strip().lower() not in _EMPTY
+                if (word := word_in(column := _composed(name).lower(), value)) is not None
             },
         )
         for line, row in found
     ]
+
+
+def word_in(column: str, value) -> str | None:
+    """The value of a column as a word; None where it is empty, or says that there is nothing."""
+    word = _composed("" if value is None else str(value))
+    empty = (*_EMPTY, *_NOTHING) if column in _NO_CLASSES else _EMPTY
+    return None if word.lower() in empty else word
 
 
 def _composed(text: str) -> str:
