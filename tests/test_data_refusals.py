@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import datasets
@@ -79,6 +80,21 @@ def test_missing_and_empty(refusal, tmp_path, make_folder):
     )
     with pytest.raises(InputError, match="2 files that are no images"):
         account_of(texts, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_folder_that_cannot_be_read(refusal, make_folder, monkeypatch):
+    """As one of another user: a class must not go missing in silence."""
+    folder = make_folder({f"{'abc'[i % 3]}/{i}.png": head for i, head in enumerate(HEADS)})
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path) == f"{folder}/c":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    words = f"{folder}/c cannot be read (Permission denied): make it readable, or move it away."
+    assert refusal(train_data_dir=folder) == words
 
 
 def test_a_broken_zip(refusal, tmp_path):
