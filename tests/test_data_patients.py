@@ -242,6 +242,29 @@ def test_a_table_as_spreadsheets_write_it(load):
     assert load(PATHS, {"metadata.csv": text}).manifest["patients"]["total"] == 6
 
 
+def test_parts_are_counted_by_the_table_and_else_by_the_folders(load):
+    said = "parts: 15 in train, 3 in val; validation is by val, and --validation_share is not used"
+    assert said in format_findings(load(PATHS, {"metadata.csv": CSV}).manifest)
+    without = CSV.replace("train\n", "\n")
+    assert "parts: 15 in training, 3 in val" in format_findings(
+        load(PATHS, {"metadata.csv": without}).manifest
+    )
+
+
+def test_a_split_of_the_table_counts_before_the_folder(load):
+    paths = [f"{'train' if i < 12 else 'test'}/{i}.png" for i in range(18)]
+    table = "file_name,split\n" + "".join(
+        f"{path},{'val' if i in (1, 3) else ''}\n" for i, path in enumerate(paths)
+    )
+    manifest = load(paths, {"metadata.csv": table}).manifest
+    assert "parts: 10 in train/, 2 in val, 6 in test/; validation is by val" in format_findings(manifest)
+    assert {part: row["total"] for part, row in manifest["parts"].items()} == {
+        "training": 10,
+        "validation": 2,
+        "testing": 6,
+    }
+
+
 @pytest.mark.parametrize("head", ["file_name, patient_id , label, split", "File_Name,Patient_ID,LABEL,Split"])
 def test_the_names_of_columns_in_capitals_and_with_blanks(load, head):
     table = CSV.replace("file_name,patient_id,label,split", head)
