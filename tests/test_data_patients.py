@@ -396,6 +396,27 @@ def test_one_patient_alone_is_refused(load):
         load([f"sub-01/{i}.png" for i in range(8)])
 
 
+def test_the_only_patient_with_a_class_stays_in_train(load):
+    """Of four patients the first has the only scan of a class, beside some of another."""
+    table = "file_name,patient_id,label\n" + "".join(
+        f"{i}.png,P{i // 6},{'rare' if i == 5 else 'usual'}\n" for i in range(24)
+    )
+    for seed in range(8):
+        scans = load([f"{i}.png" for i in range(24)], {"metadata.csv": table}, seed=seed)
+        assert scans.manifest["split"]["train"]["classes"] == {"rare": 1, "usual": 17}
+
+
+def test_patients_of_whom_none_can_be_spared_are_refused(load):
+    paths = [f"{i}.png" for i in range(8)]
+    table = "file_name,patient_id,label\n" + "".join(
+        f"{i}.png,P{i // 4},{f'of {i // 4}' if i % 4 == 3 else 'usual'}\n" for i in range(8)
+    )
+    with pytest.raises(
+        InputError, match="No patient can be spared for validation, as each is the last with some class: give"
+    ):
+        load(paths, {"metadata.csv": table})
+
+
 def test_names_of_patients_are_in_no_manifest(load, tmp_path):
     """Neither those of folders and files, nor of a table, nor of what cannot be read or is left out."""
     planted = [f"MUSTER_ERIKA_{4711 + p}/{i}.png" for p in range(5) for i in range(4)]

@@ -6,7 +6,7 @@ value, as a black slice is, says nothing of whose it is: it joins nobody.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -172,7 +172,11 @@ def assign_split(
     stands = {id(record) for group in groups.values() for record in _mark_repeats(group)}
 
     has_part = any(record.part == "validation" for record in records)
-    validation = set() if has_part else _validation_units(units, validation_share, seed)
+    held = {
+        number: {record.class_name for record in unit if record.part == "training" and id(record) in stands}
+        for number, unit in units.items()
+    }
+    validation = set() if has_part else _validation_units(units, held, validation_share, seed)
     for number, unit in units.items():
         for record in unit:
             first = groups[record.group][0]
@@ -233,20 +237,34 @@ def _mark_leaks(records: list[ScanRecord], near: Iterable[tuple[str, str]]) -> N
                 record.split, record.repeat = "leak", "near-identical"
 
 
-def _validation_units(units: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
-    """The units for validation: of every class the share asked for, at least one where a class has two."""
+def _validation_units(
+    units: dict[int, list[ScanRecord]], held: dict[int, set[str | None]], validation_share: float, seed: int
+) -> set[int]:
+    """The units for validation: of every class the share asked for, at least one where a class has two.
+
+    held: the classes of which a unit brings scans to the train part. None is taken that is the last to hold one.
+    """
     by_class: dict[str | None, list[int]] = defaultdict(list)
-    for number, unit in units.items():
-        if unit[0].part == "training":
-            by_class[unit[0].class_name].append(number)
+    for number in filter(held.get, units):
+        by_class[units[number][0].class_name].append(number)
+    left = Counter(name for names in held.values() for name in names)
     validation: set[int] = set()
     for numbers in by_class.values():
         # A lot drawn from seed and content stays the same when files are renamed, moved or packed.
         numbers.sort(key=lambda n: _lot(seed, min(record.sha256 for record in units[n])))
         count = min(max(round(validation_share * len(numbers)), 1), len(numbers) - 1)
-        validation.update(numbers[:count])
+        for number in numbers:
+            if count > 0 and all(left[name] > 1 for name in held[number]):
+                left.subtract(held[number])
+                validation.add(number)
+                count -= 1
     if not validation:
-        total = len(by_class)  # one of each
+        total = len(by_class)  # one of each, or else
+        if any(len(numbers) > 1 for numbers in by_class.values()):
+            raise InputError(
+                "No patient can be spared for validation, as each is the last with some class: give scans of more patients, or"
+                " leave classes out by --label_column ''."
+            )
         if any(record.patient is not None for unit in units.values() for record in unit):
             raise InputError(
                 f"{total} patient(s), one a class, are too few to split off a validation share: give scans of at least two patients"
