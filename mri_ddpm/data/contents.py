@@ -12,7 +12,7 @@ import datasets
 
 from mri_ddpm.errors import InputError
 
-from .reading.pictures import BadImageError
+from .reading.pictures import BadImageError, failed
 
 MAX_IMAGE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
 MAX_VOLUME_BYTES = 2**32
@@ -76,7 +76,7 @@ class ZipMember:
                 return file.read(count)
         # A broken or encrypted member raises nearly anything: zlib.error, EOFError, ...
         except Exception as error:
-            raise BadImageError(f"cannot be unpacked ({error})") from None
+            raise failed(f"cannot be unpacked ({error})", error) from None
 
 
 @dataclass(frozen=True)
