@@ -3,12 +3,15 @@
 import io
 import json
 import stat
+import sys
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from volume_sets import head, nifti
 
+from mri_ddpm import commands
 from mri_ddpm.data import account_of, draw_phantoms, format_account, format_findings, load_scans
 from mri_ddpm.data.patients import KNOWN, known_name, patients_by_name
 from mri_ddpm.data.split import ScanRecord, assign_split, group_records
@@ -456,6 +459,23 @@ def test_the_key_stays_with_the_run_for_its_user_alone(load, tmp_path):
     assert stat.S_IMODE((run / "sources.csv").stat().st_mode) == 0o600
     for file in run.rglob("*"):
         assert file.name == "sources.csv" or file.is_dir() or b"sub-03" not in file.read_bytes(), file
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+@pytest.mark.parametrize("kind", ["png", "nii"])
+def test_names_that_are_no_utf_8(load, tmp_path, capsys, kind):
+    """As Latin-1 of old archives: they are told as they are."""
+    files = {
+        f"sub-{p:02d}/caf\udce9{p}.{kind}": HEADS[p] if kind == "png" else nifti(head(p), packed=False)
+        for p in range(4)
+    }
+    files["sub-00/d\udce9.png" if kind == "png" else "sub-00/d\udce9.nii"] = b""
+    scans = load(files, on_bad_image="skip")
+    assert scans.manifest["patients"]["total"] == 4
+    options = ["--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "manifest.json")]
+    commands.main(["data", str(tmp_path / "scans"), *options])
+    assert "sub-00/d" in capsys.readouterr().out
+    assert b"sub-01/caf\xe91." in (tmp_path / "manifest-sources.csv").read_bytes()
 
 
 def test_the_account_is_that_of_the_training(load, tmp_path):
