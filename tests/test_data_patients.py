@@ -382,6 +382,16 @@ def test_patients_of_a_hub_data_set(tmp_path):
     )
 
 
+@pytest.mark.parametrize("nothing", ["", " ", "n/a", None])
+def test_scans_without_a_patient_in_a_hub_data_set_are_nobodys(tmp_path, nothing):
+    rows = {"image": HEADS[:24], "label": ["x", "y"] * 12}
+    rows["patient_id"] = [nothing if i < 12 else f"P{i // 4}" for i in range(24)]
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    scans = load_scans(resolution=16, dataset_name=str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
+    assert scans.manifest["patients"]["total"] == 3
+    assert scans.manifest["patients"]["scans_without"] == 12
+
+
 def test_that_nobody_knows_the_patients_is_said(load):
     scans = load(PATHS)
     assert scans.manifest["patients"] is None

@@ -236,8 +236,12 @@ def test_columns_and_names_of_hub_data_sets(refusal, tmp_path, monkeypatch):
     assert "scan, kind, age" in message
     assert "does not hold images" in refusal(dataset_name=name, image_column="age", label_column="kind")
     assert "cannot be loaded" in refusal(dataset_name=str(tmp_path / "nothing"))
-    rows.save_to_disk(tmp_path / "saved")
-    assert "--image_column image is not a column" in refusal(dataset_name=str(tmp_path / "saved"))
+    saved = str(tmp_path / "saved")
+    rows.save_to_disk(saved)
+    assert "--image_column image is not a column" in refusal(dataset_name=saved)
+    assert refusal(dataset_name=saved, dataset_config_name="axial") == (
+        f"--dataset_name {saved} was written by save_to_disk and has no configurations: leave out --dataset_config_name axial."
+    )
     (tmp_path / "set/train.parquet").rename(tmp_path / "set/test.parquet")
     assert 'has no "train" split' in refusal(dataset_name=name, image_column="scan", label_column="kind")
 
