@@ -1,6 +1,7 @@
 """What the names of folders, files and splits mean: parts, classes, patients and masks, and that it is said."""
 
 import io
+from pathlib import PurePosixPath
 
 import datasets
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from mri_ddpm.data import NO_PATIENTS, account_of, draw_phantoms, format_account, format_findings, load_scans
 from mri_ddpm.data.layout import part_of
+from mri_ddpm.data.masks import Masks
 from mri_ddpm.errors import InputError
 
 
@@ -184,6 +186,33 @@ def test_names_of_masks(account, mask):
 @pytest.mark.parametrize("scan", ["no mask here/0.png", "masked/0.png", "a/mask_of_7.png", "a/damask.png"])
 def test_names_that_are_none_of_masks(account, scan):
     assert scan in split_of(account("a/0.png", "a/1.png", "b/2.png", scan))
+
+
+@pytest.mark.parametrize(
+    ("mask", "scans", "others"),
+    [
+        ("s0_mask", "s0", "s0_2 s0-b s1"),
+        ("s0_2_mask", "s0_2", "s0 s1"),
+        ("s0_seg", "s0_t1 s0_t2 s0_adc", "s0_2_t1"),
+        ("masks/s0", "images/s0_t1 images/s0_t2", "images/s0_2_t1 images/s1_t1"),
+        ("sub-01_ses-1_seg", "sub-01_ses-1_T1w sub-01_ses-1_acq-hi_T2w", "sub-01_ses-2_T1w sub-01_ses-3_FLAIR"),
+        ("sub-01_ses-1_space-T1w_seg", "sub-01_ses-1_T1w", "sub-01_ses-2_T1w"),
+        ("sub-01_ses-1_seg", "sub-01_ses-1_run-1_T1w sub-01_ses-1_run-2_T1w", "sub-01_ses-2_run-1_T1w"),
+        ("sub-01_seg", "sub-01_T1w sub-01_T2w", "sub-01_ses-2_T1w"),
+        ("BraTS-GLI-00017-001-seg", "BraTS-GLI-00017-001-t1n BraTS-GLI-00017-001-t2f", "BraTS-GLI-00017-002-t1n"),
+        ("head_seg", "head head_t1 head_flair", ""),
+        ("brain_seg", "T1 FLAIR", ""),
+        ("p1_T1w_lesion_seg", "p1_T1w p1_FLAIR", ""),
+    ],
+)  # fmt: skip
+def test_a_mask_is_of_the_scans_that_are_called_most_alike(mask, scans, others):
+    """Of one patient in one folder, such as several visits."""
+    mask, *files = (PurePosixPath(f"{name}.nii") for name in [mask, *scans.split(), *others.split()])
+    masks = Masks([mask, *files])
+    assert masks.paths == [mask]
+    assert [path.stem for path in files if masks.of(path, is_alone=True) == mask] == [
+        name.rpartition("/")[2] for name in scans.split()
+    ]
 
 
 def test_folders_of_masks_beside_images(account):

@@ -3,11 +3,13 @@
 import io
 import json
 import stat
+import sys
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from volume_sets import head, nifti
 
 from mri_ddpm import commands
 from mri_ddpm.data import account_of, draw_phantoms, format_account, format_findings, load_scans
@@ -166,6 +168,22 @@ def test_patients_that_share_their_pictures_are_one(load):
         assert used["sub-11"] == used["sub-01"]
 
 
+@pytest.mark.parametrize("side", [lambda p: 48, lambda p: 40 + p], ids=["same bytes", "other sizes"])
+@pytest.mark.parametrize("keep_repeats", [False, True])
+def test_a_picture_of_one_value_joins_no_patients(load, side, keep_repeats):
+    """A head and a black slice of each patient, of whom one is in train and in test."""
+    places = [*(("train", p) for p in range(4)), *(("test", p) for p in range(3, 7))]
+    files = {f"{part}/sub-{p}/head.png": HEADS[p + 10 * (part == "test")] for part, p in places}
+    files |= {f"{part}/sub-{p}/black.png": png(np.zeros((side(p), side(p)))) for part, p in places}
+    scans = load(files, keep_repeats=keep_repeats)
+    found = {scans.paths[row["path"]]: row["split"] for row in scans.manifest["files"]}
+    heads = [found[f"{part}/sub-{p}/head.png"] for part, p in places]
+    assert sorted(heads[:4]) == ["train"] * 3 + ["validation"]
+    assert heads[4:] == ["leak"] + ["test"] * 3
+    black = [found[f"{part}/sub-{p}/black.png"] for part, p in places]
+    assert black == [heads[0]] + ["repeat"] * 3 + ["leak"] * 4
+
+
 def test_a_picture_that_two_patients_share_by_chance_is_on_one_side(load):
     """One of many: the patients are not joined, and the picture is left out of validation."""
     files = {f"sub-{p:02d}/{i}.png": HEADS[5 * p + i] for p in range(7) for i in range(5)}
@@ -227,6 +245,62 @@ def test_a_table_as_spreadsheets_write_it(load):
     assert load(PATHS, {"metadata.csv": text}).manifest["patients"]["total"] == 6
 
 
+def test_parts_are_counted_by_the_table_and_else_by_the_folders(load):
+    said = "parts: 15 in train, 3 in val; validation is by val, and --validation_share is not used"
+    assert said in format_findings(load(PATHS, {"metadata.csv": CSV}).manifest)
+    without = CSV.replace("train\n", "\n")
+    assert "parts: 15 in training, 3 in val" in format_findings(
+        load(PATHS, {"metadata.csv": without}).manifest
+    )
+
+
+def test_a_split_of_the_table_counts_before_the_folder(load):
+    paths = [f"{'train' if i < 12 else 'test'}/{i}.png" for i in range(18)]
+    table = "file_name,split\n" + "".join(
+        f"{path},{'val' if i in (1, 3) else ''}\n" for i, path in enumerate(paths)
+    )
+    manifest = load(paths, {"metadata.csv": table}).manifest
+    assert "parts: 10 in train/, 2 in val, 6 in test/; validation is by val" in format_findings(manifest)
+    assert {part: row["total"] for part, row in manifest["parts"].items()} == {
+        "training": 10,
+        "validation": 2,
+        "testing": 6,
+    }
+
+
+@pytest.mark.parametrize("head", ["file_name, patient_id , label, split", "File_Name,Patient_ID,LABEL,Split"])
+def test_the_names_of_columns_in_capitals_and_with_blanks(load, head):
+    table = CSV.replace("file_name,patient_id,label,split", head)
+    for column in ("label", "Label"):
+        manifest = load(PATHS, {"metadata.csv": table}, label_column=column).manifest
+        assert manifest["patients"]["total"] == 6
+        assert manifest["class_names"] == ["x", "y"]
+        assert manifest["parts"].keys() == {"training", "validation"}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_class_may_be_called_none(load, form):
+    """Elsewhere the word says that there is nothing; so does a null of JSON among the classes."""
+    words = ["none", "null", "glioma"] * 6
+    rows = [
+        {"file_name": path, "label": word, "contrast": "None"}
+        for path, word in zip(PATHS, words, strict=True)
+    ]
+    if form == "csv":
+        text = "file_name,label,contrast\n" + "".join(",".join(row.values()) + "\n" for row in rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    scans = load(PATHS, {f"metadata.{form}": text})
+    assert scans.class_names == ("glioma", "none", "null")
+    assert "contrast" not in format_account(scans.manifest)
+    for nothing in ('""', "null", '"n/a"'):
+        lines = [json.dumps(row) for row in rows[1:]]
+        lines.append(f'{{"file_name": "{PATHS[0]}", "label": {nothing}}}')
+        tables = {"metadata.csv": "file_name\n", "metadata.jsonl": "\n".join(lines)}
+        with pytest.raises(InputError, match="1 of 18 files .* a0.png has no label"):
+            load(PATHS, tables)
+
+
 def test_the_table_is_that_of_imagefolder(load, tmp_path):
     """`datasets` reads the same folder in the same way."""
     scans = load(PATHS, {"metadata.csv": CSV.replace(",split", ",part")})
@@ -247,6 +321,7 @@ def test_the_table_is_that_of_imagefolder(load, tmp_path):
         ("file_name,patient_id\na0.png,P1\na0.png,P2\n", "says something else of a0.png"),
         ("file_name,split\na0.png,often\nb1.png,train\n", "has the split often"),
         ("file_name,label\na0.png,x,y,z\n", "a line has more fields"),
+        ("file_name,Label, label\na0.png,x,\n", r"cannot be read \(the column label is there twice\)"),
         (
             "file_name,patient_id,label\na0.png,P1,x\nb1.png,P2,P1\n",
             "P1 is the name of a class and of a patient",
@@ -307,6 +382,16 @@ def test_patients_of_a_hub_data_set(tmp_path):
     )
 
 
+@pytest.mark.parametrize("nothing", ["", " ", "n/a", None])
+def test_scans_without_a_patient_in_a_hub_data_set_are_nobodys(tmp_path, nothing):
+    rows = {"image": HEADS[:24], "label": ["x", "y"] * 12}
+    rows["patient_id"] = [nothing if i < 12 else f"P{i // 4}" for i in range(24)]
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    scans = load_scans(resolution=16, dataset_name=str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
+    assert scans.manifest["patients"]["total"] == 3
+    assert scans.manifest["patients"]["scans_without"] == 12
+
+
 def test_that_nobody_knows_the_patients_is_said(load):
     scans = load(PATHS)
     assert scans.manifest["patients"] is None
@@ -322,6 +407,27 @@ def test_one_patient_alone_is_refused(load):
         InputError, match="too few to split off a validation share: give scans of at least two patients"
     ):
         load([f"sub-01/{i}.png" for i in range(8)])
+
+
+def test_the_only_patient_with_a_class_stays_in_train(load):
+    """Of four patients the first has the only scan of a class, beside some of another."""
+    table = "file_name,patient_id,label\n" + "".join(
+        f"{i}.png,P{i // 6},{'rare' if i == 5 else 'usual'}\n" for i in range(24)
+    )
+    for seed in range(8):
+        scans = load([f"{i}.png" for i in range(24)], {"metadata.csv": table}, seed=seed)
+        assert scans.manifest["split"]["train"]["classes"] == {"rare": 1, "usual": 17}
+
+
+def test_patients_of_whom_none_can_be_spared_are_refused(load):
+    paths = [f"{i}.png" for i in range(8)]
+    table = "file_name,patient_id,label\n" + "".join(
+        f"{i}.png,P{i // 4},{f'of {i // 4}' if i % 4 == 3 else 'usual'}\n" for i in range(8)
+    )
+    with pytest.raises(
+        InputError, match="No patient can be spared for validation, as each is the last with some class: give"
+    ):
+        load(paths, {"metadata.csv": table})
 
 
 def test_names_of_patients_are_in_no_manifest(load, tmp_path):
@@ -377,6 +483,23 @@ def test_the_account_overwrites_no_table_of_the_user(load, tmp_path, capsys):
     for _ in range(2):  # its own are replaced
         commands.main([*account, str(tmp_path / "other.json")])
     assert (tmp_path / "other-sources.csv").read_text().startswith("name,path")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+@pytest.mark.parametrize("kind", ["png", "nii"])
+def test_names_that_are_no_utf_8(load, tmp_path, capsys, kind):
+    """As Latin-1 of old archives: they are told as they are."""
+    files = {
+        f"sub-{p:02d}/caf\udce9{p}.{kind}": HEADS[p] if kind == "png" else nifti(head(p), packed=False)
+        for p in range(4)
+    }
+    files["sub-00/d\udce9.png" if kind == "png" else "sub-00/d\udce9.nii"] = b""
+    scans = load(files, on_bad_image="skip")
+    assert scans.manifest["patients"]["total"] == 4
+    options = ["--cache_dir", str(tmp_path / "cache"), "--output", str(tmp_path / "manifest.json")]
+    commands.main(["data", str(tmp_path / "scans"), *options])
+    assert "sub-00/d" in capsys.readouterr().out
+    assert b"sub-01/caf\xe91." in (tmp_path / "manifest-sources.csv").read_bytes()
 
 
 def test_the_account_is_that_of_the_training(load, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import datasets
@@ -79,6 +80,21 @@ def test_missing_and_empty(refusal, tmp_path, make_folder):
     )
     with pytest.raises(InputError, match="2 files that are no images"):
         account_of(texts, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_folder_that_cannot_be_read(refusal, make_folder, monkeypatch):
+    """As one of another user: a class must not go missing in silence."""
+    folder = make_folder({f"{'abc'[i % 3]}/{i}.png": head for i, head in enumerate(HEADS)})
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path) == f"{folder}/c":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    words = f"{folder}/c cannot be read (Permission denied): make it readable, or move it away."
+    assert refusal(train_data_dir=folder) == words
 
 
 def test_a_broken_zip(refusal, tmp_path):
@@ -220,8 +236,12 @@ def test_columns_and_names_of_hub_data_sets(refusal, tmp_path, monkeypatch):
     assert "scan, kind, age" in message
     assert "does not hold images" in refusal(dataset_name=name, image_column="age", label_column="kind")
     assert "cannot be loaded" in refusal(dataset_name=str(tmp_path / "nothing"))
-    rows.save_to_disk(tmp_path / "saved")
-    assert "--image_column image is not a column" in refusal(dataset_name=str(tmp_path / "saved"))
+    saved = str(tmp_path / "saved")
+    rows.save_to_disk(saved)
+    assert "--image_column image is not a column" in refusal(dataset_name=saved)
+    assert refusal(dataset_name=saved, dataset_config_name="axial") == (
+        f"--dataset_name {saved} was written by save_to_disk and has no configurations: leave out --dataset_config_name axial."
+    )
     (tmp_path / "set/train.parquet").rename(tmp_path / "set/test.parquet")
     assert 'has no "train" split' in refusal(dataset_name=name, image_column="scan", label_column="kind")
 

@@ -21,7 +21,9 @@ from PIL import Image
 
 from mri_ddpm.data import account_of, draw_phantoms, format_account, load_phantoms, load_scans
 from mri_ddpm.data.contents import _member_name
+from mri_ddpm.data.reading import pictures
 from mri_ddpm.data.repeats import group_near_identical, picture_hashes
+from mri_ddpm.errors import InputError
 
 SIDE = 96
 HEADS = [np.round(head * 255).astype(np.uint8) for head in draw_phantoms(40, SIDE, seed=1)[0]]
@@ -374,13 +376,14 @@ def test_a_flipped_bit_in_a_table_crashes_nothing(folder, tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from mri_ddpm.data.cache import _whole_table\n"
+        "from mri_ddpm.data.cache import _features, _whole_table\n"
+        "assert _whole_table(Path(sys.argv[1]), sys.argv[3].split(), _features(16, False))\n"
         "for line in sys.stdin:\n"
         "    at, bit = map(int, line.split())\n"
         "    content = bytearray(Path(sys.argv[1]).read_bytes())\n"
         "    content[at] ^= 1 << bit\n"
         "    Path(sys.argv[2]).write_bytes(content)\n"
-        "    found = _whole_table(Path(sys.argv[2]), sys.argv[3].split(), 16)\n"
+        "    found = _whole_table(Path(sys.argv[2]), sys.argv[3].split(), _features(16, False))\n"
         "    if found: found.remove_columns('pixels').to_list()\n"
     )
     places = "".join(f"{rng.integers(6000) - (i % 2) * 6000} {rng.integers(8)}\n" for i in range(300))
@@ -427,6 +430,33 @@ def test_second_start_decodes_nothing(folder, scans, tmp_path):
     load_scans(resolution=33, train_data_dir=folder, cache_dir=fresh)
     load_scans(resolution=32, train_data_dir=folder, fit="stretch", cache_dir=fresh)
     assert len(list(Path(fresh).iterdir())) == 3
+
+
+@pytest.mark.parametrize("what", [MemoryError(), ValueError("<LZW: 5> requires the 'imagecodecs' package")])
+def test_a_failure_that_passes_is_not_kept(folder, scans, tmp_path, monkeypatch, what):
+    """As memory that was short, or a library that was missing: said now, and tried again at the next start."""
+    frames, failing = pictures._frames, [encoded(HEADS[3]), encoded(HEADS[6])]
+
+    def short(content):
+        if content in failing:
+            raise what
+        return frames(content)
+
+    monkeypatch.setattr(pictures, "_frames", short)
+    options = {"resolution": 32, "train_data_dir": folder, "cache_dir": str(tmp_path)}
+    with pytest.raises(InputError, match="3 of 45 files .* cannot be decoded .*(MemoryError|imagecodecs)"):
+        load_scans(**options)
+    skipped = load_scans(on_bad_image="skip", **options)
+    assert len(skipped.manifest["unreadable"]) == 3
+    (table,) = tmp_path.iterdir()
+    before = table.stat().st_ino
+    load_scans(on_bad_image="skip", **options)
+    assert table.stat().st_ino == before  # what could be read is not decoded again
+    failing.clear()
+    whole = load_scans(**options)
+    assert whole.manifest["files"] == scans.manifest["files"]
+    torch.testing.assert_close(images_of(whole.train), images_of(scans.train), rtol=0, atol=0)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_two_that_build_one_cache_do_no_harm(folder, scans, tmp_path):

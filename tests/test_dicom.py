@@ -21,7 +21,7 @@ from mri_ddpm.data import read_volume
 from mri_ddpm.data.reading import decoding
 from mri_ddpm.data.reading.decoding import Decoder, read_frames
 from mri_ddpm.data.reading.dicom import DicomHeader, is_dicom, read_header
-from mri_ddpm.data.reading.pictures import BadImageError, read_scan
+from mri_ddpm.data.reading.pictures import BadImageError, PassingError, read_scan
 from mri_ddpm.data.reading.series import BESIDE, REPEATED, SHORT, group_series, read_dicom_folder, read_series
 from mri_ddpm.errors import InputError
 
@@ -425,7 +425,7 @@ def test_every_compression_gives_the_same_pixels(decoder):
 def test_what_cannot_be_decoded_names_its_compression(decoder):
     with open(get_testdata_file("JPGExtended.dcm"), "rb") as file:
         content = file.read().replace(b"CS\x02\0NM", b"CS\x02\0MR")
-    with pytest.raises(BadImageError, match=r"JPEG Extended .* pip install it \(licence GPL-3\)"):
+    with pytest.raises(PassingError, match=r"JPEG Extended .* pip install it \(licence GPL-3\)"):
         read_frames(content, decoder)
     with open(get_testdata_file("MR_small_jp2klossless.dcm"), "rb") as file:
         content = file.read()
@@ -439,17 +439,17 @@ def test_a_decoder_that_dies_takes_nothing_with_it(monkeypatch):
     with Decoder() as decoder:
         expected = read_frames(content, decoder)[0].values
         decoder._process.kill()
-        with pytest.raises(BadImageError, match="compressed as RLE Lossless, and its decoder crashed"):
+        with pytest.raises(PassingError, match="compressed as RLE Lossless, and its decoder crashed"):
             read_frames(content, decoder)
         np.testing.assert_array_equal(read_frames(content, decoder)[0].values, expected)
         decoder._process.send_signal(signal.SIGSTOP)  # it neither answers nor ends
         monkeypatch.setattr(decoding, "SECONDS", 0.2)
-        with pytest.raises(BadImageError, match="its decoder took more than 0 seconds"):
+        with pytest.raises(PassingError, match="its decoder took more than 0 seconds"):
             read_frames(content, decoder)
         assert decoder._process is None
     files = made.slices_of(made.head(), AFFINES["axial"], rle=(4,))
     (series,) = read(files)[0]
-    with pytest.raises(BadImageError, match="has a slice in IM000., which is compressed as RLE"):
+    with pytest.raises(PassingError, match="has a slice in IM000., which is compressed as RLE"):
         read_series(series, files.__getitem__)
 
 

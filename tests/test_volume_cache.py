@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from volume_sets import AFFINE, SHAPE, head, nifti, series, write, write_zip
 
 from mri_ddpm import commands
 from mri_ddpm.data import load_scans
+from mri_ddpm.data.reading.pictures import PassingError
 from mri_ddpm.errors import InputError
 
 LOAD = (
@@ -213,6 +215,29 @@ def test_a_file_that_fails_does_not_lose_the_others(load, cache, tmp_path):
     write(tmp_path / "broken", {"8.nii.gz": nifti(head(8))})
     load(where)
     assert stamps(cache).items() > before.items()
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "words", "kept"),
+    [
+        ("nifti._voxels", MemoryError(), r"3 of 15 files .* sub-00_T1w.nii.gz .*\(MemoryError\)", 1),
+        (
+            "series.Pictures",
+            PassingError("is odd"),
+            "1 of .* has a slice in file 1 of 20 by place, which is odd",
+            3,
+        ),
+    ],
+)
+def test_a_failure_that_passes_is_not_kept(load, cache, monkeypatch, where, error, words, kept):
+    """Memory that was short, or a decoder that was missing: said now, and tried again at the next start."""
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mri_ddpm.data.reading.{where}", Mock(side_effect=error))
+        with pytest.raises(InputError, match=words):
+            load()
+        assert len(stamps(cache)) == kept
+    assert load().manifest["unreadable"] == []
+    assert len(stamps(cache)) == 4
 
 
 def test_two_at_once_do_no_harm(load, cache):

@@ -50,7 +50,7 @@ def format_account(manifest: dict, most_listed: int = 10, paths: dict[str, str] 
     lines += [f"unreadable files: {len(bad)}", *list_bad(bad, most_listed)]
     if manifest["dark"]:
         lines += [dark_warning(manifest)]
-    return "\n".join([*lines, "", f"content sha256: {manifest['content_sha256']}"])
+    return _printable("\n".join([*lines, "", f"content sha256: {manifest['content_sha256']}"]))
 
 
 def _volume_lines(volumes: dict, settings: dict) -> list[str]:
@@ -107,7 +107,12 @@ def format_findings(manifest: dict) -> str:
     named = (
         f"{row['words']} ({row['path']})" if row["path"] else row["words"] for row in manifest["findings"]
     )
-    return "; ".join(named)
+    return _printable("; ".join(named))
+
+
+def _printable(text: str) -> str:
+    """Text with names of files that are no UTF-8, of which printing makes an error, spelt out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def dark_warning(manifest: dict) -> str:

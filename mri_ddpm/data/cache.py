@@ -24,10 +24,10 @@ from mri_ddpm.files import sync, whole_file
 from .intensity import USUAL_SCALE, Scale, common_scale, from_samples
 from .reading.decoding import read_picture
 from .reading.labels import NEAREST, read_labels
-from .reading.pictures import BadImageError, fit_square
+from .reading.pictures import BadImageError, PassingError, fit_square
 from .repeats import picture_hashes
 
-CACHE_VERSION = 5  # raise it when reading, fitting or hashing changes
+CACHE_VERSION = 6  # raise it when reading, fitting or hashing changes
 DEPTH = 65535  # pixels are kept as uint16: 16-bit scans keep their depth at half the size of float32
 ROWS_PER_BATCH = 256
 FEW = 5000  # pictures, of which near-identical ones are found faster than a file is read
@@ -47,23 +47,23 @@ def decoded(
     Of processes that ask for it at once one decodes, and the others wait for its file however long that takes: a
     collective, in which they could wait too, gives up after minutes.
 
-    U rows, sorted by sha256. Columns: sha256, flaw (None if usable), width, height (pixels), brightest (0..1), kind,
-    lowest, highest (`Samples.extent`), picture_hash, mirrored_hash (bytes, the latter of the mirror image) and, unless
-    `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw. Masks have no hashes; their pixels are the
-    numbers of their labels, and `labels` says which they hold, without 0.
+    U rows, sorted by sha256. Columns: sha256, flaw (None if usable), passes (whether the flaw is tried again at the next start),
+    width, height (pixels), brightest (0..1), kind, lowest, highest (`Samples.extent`), picture_hash, mirrored_hash (bytes, the
+    latter of the mirror image) and, unless `resolution` is None, pixels: uint16 (resolution**2,), 0..65535, zeros for a flaw.
+    Masks have no hashes; their pixels are the numbers of their labels, and `labels` says which they hold, without 0.
     Raises `InputError` if the cache folder cannot be written.
     """
     folder = cache_folder(cache_dir)
     kind = f"{CACHE_VERSION} {resolution} {fit if resolution else ''}{' masks' * are_masks}"
     identity = "\n".join([kind, *sorted(contents)])
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.arrow"
-    features = _features(resolution, are_masks)
-    if (table := _whole_table(file, contents, features)) is not None:
+    features, row_of = _features(resolution, are_masks), _mask_row if are_masks else _row
+    if (table := _newest_table(file, contents, features, row_of)) is not None:
         return table
     lock = file.with_suffix(".lock")
     with writing_cache(folder), FileLock(lock):  # of a process that dies the system lets go
-        if _whole_table(file, contents, features) is None:
-            _write(file, features, contents, _mask_row if are_masks else _row, resolution, fit)
+        if _newest_table(file, contents, features, row_of) is None:
+            _write(file, features, contents, row_of, resolution, fit)
         with contextlib.suppress(OSError):  # who waits for it finds the table, whoever holds the next one
             lock.unlink()
     return datasets.Dataset.from_file(str(file))
@@ -86,6 +86,27 @@ def writing_cache(folder: Path) -> Iterator[None]:
             f"The cache folder {folder} cannot be written ({getattr(error, 'strerror', None) or error}):"
             " name another by --cache_dir."
         ) from None
+
+
+def _newest_table(
+    file: Path, contents: dict[str, Callable[[], bytes]], features: datasets.Features, row_of: Callable
+) -> datasets.Dataset | None:
+    """The table in the cache; None where there is none, or one that lacks what can be read by now."""
+    table = _whole_table(file, contents, features)
+    if table is None:
+        return None
+    unread = (sha256 for sha256, passes in zip(table["sha256"], table["passes"], strict=True) if passes)
+    return table if all(_fails_again(contents[sha256], row_of) for sha256 in unread) else None
+
+
+def _fails_again(read: Callable[[], bytes], row_of: Callable) -> bool:
+    """Whether what was against reading a content is still there."""
+    with contextlib.suppress(BadImageError):
+        try:
+            row_of(read(), None, "pad", USUAL_SCALE)
+        except (PassingError, OSError):
+            return True
+    return False
 
 
 def _whole_table(file: Path, contents: Iterable[str], features: datasets.Features) -> datasets.Dataset | None:
@@ -151,6 +172,7 @@ def _features(resolution: int | None, are_masks: bool) -> datasets.Features:
     features = {
         "sha256": datasets.Value("string"),
         "flaw": datasets.Value("string"),
+        "passes": datasets.Value("bool"),
         "width": datasets.Value("int32"),
         "height": datasets.Value("int32"),
         "brightest": datasets.Value("float32"),
@@ -201,7 +223,7 @@ def _write_draft(
 ) -> Scale:
     """Decode all contents on a scale, and return the one that they ask for."""
     extents = set()
-    empty = {"flaw": None, "width": 0, "height": 0, "brightest": 0.0}
+    empty = {"flaw": None, "passes": False, "width": 0, "height": 0, "brightest": 0.0}
     empty |= {"picture_hash": b"", "mirrored_hash": b"", "kind": None, "lowest": 0.0, "highest": 0.0}
     empty |= {"labels": []} if "labels" in features else {}
     empty |= {"pixels": np.zeros(resolution**2, dtype=np.uint16)} if resolution else {}
@@ -210,7 +232,7 @@ def _write_draft(
             try:
                 found = row_of(contents[sha256](), resolution, fit, scale)
             except BadImageError as error:
-                found = {"flaw": str(error)}
+                found = {"flaw": str(error), "passes": isinstance(error, PassingError)}
             except OSError as error:  # it could be read a moment ago, for its sha256
                 raise InputError(
                     f"{error.filename} went away while it was read ({error.strerror}): start again."

@@ -12,7 +12,7 @@ import datasets
 
 from mri_ddpm.errors import InputError
 
-from .reading.pictures import BadImageError
+from .reading.pictures import BadImageError, failed
 
 MAX_IMAGE_BYTES = 2**29  # a zip member of a few kilobytes can claim to unpack to terabytes
 MAX_VOLUME_BYTES = 2**32
@@ -76,7 +76,7 @@ class ZipMember:
                 return file.read(count)
         # A broken or encrypted member raises nearly anything: zlib.error, EOFError, ...
         except Exception as error:
-            raise BadImageError(f"cannot be unpacked ({error})") from None
+            raise failed(f"cannot be unpacked ({error})", error) from None
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,22 @@ Contents = dict[PurePosixPath, Content]
 
 
 def contents_of_folder(root: Path) -> Contents:
-    """Every file below a folder; links are followed, but into no folder twice, for they can lead in circles."""
+    """Every file below a folder; links are followed, but into no folder twice, for they can lead in circles.
+
+    Raises `InputError` for a folder below that cannot be read.
+    """
+    try:
+        return _walked(root)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it away."
+        ) from None
+
+
+def _walked(root: Path) -> Contents:
     contents: Contents = {}
     seen = {_identity(root)}
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=_raised, followlinks=True):
         # A folder itself before a link to it
         subfolders.sort(key=lambda name: (Path(folder, name).is_symlink(), name))
         there = {name: _identity(Path(folder, name)) for name in subfolders}
@@ -123,6 +135,10 @@ def contents_of_folder(root: Path) -> Contents:
                 continue  # a pipe or a device, which may have no end; a link to nowhere is named later
             _add(contents, file.relative_to(root).as_posix(), StoredFile(file))
     return contents
+
+
+def _raised(error: OSError) -> None:
+    raise error  # which `os.walk` would pass over
 
 
 def _identity(folder: Path) -> tuple[int, int]:

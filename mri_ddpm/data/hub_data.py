@@ -25,7 +25,7 @@ from .layout import (
     patients_found,
 )
 from .masks import is_mask_name
-from .metadata import PATIENTS
+from .metadata import PATIENTS, word_in
 from .patients import named_like_patients
 from .volume_files import VolumeFile, require_libraries
 
@@ -36,6 +36,11 @@ def open_hub(options: ScanOptions) -> tuple[tuple[ScanFile, ...], tuple[Finding,
     if options.patient_pattern:
         raise InputError(
             "--patient_pattern is for files in folders; of --dataset_name the column patient_id says the patients."
+        )
+    if config and _is_saved(name):
+        raise InputError(
+            f"--dataset_name {name} was written by save_to_disk and has no configurations: leave out"
+            f" --dataset_config_name {config}."
         )
     try:
         splits = _load_splits(name, config)
@@ -83,10 +88,15 @@ def open_hub(options: ScanOptions) -> tuple[tuple[ScanFile, ...], tuple[Finding,
 
 def _load_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     """By `load_dataset`, or what `save_to_disk` wrote, which that refuses."""
-    if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
+    if _is_saved(name):
         saved = datasets.load_from_disk(name)
         return saved if isinstance(saved, dict) else {"train": saved}
     return datasets.load_dataset(name, config)
+
+
+def _is_saved(name: str) -> bool:
+    """Whether a data set is what `save_to_disk` wrote."""
+    return any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json"))
 
 
 def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Dataset) -> list[ScanFile]:
@@ -112,7 +122,7 @@ def _hub_files(options: ScanOptions, split: str, part: str, rows: datasets.Datas
     flaws = ["has no label" if label_column and label is None else None for label in labels]
     of_patients = next((column for column in PATIENTS if column in rows.column_names), None)
     patients, contrasts = (
-        [None if value is None else str(value) for value in rows[column]]
+        [word_in(column, value) for value in rows[column]]
         if column in rows.column_names
         else [None] * len(rows)
         for column in (of_patients, "contrast")

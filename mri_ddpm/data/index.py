@@ -40,7 +40,8 @@ class Index:
 
     def hidden(self, text: str) -> str:
         """A word that stands for another: always the same one, from which nobody without the key finds the other."""
-        return hashlib.blake2b(text.encode(), key=self._kept[0], digest_size=16).hexdigest()
+        content = text.encode(errors="surrogatepass")  # names of files may be no UTF-8
+        return hashlib.blake2b(content, key=self._kept[0], digest_size=16).hexdigest()
 
     def get(self, kind: str, stamp: str | None):
         """What is remembered of a file; None where it is new, or has changed."""

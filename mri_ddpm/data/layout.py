@@ -118,7 +118,8 @@ def arrange(
         contrast = named_contrast(contrast) if contrast else getattr(content, "contrast", None)
         name, part = "/".join(inner[path]), parts[path] or "training"
         files.append(ScanFile(name, part, labels[path], content, flaw, patient, contrast, mask, mask_name))
-    counts = Counter(f"{folder}/" for folder, _ in places.values() if folder)
+    said = [_part_name(path, places[path][0], metadata) for path in paths if parts[path]]
+    counts = Counter(name or "training" for name in said) if any(said) else {}
     findings = [*parts_found(counts), classes_found(class_names, kind)]
     left_out = []
     if source == TAGS and (count := sum(getattr(scan, "patient_is_study", False) for scan in scans.values())):
@@ -146,6 +147,11 @@ def _part(path: PurePosixPath, folder: str | None, depth: int | None, metadata: 
     return "training" if depth is None else None
 
 
+def _part_name(path: PurePosixPath, folder: str | None, metadata: Metadata) -> str | None:
+    """What the part of a file is called, by the table or else by the folder; None where nothing says it."""
+    return metadata.value(str(path), None, "split") or (folder and f"{folder}/")
+
+
 def _labels(
     folders: dict[PurePosixPath, str | None],
     patients: dict[PurePosixPath, str],
@@ -154,10 +160,10 @@ def _labels(
 ) -> tuple[dict[PurePosixPath, str | None], str]:
     """The class of each file, and what says it: a column, or else the folders, if they are not patients'."""
     column = options.label_column
-    if column and column in metadata.columns:
+    if column and column.lower() in metadata.columns:
         table = f"labels in the column {column} of {metadata.names[0]}"
         return {path: metadata.value(str(path), patients.get(path), column) for path in folders}, table
-    if column not in ("", USUAL_LABEL):
+    if column.lower() not in ("", USUAL_LABEL):
         there = (
             ", ".join(sorted(metadata.columns)) or "none, for there is no metadata.csv or participants.tsv"
         )

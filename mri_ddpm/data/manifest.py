@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -116,7 +117,8 @@ def write_sources(file: Path, paths: dict[str, str]) -> None:
     """Write which file each name of a manifest stands for, as CSV that nobody but the user may read."""
     with whole_file(file) as unfinished:
         unfinished.touch(mode=0o600)
-        with unfinished.open("w", encoding="utf-8", newline="") as text:
+        as_named = sys.getfilesystemencodeerrors()  # of names that are no UTF-8, the same bytes
+        with unfinished.open("w", encoding="utf-8", errors=as_named, newline="") as text:
             table = csv.writer(text)
             table.writerow(("name", "path"))
             table.writerows(paths.items())

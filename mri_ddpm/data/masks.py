@@ -1,6 +1,7 @@
 """Which files are masks, by their names, and whose; and what their labels are called."""
 
 import itertools
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from pathlib import PurePosixPath
 
 from mri_ddpm.errors import InputError
 
-from .reading.contrasts import contrast_of_name
+from .reading.contrasts import contrast_of_name, without_contrast
 
 PLAIN = {"image", "images", "img", "imgs", "scan", "scans", "slice", "slices", "data", "dataset", "set"}
 PART_OF = {"train": "training", "val": "validation", "valid": "validation", "test": "testing"}
@@ -50,10 +51,14 @@ class Masks:
         stems = {path.with_name(nifti_stem(path)) for path in paths}
         found = (path for path in paths if _is_mask(path) or _marks_another(path, stems))
         self.paths = sorted(found, key=str)
+        self._scans = defaultdict(list)
+        for path in {*paths} - {*self.paths}:
+            self._scans[path.parent].append(stem_of(path))
+        self._heads: dict[PurePosixPath, dict[str | None, set]] = {}
         self._beside, self._called, self._apart = (defaultdict(list) for _ in range(3))
         for path in self.paths:
             stem = stem_of(path)
-            base = re.sub(r"[^A-Za-z0-9]+[A-Za-z]+$", "", stem)
+            base = _base(stem)
             self._beside[path.parent].append(path)
             self._called[path.parent, base].append(path)
             called = {stem, base} if is_mask_name(stem[len(base) + 1 :]) else {stem}
@@ -63,6 +68,7 @@ class Masks:
     def of(self, path: PurePosixPath, is_alone: bool) -> PurePosixPath | None:
         """The mask of a scan: called as it is in a folder of masks, or beside it as NAME_seg; or the only one in its folder.
 
+        None that is called more like another scan there, as that of another visit is.
         is_alone: whether all scans in its folder are of one patient.
         """
         stem = stem_of(path)
@@ -70,17 +76,50 @@ class Masks:
         beginnings = [stem[:end] for end in sorted(ends, reverse=True)]
         numbered = re.sub(r"_\d{4}$", "", stem)  # as nnU-Net has it
         names = beginnings if contrast_of_name(stem) else (stem, numbered)
-        found = next(filter(None, (self._named(path, name) for name in names)), None)
-        if not found and path.parent in self._beside:
-            fitting = (self._called.get((path.parent, name)) for name in beginnings)
-            found = next(filter(None, fitting), self._beside[path.parent] if is_alone else None)
-        return next(iter(found)) if found and len(found) == 1 else None
+        apart = ((name, self._named(path, name)) for name in names)
+        beside = ((name, self._called.get((path.parent, name))) for name in beginnings)
+        both = itertools.chain(apart, beside if path.parent in self._beside else ())
+        fitting = (masks for name, masks in both if masks and not self._is_of_another(path, name))
+        found = next(fitting, None) or (self._only_one(path) if is_alone else ())
+        return next(iter(found)) if len(found) == 1 else None
 
     def _named(self, path: PurePosixPath, name: str) -> set[PurePosixPath]:
         """The masks of this name in folders beside that of a scan."""
         places = path.parent.parent, _place(path)
         found = {mask for place in places for mask in self._apart.get((place, name), ())}
         return {mask for mask in found if mask.parent != path.parent}
+
+    def _is_of_another(self, path: PurePosixPath, name: str) -> bool:
+        """Whether another scan of the same contrast in the folder of one is called so, as `s0` beside `s0_2`."""
+        stem, head = stem_of(path), _head(name)
+        return head != _head(stem) and head in self._heads_in(path.parent)[contrast_of_name(stem)]
+
+    def _only_one(self, path: PurePosixPath) -> list[PurePosixPath]:
+        """The only mask beside a scan, unless it has more words in common with another, as one of another visit has."""
+        masks = self._beside.get(path.parent, [])
+        if len(masks) != 1 or self._is_of_another(path, _base(stem_of(masks[0]))):
+            return []
+        heads, words = set().union(*self._heads_in(path.parent).values()), _head(stem_of(masks[0]))
+        shared = {head: len(os.path.commonprefix([head, words])) for head in heads}
+        return masks if shared[_head(stem_of(path))] == max(shared.values()) else []
+
+    def _heads_in(self, folder: PurePosixPath) -> dict[str | None, set[tuple[str, ...]]]:
+        """{contrast: what the scans of a folder are called but for it}."""
+        if folder not in self._heads:
+            self._heads[folder] = defaultdict(set)
+            for stem in self._scans[folder]:
+                self._heads[folder][contrast_of_name(stem)].add(_head(stem))
+        return self._heads[folder]
+
+
+def _base(name: str) -> str:
+    """The name of a mask less the word that says what it is."""
+    return re.sub(r"[^A-Za-z0-9]+[A-Za-z]+$", "", name)
+
+
+def _head(name: str) -> tuple[str, ...]:
+    """The words and numbers of a name less those that say its contrast."""
+    return tuple(re.findall(r"[^\W_]+", without_contrast(name)))
 
 
 def _marks_another(path: PurePosixPath, stems: set[PurePosixPath]) -> bool:

@@ -19,12 +19,14 @@ TABLES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 PARTICIPANTS = "participants.tsv"
 FILE, PATIENTS = "file_name", ("patient_id", "subject_id", "participant_id")
 USUAL_LABEL = "label"  # taken where it is there; any other column has to be asked for
-_EMPTY = ("", "n/a", "nan", "none", "null")
+_EMPTY = ("", "n/a")
+_NOTHING = ("nan", "none", "null")  # as programs write it; a class may be called so
+_NO_CLASSES = (FILE, *PATIENTS, "split", "contrast")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the tables of a source say. Values are words; what is empty or `n/a` is left out.
+    """What the tables of a source say. Values are words; what is empty or `n/a` is left out. Columns are in lower case.
 
     names: of the tables, relative to the source; () where there is none.
     of_file: {file: {column: value}} by the file's path in the source.
@@ -51,7 +53,8 @@ class Metadata:
         return next((row[name] for name in PATIENTS if name in row), None)
 
     def value(self, path: str, patient: str | None, column: str) -> str | None:
-        """The value of a file, or else of its patient, in a column; None where no line says it."""
+        """The value of a file, or else of its patient, in a column of any case; None where no line says it."""
+        column = column.lower()
         of_patient = self.of_patient.get((patient or "").removeprefix("sub-"), {})
         return self.of_file.get(path, {}).get(column, of_patient.get(column))
 
@@ -88,7 +91,7 @@ def read_metadata(contents: Contents) -> Metadata:
 
 
 def _rows(path: PurePosixPath, content: Content) -> list[tuple[int, dict[str, str]]]:
-    """The lines of a table with their numbers; empty values are left out."""
+    """The lines of a table with their numbers; empty values are left out, and names of columns are in lower case."""
     try:
         text = content.read().decode("utf-8-sig")
         if path.suffix == ".jsonl":
@@ -100,6 +103,9 @@ def _rows(path: PurePosixPath, content: Content) -> list[tuple[int, dict[str, st
             comma = ";" if ";" in head and "," not in head else ","  # as spreadsheets write in some languages
             delimiter = "\t" if path.suffix == ".tsv" else comma
             table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+            names = [_composed(name).lower() for name in table.fieldnames or ()]
+            if repeated := [name for name in names if name and names.count(name) > 1]:
+                raise ValueError(f"the column {repeated[0]} is there twice")
             found = [(table.line_num, row) for row in table if any(row.values())]
             if any(None in row for _, row in found):
                 raise ValueError("a line has more fields than the first")
@@ -111,13 +117,20 @@ def _rows(path: PurePosixPath, content: Content) -> list[tuple[int, dict[str, st
         (
             line,
             {
-                name: _composed(str(value))
+                column: word
                 for name, value in row.items()
-                if str(value).strip().lower() not in _EMPTY
+                if (word := word_in(column := _composed(name).lower(), value)) is not None
             },
         )
         for line, row in found
     ]
+
+
+def word_in(column: str, value) -> str | None:
+    """The value of a column as a word; None where it is empty, or says that there is nothing."""
+    word = _composed("" if value is None else str(value))
+    empty = (*_EMPTY, *_NOTHING) if column in _NO_CLASSES else _EMPTY
+    return None if word.lower() in empty else word
 
 
 def _composed(text: str) -> str:

@@ -4,6 +4,7 @@ N: number of distinct pictures.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import imagehash
 import numpy as np
@@ -35,6 +36,12 @@ def picture_hashes(unit: np.ndarray) -> tuple[bytes, bytes]:
     pictures = (bright, bright.crop(_within_margins(np.asarray(bright))))
     small = [(h, p.resize(size, Image.Resampling.LANCZOS)) for p in pictures for h, size in _SMALL.items()]
     return _bits(small), _bits([(h, ImageOps.mirror(p)) for h, p in small])
+
+
+@cache
+def hashes_of_blanks() -> frozenset[tuple[bytes, bytes]]:
+    """The `picture_hashes` of all pictures of one value: black, or of one brightness, which does not count."""
+    return frozenset(picture_hashes(np.full((1, 1), value)) for value in (0.0, 1.0))
 
 
 def _bits(pictures: list[tuple[Callable, Image.Image]]) -> bytes:

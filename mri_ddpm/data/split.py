@@ -1,11 +1,12 @@
 """Who goes where: train, validation and test scans, so that no picture and no patient is on two sides.
 
 A group holds all files of one picture (`repeats.py`). A unit holds groups and patients that belong together: all scans of a
-patient, and of every patient that shares pictures with one. It never straddles the split.
+patient, and of every patient that shares pictures with one. It never straddles the split. A blank picture, which is of one
+value, as a black slice is, says nothing of whose it is: it joins nobody.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import numpy as np
 from mri_ddpm.errors import InputError
 
 from .layout import PARTS
-from .repeats import components, group_near_identical, near_pairs
+from .repeats import components, group_near_identical, hashes_of_blanks, near_pairs
 
 SHARED = 0.5  # of the pictures of the smaller of two patients: if as many are near-identical, both are one
 ORDER = ("train", "validation", "test")  # a picture of one is a leak in those after it
@@ -67,14 +68,16 @@ def group_records(
     run: calls a search of `repeats` with its arguments, or remembers what it found.
 
     Near-identical pictures are of one group. Of a patient's own pictures only byte-identical ones are, for its neighbouring
-    slices look alike. Two patients are joined by one byte-identical file, or where near-identical pictures are half or more
-    of the pictures of one of them. Fewer may be chance. Returns these, as pairs of sha256: they are to be on one side, too.
+    slices look alike. Two patients are joined by one byte-identical file that is not blank, or where near-identical pictures are
+    half or more of the pictures of one of them. Fewer may be chance. Returns these, as pairs of sha256: they are to be on one
+    side, too.
     """
     good = [record for record in records if not record.flaw]
     contents = list(hashes)
     row_of = {sha256: row for row, sha256 in enumerate(contents)}
     rows = np.array([row_of[record.sha256] for record in good])
-    owners = _owners(good, rows, len(contents))
+    blank = np.array([pair in hashes_of_blanks() for pair in hashes.values()])
+    owners = _owners(good, rows, blank)
     pictures, mirrored = map(list, zip(*hashes.values(), strict=True))
     if (owners < 0).all():
         facing, groups = run(group_near_identical, pictures, mirrored)
@@ -87,36 +90,41 @@ def group_records(
         chance = np.concatenate([same[:, ~sure[0]], across[:, ~sure[1]]], axis=1)
     facing, groups = facing[rows], groups[rows]
     numbers: dict[int, int] = {}  # numbered in the order of the files, so that the manifest reads well
-    for record, face, group, unit in zip(
-        good, facing.tolist(), groups.tolist(), _units(good, groups), strict=True
-    ):
+    units = _units(good, groups, blank[rows])
+    for record, face, group, unit in zip(good, facing.tolist(), groups.tolist(), units, strict=True):
         record.facing, record.group, record.unit = face, numbers.setdefault(group, len(numbers)), unit
     return [(contents[i], contents[j]) for i, j in chance.T]
 
 
-def _units(records: list[ScanRecord], groups: np.ndarray) -> list[int]:
-    """What belongs together of each record: the groups that patients join, and the patients that groups join."""
+def _units(records: list[ScanRecord], groups: np.ndarray, blank: np.ndarray) -> list[int]:
+    """What belongs together of each record: the groups that patients join, and the patients that groups of pictures join.
+
+    Blank pictures, bool (records,), are one group, but each goes with its patient alone.
+    """
     names = dict.fromkeys(record.patient for record in records if record.patient is not None)
     count = int(groups.max()) + 1
     node = {name: count + number for number, name in enumerate(names)}
-    links = [
-        (group, node[r.patient])
-        for group, r in zip(groups.tolist(), records, strict=True)
-        if r.patient in node
+    places = [
+        node.get(record.patient, group) if alone else group
+        for record, group, alone in zip(records, groups.tolist(), blank.tolist(), strict=True)
     ]
-    return components(np.array(links, dtype=int).reshape(-1, 2).T, count + len(node))[groups].tolist()
+    links = [(place, node[r.patient]) for place, r in zip(places, records, strict=True) if r.patient in node]
+    return components(np.array(links, dtype=int).reshape(-1, 2).T, count + len(node))[places].tolist()
 
 
-def _owners(records: list[ScanRecord], rows: np.ndarray, count: int) -> np.ndarray:
-    """The patient of each content as a number, int (count,); where there is none, or several, a number below 0 of its own."""
+def _owners(records: list[ScanRecord], rows: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    """The patient of each content as a number, int (contents,); a number below 0 of its own where there is none, or several.
+
+    Of a blank content, bool (contents,), nobody is the owner.
+    """
     names: dict[int, str | None] = {}
     for record, row in zip(records, rows.tolist(), strict=True):
         if names.setdefault(row, record.patient) != record.patient:
             names[row] = None
     numbers: dict[str, int] = {}
-    owners = -1 - np.arange(count)
+    owners = -1 - np.arange(len(blank))
     for row, name in names.items():
-        if name is not None:
+        if name is not None and not blank[row]:
             owners[row] = numbers.setdefault(name, len(numbers))
     return owners
 
@@ -147,10 +155,11 @@ def assign_split(
 ) -> None:
     """Set `repeat` and `split` of every record that has a group, in place.
 
-    A scan whose unit is in a part before its own (`PARTS`) is a leak; of the rest of a group the first file
+    A scan whose unit or picture is in a part before its own (`PARTS`) is a leak; of the rest of a group the first file
     (by part, then by path) and others of its patient stand for it. The others are repeats, which `keep_repeats` lets
-    through where their class is the same. A validation part is what validates; where there is none, a share of the train
-    part validates. Which units these are depends on contents, classes, patients and seed alone, not on names or order.
+    through where their class is the same, and their unit, as it is of all but blank pictures. A validation part is what
+    validates; where there is none, a share of the train part validates. Which units these are depends on contents, classes,
+    patients and seed alone, not on names or order.
     near: pairs of contents that do not join their units, but of which no two may be on two sides: the later one is a leak.
     Raises `InputError` if nothing is left for train or validation.
     """
@@ -163,13 +172,18 @@ def assign_split(
     stands = {id(record) for group in groups.values() for record in _mark_repeats(group)}
 
     has_part = any(record.part == "validation" for record in records)
-    validation = set() if has_part else _validation_units(units, validation_share, seed)
+    held = {
+        number: {record.class_name for record in unit if record.part == "training" and id(record) in stands}
+        for number, unit in units.items()
+    }
+    validation = set() if has_part else _validation_units(units, held, validation_share, seed)
     for number, unit in units.items():
         for record in unit:
             first = groups[record.group][0]
-            if record.part != unit[0].part:
+            is_like = (record.class_name, record.unit) == (first.class_name, first.unit)
+            if not record.part == unit[0].part == first.part:
                 record.split = "leak"
-            elif id(record) not in stands and not (keep_repeats and record.class_name == first.class_name):
+            elif id(record) not in stands and not (keep_repeats and is_like):
                 record.split = "repeat"
             elif record.part == "training":
                 record.split = "validation" if number in validation else "train"
@@ -223,20 +237,34 @@ def _mark_leaks(records: list[ScanRecord], near: Iterable[tuple[str, str]]) -> N
                 record.split, record.repeat = "leak", "near-identical"
 
 
-def _validation_units(units: dict[int, list[ScanRecord]], validation_share: float, seed: int) -> set[int]:
-    """The units for validation: of every class the share asked for, at least one where a class has two."""
+def _validation_units(
+    units: dict[int, list[ScanRecord]], held: dict[int, set[str | None]], validation_share: float, seed: int
+) -> set[int]:
+    """The units for validation: of every class the share asked for, at least one where a class has two.
+
+    held: the classes of which a unit brings scans to the train part. None is taken that is the last to hold one.
+    """
     by_class: dict[str | None, list[int]] = defaultdict(list)
-    for number, unit in units.items():
-        if unit[0].part == "training":
-            by_class[unit[0].class_name].append(number)
+    for number in filter(held.get, units):
+        by_class[units[number][0].class_name].append(number)
+    left = Counter(name for names in held.values() for name in names)
     validation: set[int] = set()
     for numbers in by_class.values():
         # A lot drawn from seed and content stays the same when files are renamed, moved or packed.
         numbers.sort(key=lambda n: _lot(seed, min(record.sha256 for record in units[n])))
         count = min(max(round(validation_share * len(numbers)), 1), len(numbers) - 1)
-        validation.update(numbers[:count])
+        for number in numbers:
+            if count > 0 and all(left[name] > 1 for name in held[number]):
+                left.subtract(held[number])
+                validation.add(number)
+                count -= 1
     if not validation:
-        total = len(by_class)  # one of each
+        total = len(by_class)  # one of each, or else
+        if any(len(numbers) > 1 for numbers in by_class.values()):
+            raise InputError(
+                "No patient can be spared for validation, as each is the last with some class: give scans of more patients, or"
+                " leave classes out by --label_column ''."
+            )
         if any(record.patient is not None for unit in units.values() for record in unit):
             raise InputError(
                 f"{total} patient(s), one a class, are too few to split off a validation share: give scans of at least two patients"

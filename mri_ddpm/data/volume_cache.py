@@ -33,12 +33,12 @@ from mri_ddpm.scan_options import ScanOptions
 from .cache import cache_folder, fitted, writing_cache
 from .masks import is_mask_name
 from .reading.labels import MOST_LABEL, labels_of
-from .reading.pictures import BadImageError
+from .reading.pictures import BadImageError, PassingError
 from .reading.volumes import SAME_MM, Slice, Slices, Volume, black_and_white, slices
 from .repeats import picture_hashes
 from .volume_files import VolumeFile
 
-CACHE_VERSION = 3  # raise it when reading, slicing, fitting or hashing changes
+CACHE_VERSION = 4  # raise it when reading, slicing, fitting or hashing changes
 MOST_THREADS = 8  # each holds a volume of some hundred megabytes
 # That threads use: where two import one at once, both may find a half of it, as of pydicom by way of nibabel
 LIBRARIES = ("nibabel", "pydicom", "scipy.fftpack")
@@ -90,7 +90,7 @@ class DecodedVolume:
         labels ({mask: {number of a label: slices that show it}}).
     """
 
-    table: MemoryMappedTable
+    table: MemoryMappedTable | pa.Table
     facts: dict
 
 
@@ -121,10 +121,12 @@ def decoded_volumes(
             folder / f"{hashlib.sha256(' '.join(path.name for path in kept).encode()).hexdigest()[:32]}.lock"
         )
         with writing_cache(folder), FileLock(lock):
-            _write_missing(kept, scans, options, resolution)
+            unread = _write_missing(kept, scans, options, resolution)
             with contextlib.suppress(OSError):
                 lock.unlink()
-        found = [volume or _opened(path) for volume, path in zip(found, kept, strict=True)]
+        found = [
+            volume or unread.get(path) or _opened(path) for volume, path in zip(found, kept, strict=True)
+        ]
     return found
 
 
@@ -172,8 +174,11 @@ def _digest(content: bytes, size: int) -> bytes:
 
 def _write_missing(
     kept: Sequence[Path], scans: Sequence[Aligned], options: ScanOptions, resolution: int | None
-) -> None:
-    """Decode what is missing, on all cores: the libraries that unpack, sort and resize let other threads run."""
+) -> dict[Path, DecodedVolume]:
+    """Decode what is missing, on all cores: the libraries that unpack, sort and resize let other threads run.
+
+    Returns what is not kept, as it may be read another time, by where it would be.
+    """
     tasks = {
         path: (path, scan, options, resolution)
         for path, scan in zip(kept, scans, strict=True)
@@ -183,13 +188,14 @@ def _write_missing(
         with contextlib.suppress(ImportError):  # a sentence says so where it is needed
             importlib.import_module(library)
     with ThreadPoolExecutor(min(_cores(), MOST_THREADS)) as pool:
-        results = [pool.submit(_write, *task) for task in tasks.values()]
+        results = {path: pool.submit(_write, *task) for path, task in tasks.items()}
         try:
-            for result in datasets.utils.tqdm(results, desc="Decoding volumes", unit="volume"):
+            for result in datasets.utils.tqdm(results.values(), desc="Decoding volumes", unit="volume"):
                 result.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return {path: unread for path, result in results.items() if (unread := result.result())}
 
 
 def _cores() -> int:
@@ -197,13 +203,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write(path: Path, scan: Aligned, options: ScanOptions, resolution: int | None) -> None:
-    """Decode a volume, or several on one grid, beside its place in the cache and move it there: whole or not at all."""
+def _write(path: Path, scan: Aligned, options: ScanOptions, resolution: int | None) -> DecodedVolume | None:
+    """Decode a volume, or several on one grid, beside its place in the cache and move it there: whole or not at all.
+
+    Returns one that may be read another time, without slices, and keeps nothing of it.
+    """
     rows, facts = [], {"flaw": None, "notes": [], "sha256": None, "left_out": {}}
     facts |= {"spacing_mm": None, "extent_mm": None, "oblique": False, "pixel_mm": None}
     try:
         rows, found = _cut(scan, options, resolution)
         facts |= found
+    except PassingError as error:
+        return DecodedVolume(pa.table({}), facts | {"flaw": str(error)})
     except BadImageError as error:
         rows, facts["flaw"] = [], str(error)
     except OSError as error:  # it could be read a moment ago, for its hash
@@ -236,6 +247,7 @@ def _write(path: Path, scan: Aligned, options: ScanOptions, resolution: int | No
     finally:
         with contextlib.suppress(FileNotFoundError):
             draft.unlink()
+    return None
 
 
 def _cut(scan: Aligned, options: ScanOptions, resolution: int | None) -> tuple[list[dict], dict]:
@@ -286,7 +298,7 @@ def _follow(
         cuts = chosen.of_mask(mask, MOST_LABEL)
     except BadImageError as error:
         way_out = ": register them first" if "not on the grid" in str(error) else ""
-        raise BadImageError(f"has a {name} that {error}{way_out}") from None
+        raise type(error)(f"has a {name} that {error}{way_out}") from None
     shown = Counter(label for cut in cuts for label in np.unique(np.rint(cut.image * MOST_LABEL)).tolist())
     return cuts, {label: shown[label] for label in labels}
 
@@ -296,7 +308,7 @@ def _open_mask(mask: VolumeFile, options: ScanOptions) -> Volume:
     try:
         return mask.open(replace(options, volume_index=None))
     except BadImageError as error:
-        raise BadImageError(f"has a mask that {error}") from None
+        raise type(error)(f"has a mask that {error}") from None
 
 
 def _cutting(options: ScanOptions) -> dict:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from ..intensity import Samples
 from . import decoder_program
 from .dicom import DicomHeader, is_dicom, read_header
 from .dicom_tags import in_words, numbers, open_dataset, pydicom_quiet, values_of_frame
-from .pictures import BadImageError, luma, only_picture, read_samples
+from .pictures import BadImageError, PassingError, luma, only_picture, read_samples
 
 PLAIN = (
     "",
@@ -26,6 +27,7 @@ PLAIN = (
     "1.2.840.10008.1.2.2",
 )  # syntaxes without compression
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+NO_MEMORY = re.compile("MemoryError|[Aa]llocat|bad_alloc")  # in what decoders say
 SECONDS = 60.0  # for a file to be decoded, and
 BYTES_PER_SECOND = 1e6  # for large ones
 # What the numbers in pixels mean, and what is to be shown of them
@@ -61,7 +63,10 @@ class Decoder:
             self._process = None
 
     def decode(self, content: bytes, header: DicomHeader) -> np.ndarray:
-        """The stored pixels, as `decoder_program.stored_pixels`. Raises `BadImageError` that names the compression."""
+        """The stored pixels, as `decoder_program.stored_pixels`.
+
+        Raises `BadImageError` that names the compression, or `PassingError` where the decoder is missing, crashed or took too long.
+        """
         if not self._process:
             self._process = subprocess.Popen(
                 [sys.executable, decoder_program.__file__],
@@ -87,9 +92,9 @@ class Decoder:
             self.close()
             slow = time.monotonic() - began >= seconds
             ended = f"took more than {seconds:.0f} seconds" if slow else "crashed"
-            raise BadImageError(f"{_compressed(header)}, and its decoder {ended}: save it uncompressed")
+            raise PassingError(f"{_compressed(header)}, and its decoder {ended}: save it uncompressed")
         if answer[:1] == b"-":
-            raise BadImageError(_undecoded(header, answer[1:].decode("utf-8", "replace")))
+            raise _undecoded(header, answer[1:].decode("utf-8", "replace"))
         return np.load(io.BytesIO(answer[1:]), allow_pickle=False)
 
 
@@ -99,12 +104,16 @@ def _compressed(header: DicomHeader) -> str:
     return f"is compressed as {UID(header.transfer_syntax).name}"
 
 
-def _undecoded(header: DicomHeader, reason: str) -> str:
+def _undecoded(header: DicomHeader, reason: str) -> BadImageError:
+    what = _compressed(header)
     if header.transfer_syntax == JPEG_EXTENDED and "12-bit" in reason:
-        return f"{_compressed(header)} with 12 bits, which only pylibjpeg-libjpeg reads: pip install it (licence GPL-3)"
+        return PassingError(
+            f"{what} with 12 bits, which only pylibjpeg-libjpeg reads: pip install it (licence GPL-3)"
+        )
     if "plugins are missing dependencies" in reason or "missing required dependencies" in reason:
-        return f"{_compressed(header)}, whose decoder is missing: {with_extra('volumes')} brings it"
-    return f"{_compressed(header)}, which cannot be decoded ({in_words(reason)})"
+        return PassingError(f"{what}, whose decoder is missing: {with_extra('volumes')} brings it")
+    kind = PassingError if NO_MEMORY.search(reason) else BadImageError
+    return kind(f"{what}, which cannot be decoded ({in_words(reason)})")
 
 
 @dataclass(frozen=True)

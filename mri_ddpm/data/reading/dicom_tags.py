@@ -11,7 +11,7 @@ import numpy as np
 
 from mri_ddpm.errors import InputError, import_extra
 
-from .pictures import BadImageError
+from .pictures import BadImageError, failed
 
 MAX_VALUE = 4096  # bytes of one element that is a number or a text
 # The whole header is squeezed, and would be unpacked before its size is known
@@ -31,7 +31,7 @@ def pydicom_quiet() -> Iterator[object]:
     except (BadImageError, InputError):
         raise
     except Exception as error:  # of damaged files, readers raise nearly anything
-        raise BadImageError(f"is DICOM that cannot be read ({in_words(error)})") from None
+        raise failed(f"is DICOM that cannot be read ({in_words(error)})", error) from None
 
 
 def in_words(error: object) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from mri_ddpm.errors import InputError, import_extra
 
 from .marks import MARK, nifti_is_synthetic
-from .pictures import BadImageError
+from .pictures import BadImageError, failed
 from .volumes import Volume
 
 HEAD_BYTES = 4096  # of a file, packed or not, that `is_nifti` wants to see
@@ -119,7 +119,7 @@ def read_nifti(
     except BadImageError:
         raise
     except Exception as error:  # a damaged header makes nibabel raise nearly anything
-        raise BadImageError(f"cannot be read as NIfTI ({str(error) or type(error).__name__})") from None
+        raise failed(f"cannot be read as NIfTI ({str(error) or type(error).__name__})", error) from None
 
 
 def _magic(content: bytes) -> tuple[str, int, bool] | None:

@@ -5,6 +5,7 @@ H, W: height and width in pixels, after the rotation that EXIF asks for.
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
@@ -45,11 +46,23 @@ OTHERS = (
     ),
     (0, b"NRRD", "is an NRRD volume, which is not read: save its slices as 16-bit PNG"),
 )
+# How tifffile and Pillow say that they were installed without a decoder
+LIBRARY_MISSING = re.compile("requires the 'imagecodecs' package|decoder .* not available")
 _ITU_R_601 = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of R, G, B
 
 
 class BadImageError(Exception):
     """A file that cannot be used as a scan; the message is the reason and does not name the file."""
+
+
+class PassingError(BadImageError):
+    """The same of a file that may be read another time, as when memory was short or a library is missing: no cache believes it."""
+
+
+def failed(message: str, error: Exception) -> BadImageError:
+    """What to raise where the reader of a file raised nearly anything."""
+    passes = isinstance(error, (MemoryError, ImportError)) or LIBRARY_MISSING.search(str(error))
+    return (PassingError if passes else BadImageError)(message)
 
 
 def has_image_suffix(name: str) -> bool:
@@ -123,7 +136,7 @@ def telling_faults(content: bytes) -> Iterator[None]:
         raise
     # A broken file makes decoders raise nearly anything: OSError, SyntaxError, ...
     except Exception as error:
-        raise BadImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
+        raise failed(f"cannot be decoded ({str(error) or type(error).__name__})", error) from None
 
 
 def only_picture(frames: Iterable[Samples]) -> Samples:
@@ -222,7 +235,7 @@ def _decompressed(content: bytes, number: int, page: tifffile.TiffPage) -> np.nd
         image.seek(number)
         values = np.asarray(image)
     if page.dtype.itemsize != values.dtype.itemsize or values.ndim != 2:
-        raise BadImageError(
+        raise PassingError(  # for imagecodecs reads it
             f"is compressed ({page.compression.name}) with {page.dtype} samples, which is not read: save it uncompressed"
         )
     return values.view(page.dtype.newbyteorder("="))

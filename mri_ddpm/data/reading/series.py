@@ -181,7 +181,7 @@ def read_series(series: Series, read: Callable[[str], bytes], decoder: Decoder |
                 if place == count // 2:
                     window, white_is_zero = picture.window, picture.white_is_zero
         except BadImageError as error:
-            raise BadImageError(f"has a slice in {name}, which {error}") from None
+            raise type(error)(f"has a slice in {name}, which {error}") from None
     voxels, affine = voxels.T, np.array(series.affine)  # (columns, rows, count)
     turn = io_orientation(affine)
     axis, flipped = int(turn[2, 0]), turn[2, 1] < 0
