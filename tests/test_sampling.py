@@ -349,6 +349,7 @@ def test_a_region_is_drawn_anew_and_the_rest_stays(saved, tmp_path):
             "strength is 1.5; take a share of the chain over 0 and up to 1.",
         ),
         (["--image", "TEXT", *CLASS], "is not an image that Pillow can read; name an image file."),
+        (["--train_data_dir", "scans"], "--train_data_dir says which scans --reject_copies compares with"),
     ],
 )
 def test_refusals_of_one_sentence(saved, tmp_path, capsys, flags, sentence):

@@ -103,6 +103,9 @@ def sample(args: argparse.Namespace) -> None:
     """Sample ``--num_images`` images in batches and write each as soon as it is there."""
     if args.output_dir.is_file():
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
+    for name, value in where(args).items():
+        if value is not None and not args.reject_copies:
+            raise InputError(f"--{name} says which scans --reject_copies compares with; give both, or neither.")
     bit_depth = bit_depth_of(args)
     pipeline = load_pipeline(args.pipeline, args.device)
     if args.noise_strip:
