@@ -29,7 +29,7 @@ from mri_ddpm.sampling.sheets import sheet
 from .trained import train
 
 PAPERS = {**PAPER_BETAS, "prediction_type": "epsilon"}
-LOGNORMAL = {"timestep_sampling": "lognormal"}
+LOGNORMAL = {"timestep_sampling": "lognormal", "log_sigma_mean": -1.2}
 UNIFORM = {"timestep_sampling": "uniform"}
 RECIPES = {  # name -> flags, and what was expected
     "paper-printed": ({**PAPERS, **UNIFORM, "start_from_moments": False}, "too bright all over"),

@@ -122,12 +122,14 @@ class TrainingConfig(ScanOptions):
         "Keep the scans' mean and main variations with the model; sampling starts at x_T with them, not in noise alone.",
     )
     timestep_sampling: Literal["uniform", "lognormal"] = about(
-        "uniform",
+        "lognormal",
         "How timesteps are drawn in training: all alike, or ln(sigma) from a normal distribution, as in EDM.",
     )
     log_sigma_mean: float = about(
-        -1.2,
+        -0.6,
         "Mean of ln(sigma) for --timestep_sampling lognormal.",
+        least=-5,
+        most=5,
         part_of=("timestep_sampling", "lognormal"),
     )
     log_sigma_std: float = about(
@@ -288,6 +290,11 @@ def refuse_wrong_values(config: TrainingConfig) -> None:
         raise InputError(
             "--rescale_betas_zero_snr leaves nothing of the scan in the last x_T, where --prediction_type epsilon says "
             "nothing about it; take --prediction_type v_prediction."
+        )
+    if config.rescale_betas_zero_snr and config.timestep_sampling == "lognormal":
+        raise InputError(
+            "--rescale_betas_zero_snr starts chains at noise that --timestep_sampling lognormal hardly trains; take "
+            "--timestep_sampling uniform."
         )
     if config.num_inference_steps and config.num_inference_steps > config.num_train_timesteps:
         raise InputError(

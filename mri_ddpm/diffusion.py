@@ -124,19 +124,15 @@ def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma
 def lognormal_timestep_weights(scheduler: DDPMScheduler, mean: float, std: float) -> torch.Tensor:
     """How often to train each timestep, ``(T,)``, so that ln(sigma) ~ N(mean, std^2), as far as the schedule reaches.
 
-    sigma = sqrt((1 - alpha_bar) / alpha_bar) is the noise beside the scan. Karras et al. 2022 (arXiv:2206.00364, table 1)
-    take N(-1.2, 1.2^2): most of the training where a scan's details are decided.
+    sigma = sqrt((1 - alpha_bar) / alpha_bar) is the noise beside the scan: most of the training is where a scan's shapes
+    and details are decided. Karras et al. 2022 (arXiv:2206.00364, table 1) take N(-1.2, 1.2^2); the default is N(-0.6, 1.2^2).
     """
     alpha_bars = scheduler.alphas_cumprod.double()
     log_sigma = ((1 - alpha_bars) / alpha_bars).log() / 2  # (T,), rising
-    finite = log_sigma[log_sigma.isfinite()]
     # The interval that each timestep stands for
-    widths = torch.gradient(finite)[0] if len(finite) > 1 else torch.ones_like(finite)
+    widths = torch.gradient(log_sigma)[0] if len(log_sigma) > 1 else torch.ones_like(log_sigma)
     # Of logarithms, so that not all are 0 where the mean lies beyond the schedule
-    weights = torch.softmax(widths.log() - ((finite - mean) / std).square() / 2, 0)
-    if len(finite) < len(log_sigma):  # at zero terminal SNR the last is trained as often as the one before
-        weights = torch.cat([weights, weights[-1:]])
-    return weights / weights.sum()
+    return torch.softmax(widths.log() - ((log_sigma - mean) / std).square() / 2, 0)
 
 
 def predicted_x_0(

@@ -68,7 +68,7 @@ def test_it_is_told_which_scans_are_mirrored_and_the_class_is_dropped_apart(tmp_
     state.raw_unet.augment_embedding.register_forward_pre_hook(lambda _, inputs: seen.update(told=inputs[0]))
     batch = scans.train.batch(range(32))
     batch_loss(state, 5, batch)
-    draws = draw_for_batch(config, 5, batch["pixel_values"], 0, 1)
+    draws = draw_for_batch(config, 5, batch["pixel_values"], 0, 1, state.timestep_weights)
     mirrored = draws.flip & (batch["class_labels"] != 1)
     assert (draws.flip & (batch["class_labels"] == 1)).any()
     for dropped in (draws.drop_class, ~draws.drop_class):
@@ -91,6 +91,7 @@ def test_samples_face_as_scans_do(tmp_path):
         Image.fromarray(image).save(path)
     # All noise at the end of the chain, which so shows no side itself
     of_chain = {"rescale_betas_zero_snr": True, "prediction_type": "sample", "start_from_moments": False}
+    of_chain["timestep_sampling"] = "uniform"
     of_length = {
         "max_train_steps": 200,
         "validation_steps": 200,

@@ -55,6 +55,20 @@ def test_a_saved_config_gives_the_same_config(tmp_path):
     assert parse_config(["--config", str(tmp_path / "config.json")]) == config
 
 
+def test_our_presets_train_by_the_recipe_that_was_searched_and_the_papers_by_its_own():
+    for preset in PRESETS:
+        config = TrainingConfig(preset=preset)
+        recipe = (
+            config.prediction_type,
+            config.beta_end,
+            config.start_from_moments,
+            config.timestep_sampling,
+        )
+        papers = preset.startswith("mridiff")
+        assert recipe == ("epsilon", 0.02, True, "uniform" if papers else "lognormal")
+    assert (config.log_sigma_mean, config.log_sigma_std) == (-0.6, 1.2)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_the_same_in_python(preset):
     assert TrainingConfig(preset=preset) == parse_config(["--preset", preset])
@@ -162,6 +176,10 @@ def test_every_flag_is_read_somewhere(name):
         (
             ["--rescale_betas_zero_snr", "--prediction_type", "epsilon"],
             ["--rescale_betas_zero_snr", "--prediction_type v_prediction"],
+        ),
+        (
+            ["--rescale_betas_zero_snr", "--prediction_type", "v_prediction"],
+            ["--rescale_betas_zero_snr", "--timestep_sampling uniform"],
         ),
         (["--config", "no-such.yaml"], ["no-such.yaml", "No such file"]),
     ],

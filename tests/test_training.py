@@ -450,6 +450,7 @@ def test_a_run_to_zero_terminal_snr_whose_classes_are_never_dropped(tmp_path):
     changes = {
         "prediction_type": "v_prediction",
         "rescale_betas_zero_snr": True,
+        "timestep_sampling": "uniform",
         "class_dropout_prob": 0.0,
         "snr_gamma": 5.0,
         "max_train_steps": 10,

@@ -105,7 +105,9 @@ def sample(args: argparse.Namespace) -> None:
         raise InputError(f"--output_dir {args.output_dir} is a file; name a folder.")
     for name, value in where(args).items():
         if value is not None and not args.reject_copies:
-            raise InputError(f"--{name} says which scans --reject_copies compares with; give both, or neither.")
+            raise InputError(
+                f"--{name} says which scans --reject_copies compares with; give both, or neither."
+            )
     bit_depth = bit_depth_of(args)
     pipeline = load_pipeline(args.pipeline, args.device)
     if args.noise_strip:
