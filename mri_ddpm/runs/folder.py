@@ -119,11 +119,6 @@ class RunFolder:
         return self.path / ".launcher.json"
 
     @property
-    def lock(self) -> Path:
-        """Held by the training that writes to the folder."""
-        return self.path / ".lock"
-
-    @property
     def checkpoint_root(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"

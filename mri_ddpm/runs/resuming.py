@@ -1,17 +1,22 @@
 """What a training may not do to a run folder: overwrite another run, or resume this one with what does not fit."""
 
+import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from mri_ddpm.config import TrainingConfig
 from mri_ddpm.errors import InputError
 from mri_ddpm.files import read_json, read_json_lines
 from mri_ddpm.runs.folder import RunFolder
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 ARCHITECTURE = (  # a checkpoint fits no other values of these, or would become another model
     "resolution", "block_out_channels", "layers_per_block", "block_type", "attention_types", "attention_head_dim",
@@ -85,29 +90,40 @@ def check_same_model(run: RunFolder, config: TrainingConfig) -> None:
 def alone(run: RunFolder) -> Iterator[Callable[[], None]]:
     """For one training at a time in a run folder: gives a function that claims the folder until the block ends.
 
-    A process that dies lets go of it, however it dies; its data workers some seconds later.
+    A process that dies lets go of it, however it dies; its data workers some seconds later. On Windows, and on file systems
+    without locks, nothing is claimed.
 
     Raises:
         InputError: by that function, when another process has claimed the folder.
     """
-    lock = FileLock(run.lock)
+    with ExitStack() as held:
 
-    def claim() -> None:
-        try:
-            lock.acquire(timeout=WORKERS_END_S)
-        except Timeout:
-            raise InputError(
-                f"another training is writing to {run}; wait until it ends, or name another --output_dir."
-            ) from None
-        except NotImplementedError:  # a file system without locks
-            pass
+        def claim() -> None:
+            if fcntl is None:
+                return
+            folder = os.open(
+                run.path, os.O_RDONLY
+            )  # no file of its own, and a disk may become read-only meanwhile
+            held.callback(os.close, folder)
+            end = time.monotonic() + WORKERS_END_S
+            while not _locked(folder):
+                if time.monotonic() >= end:
+                    raise InputError(
+                        f"another training is writing to {run}; wait until it ends, or name another --output_dir."
+                    )
+                time.sleep(0.1)
 
-    try:
         yield claim
-    finally:
-        if lock.is_locked:
-            run.lock.unlink(missing_ok=True)
-        lock.release()
+
+
+def _locked(folder: int) -> bool:
+    """Lock an open folder, as far as its file system can; whether no other process has."""
+    with contextlib.suppress(OSError):
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def flag(name: str, value) -> str:
