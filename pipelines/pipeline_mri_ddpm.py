@@ -210,14 +210,15 @@ class MRIDDPMBasePipeline(Opener):
         diffusers passes a network on only if the constructor names its exact class, which this file cannot load.
         """
         dtype = pipeline.unet.dtype
-        cast = logging.getLogger("diffusers.models.modeling_utils")
-        cast.disabled = True  # it warns of layers to be kept in float32, also where there are none
+        logger = logging.getLogger("diffusers.models.modeling_utils")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it warns of layers to be kept in float32, also where there are none
         try:
             other = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+            is_chosen = kwargs.keys() & {"dtype", "torch_dtype"} or other.unet.dtype == dtype
+            return other if is_chosen else other.to(dtype)
         finally:
-            cast.disabled = False
-        is_chosen = kwargs.keys() & {"dtype", "torch_dtype"} or other.unet.dtype == dtype
-        return other if is_chosen else other.to(dtype)
+            logger.setLevel(level)
 
     # diffusers asks its signature which arguments it takes
     @functools.wraps(DiffusionPipeline.save_pretrained)

@@ -1,6 +1,7 @@
 """Guidance intervals, thresholding, trajectories, variations of a scan and regions sampled anew, by the pipeline itself."""
 
 import json
+import logging
 
 import diffusers
 import numpy as np
@@ -483,8 +484,10 @@ def test_channels_that_do_not_fit_are_one_sentence(several, image, words):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", THREE)
-def test_from_pipe_leads_from_each_to_each(make_pipeline, kind, dtype):
+def test_from_pipe_leads_from_each_to_each(make_pipeline, kind, dtype, monkeypatch, caplog):
     pipeline = make_pipeline("UniPCMultistepScheduler", kind).to(dtype)
+    monkeypatch.setattr(logging.getLogger("diffusers.models.modeling_utils"), "handlers", [caplog.handler])
+    caplog.clear()
     for other_kind in THREE:
         other = other_kind.from_pipe(pipeline)
         assert type(other) is other_kind
@@ -494,6 +497,7 @@ def test_from_pipe_leads_from_each_to_each(make_pipeline, kind, dtype):
     assert MRIDDPMPipeline.from_pipe(pipeline, dtype=torch.float32).unet.dtype == torch.float32
     unet = make_pipeline().unet
     assert kind.from_pipe(pipeline, unet=unet).unet is unet
+    assert not caplog.records  # nothing is cast that would lose by it
 
 
 def test_a_subclass_of_a_user_is_saved_as_what_the_repository_holds(make_pipeline, tmp_path):

@@ -1,6 +1,5 @@
 """What a training may not do to a run folder: overwrite another run, or resume this one with what does not fit."""
 
-import contextlib
 import dataclasses
 import os
 import time
@@ -31,10 +30,10 @@ WORKERS_END_S = 15  # torch's data workers look every 5 s whether their training
 
 
 def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
-    """Refuse to overwrite another run, or to resume this one with a network that does not fit.
+    """Refuse to overwrite another run, or to resume where there is none.
 
     Raises:
-        InputError: naming the folder, or the flag that differs with both its values.
+        InputError: naming the folder.
     """
     run_dir = run.path
     if run_dir.exists() and not run_dir.is_dir():
@@ -62,7 +61,6 @@ def check_run_folder(run: RunFolder, config: TrainingConfig) -> None:
             )
         return
     check_metrics(run.metrics)
-    check_same_model(run, config)
 
 
 def check_same_model(run: RunFolder, config: TrainingConfig) -> None:
@@ -71,6 +69,8 @@ def check_same_model(run: RunFolder, config: TrainingConfig) -> None:
     Raises:
         InputError: naming the folder, and the flag that differs with both its values.
     """
+    if not run.config.exists():
+        return
     kept = read_json(run.config)
     if kept.get("random_flip") and "no_flip_classes" not in kept:
         raise InputError(
@@ -101,9 +101,8 @@ def alone(run: RunFolder) -> Iterator[Callable[[], None]]:
         def claim() -> None:
             if fcntl is None:
                 return
-            folder = os.open(
-                run.path, os.O_RDONLY
-            )  # no file of its own, and a disk may become read-only meanwhile
+            # The folder itself: a file for it would be left over, and would keep a disk from becoming read-only
+            folder = os.open(run.path, os.O_RDONLY)
             held.callback(os.close, folder)
             end = time.monotonic() + WORKERS_END_S
             while not _locked(folder):
@@ -118,11 +117,12 @@ def alone(run: RunFolder) -> Iterator[Callable[[], None]]:
 
 def _locked(folder: int) -> bool:
     """Lock an open folder, as far as its file system can; whether no other process has."""
-    with contextlib.suppress(OSError):
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
     return True
 
 

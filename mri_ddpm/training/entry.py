@@ -60,9 +60,11 @@ def _train(config: TrainingConfig, folder: RunFolder, claim: Callable[[], None])
     check_run_folder(folder, config)
     config = device.settle_precision(config)
     checkpoint = folder.find_checkpoint(named) if named else None
-    origin = run_of(checkpoint) if checkpoint else folder
-    if origin.config.exists():
-        check_same_model(origin, config)
+    resumed = [folder]
+    if checkpoint and (origin := run_of(checkpoint)).path != folder.path.resolve():
+        resumed.append(origin)
+    for run in resumed if named else ():
+        check_same_model(run, config)
 
     # Scans, network and all that trains it
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
@@ -76,7 +78,7 @@ def _train(config: TrainingConfig, folder: RunFolder, claim: Callable[[], None])
     device.use_all_cores(accelerator)
     device.keep_freed_memory(accelerator.device)
     scans = preparation.load_training_scans(accelerator, config)
-    for run in (folder, origin):
+    for run in resumed:
         check_same_data(run, scans.manifest)
     if base:
         scans = in_order_of(base, scans, config)
